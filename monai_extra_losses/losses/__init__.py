@@ -1,0 +1,3 @@
+"""The losses, one public name per line."""
+
+__all__: list[str] = []

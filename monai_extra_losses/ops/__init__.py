@@ -1,0 +1,1 @@
+"""The kernels behind the losses: sums and their analytic gradients."""

@@ -1,0 +1,30 @@
+"""What a data set or a start-up that cannot work raises; imports nothing, so that it costs nothing."""
+
+from collections.abc import Iterable
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used.
+
+    Args:
+        problems: one sentence, or one sentence per problem, each naming the file it is about.
+
+    `str()` is the sentence itself, or for several a first line that counts them and then one line each.
+    """
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return "\n".join([f"The data set has {len(self.problems)} problems:", *(f"  {line}" for line in self.problems)])
+
+
+class StartUpRefused(SystemExit):
+    """A run that must not start: the interpreter prints the sentence to stderr and exits with 1.
+
+    A `SystemExit` because MONAI's config parser wraps every `Exception` raised while a component is built
+    in "Failed to instantiate component ...", which buries the sentence.
+    """

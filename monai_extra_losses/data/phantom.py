@@ -126,8 +126,8 @@ def _draw_case(
     blobs = _blobs(random, grid, spacing, unit, around, int(random.integers(3, 7)), random.uniform(0.004, 0.012))
     clean[blobs] = _ORGAN + contrast
     if with_lesions:
-        fraction = np.exp(random.uniform(np.log(0.0015), np.log(0.018)))
-        lesions = _blobs(random, grid, spacing, unit, organ_depth > 0.06, int(random.integers(1, 5)), fraction)
+        fraction = np.exp(random.uniform(np.log(0.0012), np.log(0.012)))
+        lesions = _blobs(random, grid, spacing, unit, organ_depth > 0.06, int(random.integers(1, 6)), fraction)
         label[lesions] = 2
         clean[lesions] = _ORGAN + contrast
 

@@ -1,0 +1,117 @@
+"""Target and prediction drawn over the image, in three planes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+# Okabe and Ito's palette without black: told apart by colour-blind readers, and bright enough on grey.
+_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+_PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))  # name, axis cut, horizontal, vertical
+_AXES = "xyz"
+
+_Volume = NDArray[Any]
+
+
+def draw_overlay(
+    image: _Volume,
+    label: _Volume,
+    prediction: _Volume,
+    *,
+    spacing: Sequence[float],
+    labels: Mapping[int, str],
+    out: str | Path,
+    title: str = "",
+) -> Path:
+    """Draw the contours of target (solid) and prediction (dashed) over three planes of the image.
+
+    Each plane is the slice that shows most of the target, all classes counting alike however small they are; where the
+    target is empty, most of the prediction; where both are, the middle.
+
+    Args:
+        image: (X, Y, Z), any intensities; shown from the 0.5th to the 99.5th percentile.
+        label: (X, Y, Z), label values of the target.
+        prediction: (X, Y, Z), label values of the prediction.
+        spacing: millimetres per voxel along X, Y, Z.
+        labels: label value -> name; 0 is the background and not drawn.
+        out: PNG file to write; its folder is created.
+        title: line above the planes, such as the case's name and Dice.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: the three volumes differ in shape or are no volumes.
+    """
+    if image.ndim != 3 or label.shape != image.shape or prediction.shape != image.shape:
+        raise ValueError(
+            f"expected image, label and prediction of one shape (X, Y, Z), got {image.shape}, {label.shape} and "
+            f"{prediction.shape}; give one channel of the image and label maps without channel axis."
+        )
+    values = [value for value in labels if value != 0]
+    colours = dict(zip(values, _class_colours(len(values)), strict=True))
+    size = [n * step for n, step in zip(image.shape, spacing, strict=True)]
+    low, high = np.percentile(image[np.isfinite(image)], (0.5, 99.5))
+
+    width = sum(size[horizontal] for _, _, horizontal, _ in _PLANES)
+    height = max(size[vertical] for _, _, _, vertical in _PLANES)
+    figure = Figure(figsize=(12, min(max(11 * height / width, 2.5), 8) + 1.3), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=[size[horizontal] for _, _, horizontal, _ in _PLANES])
+    for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
+        index = _informative_slice(label, prediction, cut, values)
+        extent = (0, size[horizontal], 0, size[vertical])
+        axes.imshow(image.take(index, axis=cut).T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
+        for value, colour in colours.items():
+            for volume, style in ((label, "solid"), (prediction, "dashed")):
+                plane = volume.take(index, axis=cut).T
+                _draw_contour(axes, plane == value, (spacing[horizontal], spacing[vertical]), colour, style)
+        axes.set(
+            title=f"{name}, {_AXES[cut]} index {index}",
+            xlabel=f"{_AXES[horizontal]} (mm)",
+            ylabel=f"{_AXES[vertical]} (mm)",
+        )
+    handles = [Line2D([], [], color=colours[value], linewidth=3, label=labels[value]) for value in values]
+    handles += [
+        Line2D([], [], color="black", linestyle="solid", label="target"),
+        Line2D([], [], color="black", linestyle="dashed", label="prediction"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False)
+    if title:
+        figure.suptitle(title)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    return out
+
+
+def _class_colours(count: int) -> list[Any]:
+    if count <= len(_COLOURS):
+        return list(_COLOURS[:count])
+    return [colormaps["turbo"](fraction) for fraction in np.linspace(0.05, 0.95, count)]
+
+
+def _informative_slice(label: _Volume, prediction: _Volume, cut: int, values: Sequence[int]) -> int:
+    """The slice with the largest sum over classes of the class's share that lies in it."""
+    others = tuple(axis for axis in range(3) if axis != cut)
+    for volume in (label, prediction):
+        share = np.zeros(volume.shape[cut])
+        for value in values:
+            area = (volume == value).sum(axis=others)
+            share += area / max(area.sum(), 1)
+        if share.any():
+            return int(share.argmax())
+    return label.shape[cut] // 2
+
+
+def _draw_contour(axes: Axes, mask: NDArray[np.bool_], spacing: tuple[float, float], colour: Any, style: str) -> None:
+    if not mask.any():
+        return
+    padded = np.pad(mask, 1).astype(float)  # closes the contour of what touches the border
+    x, y = ((np.arange(n) - 0.5) * step for n, step in zip(padded.shape[::-1], spacing, strict=True))
+    axes.contour(x, y, padded, levels=[0.5], colors=[colour], linestyles=style, linewidths=1.8)

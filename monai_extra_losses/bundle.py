@@ -1,0 +1,772 @@
+"""What the bundle's configs call by `_target_`: start-up, run folder, run record, weights, loss.
+
+A set-up object is the first thing each workflow builds. It takes the options as the command line gives them (text or
+numbers), types and checks each one, and refuses with one sentence before any time is spent. Building it reads and
+never writes, so that a workflow may build it twice.
+"""
+
+import ast
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import nibabel
+import numpy as np
+import torch
+from monai.networks.utils import copy_model_state
+
+from monai_extra_losses import __version__
+from monai_extra_losses.data.checks import CaseSummaries, check_cases
+from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_AUTOMATIC_PATCH = 96
+_AUTOMATIC_PATCH_STEP = 16
+_NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+
+# ---- typed options -------------------------------------------------------------------------------------------------
+
+
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """`value` as an int of at least `least`; text such as "40" is understood, 2.5 and true are not."""
+    number = _literal(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise StartUpRefused(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
+    return number
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a float above 0; text such as "1e-3", which YAML does not read as a number, is understood."""
+    number = _literal(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < float("inf"):
+        raise StartUpRefused(f"Expected {name} to be a number above 0, got {value!r}.")
+    return float(number)
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """`value` as a bool; "False" and "no" are false, although Python holds any text for true."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    answer = known.get(str(value).strip().lower())
+    if answer is None:
+        raise StartUpRefused(f"Expected {name} to be True or False, got {value!r}.")
+    return answer
+
+
+def numbers_per_axis(name: str, value: Any, *, example: str) -> tuple[float, float, float] | None:
+    """`value` as three positive numbers, one number for all three axes, or None."""
+    given = _literal(value)
+    if given is None:
+        return None
+    numbers = list(given) if isinstance(given, list | tuple) else [given] * 3
+    if len(numbers) != 3 or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers
+    ):
+        raise StartUpRefused(f'Expected {name} to be three numbers above 0 such as "{example}", got {value!r}.')
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+def _literal(value: Any) -> Any:
+    """The number, list or None that a text stands for; anything else as it came."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() in ("", "none", "null"):
+        return None
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+# ---- the run folder ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of one run, all below `bundle_root`."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """Weights of the best epoch, a plain state dict."""
+        return self.root / "models" / "model.pt"
+
+    @property
+    def last(self) -> Path:
+        """Everything that `--resume True` needs."""
+        return self.root / "models" / "last.pt"
+
+    @property
+    def record(self) -> Path:
+        """What evaluation and inference must share with the training."""
+        return self.root / "models" / "run.json"
+
+    @property
+    def datalist(self) -> Path:
+        """The files of the training and validation cases."""
+        return self.root / "models" / "datalist.json"
+
+    @property
+    def results(self) -> Path:
+        """Folder of tables and pictures."""
+        return self.root / "eval"
+
+    @property
+    def training_csv(self) -> Path:
+        """One row per epoch."""
+        return self.results / "training.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Picture of training.csv."""
+        return self.results / "curves.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.results / "tensorboard"
+
+    def existing_run(self) -> Path | None:
+        """A file that shows that somebody trained here, or None."""
+        return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
+
+    def remove_run(self) -> None:
+        """Delete the files that a training writes, and nothing else."""
+        for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+
+
+def refuse_unwritable(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; writes nothing."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no permission" if existing.is_dir() else "a file, not a folder"
+        raise StartUpRefused(
+            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: {reason}); "
+            "choose another one."
+        )
+
+
+def open_folder(option: str, folder: Path) -> None:
+    """Make a folder and prove by a file that it can be written (a full or read-only disk shows only so)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StartUpRefused(
+            f"Expected {option} to be a folder that can be written, got {folder} ({error.strerror}); choose another one."
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a killed process, never leaves half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+# ---- the run record ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a training fixes for everything that comes after it; `models/run.json`.
+
+    Args:
+        labels: label value -> name, sorted by value, background first; the network's class i is the i-th value.
+        in_channels: image channels.
+        patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
+        pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
+        channels: the U-Net's channels per level.
+        num_res_units: residual units per level of the U-Net.
+        loss: class of the loss.
+        dataset_dir: the folder trained on.
+        num_folds, fold, seed, limit: how cases were dealt.
+        training, validation: names of the cases.
+        version: of this package.
+    """
+
+    labels: dict[int, str]
+    in_channels: int
+    patch_size: tuple[int, int, int]
+    pixdim: tuple[float, float, float] | None
+    channels: tuple[int, ...]
+    num_res_units: int
+    loss: str
+    dataset_dir: str
+    num_folds: int
+    fold: int
+    seed: int
+    limit: int | None
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    version: str = __version__
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record; a damaged one is refused with a sentence."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["labels"] = {int(value): name for value, name in content["labels"].items()}
+            for field in dataclasses.fields(cls):
+                if isinstance(content[field.name], list):
+                    content[field.name] = tuple(content[field.name])
+            return cls(**content)
+        except FileNotFoundError:
+            raise StartUpRefused(
+                f"Expected a trained run in {path.parent.parent}, got a folder without models/run.json; "
+                "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StartUpRefused(f"{path}: expected the record that training writes, got {error!r}; train again.") from None
+
+
+class RecordedSettings:
+    """The values of a run record as the configs ask for them."""
+
+    record: RunRecord
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with background."""
+        return len(self.record.labels)
+
+    @property
+    def label_values(self) -> list[int]:
+        """The data set's label values, in the order of the network's classes."""
+        return list(self.record.labels)
+
+    @property
+    def classes(self) -> list[int]:
+        """The network's classes, 0 to num_classes - 1."""
+        return list(range(self.num_classes))
+
+    @property
+    def foreground(self) -> dict[int, str]:
+        """Class -> name, without background."""
+        return dict(list(enumerate(self.record.labels.values()))[1:])
+
+    @property
+    def in_channels(self) -> int:
+        """Image channels."""
+        return self.record.in_channels
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Voxels per axis of a patch."""
+        return self.record.patch_size
+
+    @property
+    def pixdim(self) -> tuple[float, float, float] | None:
+        """Spacing in mm to resample to, or None."""
+        return self.record.pixdim
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels per level of the U-Net."""
+        return self.record.channels
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Every level halves the volume."""
+        return (2,) * (len(self.record.channels) - 1)
+
+    @property
+    def num_res_units(self) -> int:
+        """Residual units per level of the U-Net."""
+        return self.record.num_res_units
+
+    @property
+    def show_progress(self) -> bool:
+        """Progress bars on a terminal only."""
+        return sys.stderr.isatty()
+
+
+# ---- set-ups, one per workflow -------------------------------------------------------------------------------------
+
+
+class TrainingSetUp(RecordedSettings):
+    """Options, data and folder of a training, checked.
+
+    Args:
+        dataset_dir: folder with dataset.json, or imagesTr/ and labelsTr/.
+        bundle_root: the run folder.
+        loss: the loss to train with.
+        num_folds: folds that the cases are dealt to; one validates.
+        fold: the fold that validates.
+        seed: deals the folds and seeds the training.
+        limit: use the first `limit` cases only (for a quick look); None for all.
+        patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
+            to a multiple of 16 and kept within 16 and 96.
+        pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
+        channels: the U-Net's channels per level.
+        num_res_units: residual units per level.
+        epochs, val_interval, batch_size, learning_rate: of the training.
+        resume: go on from the last checkpoint.
+        overwrite: delete the run that is in the folder.
+
+    Raises:
+        StartUpRefused: the first option, folder or data set that cannot work; all problems of a data set at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_dir: Any,
+        bundle_root: Any,
+        loss: torch.nn.Module,
+        num_folds: Any = 5,
+        fold: Any = 0,
+        seed: Any = 0,
+        limit: Any = None,
+        patch_size: Any = None,
+        pixdim: Any = None,
+        channels: Any = (16, 32, 64, 128),
+        num_res_units: Any = 2,
+        epochs: Any = 40,
+        val_interval: Any = 2,
+        batch_size: Any = 4,
+        learning_rate: Any = 2e-3,
+        resume: Any = False,
+        overwrite: Any = False,
+    ) -> None:
+        self.epochs = whole_number("epochs", epochs, least=1)
+        self.val_interval = whole_number("val_interval", val_interval, least=1)
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.learning_rate = positive_number("learning_rate", learning_rate)
+        self.seed = whole_number("seed", seed, least=0)
+        self.resume = yes_or_no("resume", resume)
+        self.overwrite = yes_or_no("overwrite", overwrite)
+        folds = whole_number("num_folds", num_folds, least=0), whole_number("fold", fold, least=0)
+        first = None if _literal(limit) is None else whole_number("limit", limit, least=1)
+        spacing = numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]")
+        levels = _levels(channels)
+        units = whole_number("num_res_units", num_res_units, least=0)
+        patch = _given_patch(patch_size, step=2 ** (len(levels) - 1))
+
+        self.folder = RunFolder(Path(str(bundle_root)))
+        self._refuse_folder()
+        case_list = _cases_of(dataset_dir)
+        with _problems_as_refusal():
+            case_list = dataclasses.replace(case_list, cases=case_list.cases[:first], unlabelled=())
+            self._training, self._validation = split_cases(case_list.cases, *folds, self.seed)
+            summaries = check_cases(case_list)
+        self.record = RunRecord(
+            labels=summaries.labels,
+            in_channels=len(summaries.channels),
+            patch_size=patch or _automatic_patch(case_list, summaries, spacing),
+            pixdim=spacing,
+            channels=levels,
+            num_res_units=units,
+            loss=type(loss).__name__,
+            dataset_dir=str(case_list.folder.absolute()),
+            num_folds=folds[0],
+            fold=folds[1],
+            seed=self.seed,
+            limit=first,
+            training=tuple(case.name for case in self._training),
+            validation=tuple(case.name for case in self._validation),
+        )
+        if self.resume and self.folder.last.exists():
+            _refuse_other_run(RunRecord.read(self.folder.record), self.record)
+
+    @property
+    def training_cases(self) -> list[dict[str, Any]]:
+        """Items of the training data set."""
+        return [_item(case) for case in self._training]
+
+    @property
+    def validation_cases(self) -> list[dict[str, Any]]:
+        """Items of the validation data set."""
+        return [_item(case) for case in self._validation]
+
+    def open_run(self) -> None:
+        """Make the run folder and write its record; one process of a distributed training does it."""
+        if not is_first_process():
+            return
+        if self.overwrite and not self.resume:
+            self.folder.remove_run()
+        for folder in (self.folder.model.parent, self.folder.results):
+            open_folder("bundle_root", folder)
+        self.record.write(self.folder.record)
+        datalist = {"training": self.training_cases, "validation": self.validation_cases}
+        write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
+        logger.info(
+            f"{len(self._training)} training and {len(self._validation)} validation cases, "
+            f"{self.in_channels} channel(s), classes {', '.join(self.record.labels.values())}, "
+            f"patch {' x '.join(map(str, self.patch_size))}, {self.record.loss}"
+        )
+
+    def _refuse_folder(self) -> None:
+        root = self.folder.root
+        refuse_unwritable("bundle_root", root)
+        found = self.folder.existing_run()
+        if self.resume and found and not self.folder.last.exists():
+            raise StartUpRefused(f"Expected {self.folder.last} to resume from, got none; train again with --overwrite True.")
+        if found and not self.resume and not self.overwrite:
+            raise StartUpRefused(
+                f"{root} already holds a run ({found.relative_to(root)}); go on with it by --resume True, "
+                "replace it by --overwrite True, or choose another --bundle_root (--run on the short command line)."
+            )
+
+
+class EvaluationSetUp(RecordedSettings):
+    """A trained run and the cases to evaluate it on, checked.
+
+    Args:
+        bundle_root: the run folder.
+        dataset_dir: data set folder; None for the one trained on.
+        split: "validation" or "training" (as recorded), or "all": every case of `dataset_dir` that has a label.
+        output_dir: folder of tables and pictures; None for `<bundle_root>/eval`.
+        overwrite: replace tables of an earlier evaluation.
+        surface_tolerance_mm: distance at which two surfaces count as one, in mm.
+        model_file: weights; None for `<bundle_root>/models/model.pt`.
+        overlays: draw a picture per case.
+
+    Raises:
+        StartUpRefused: no trained run, cases that do not fit it, or results that would be overwritten.
+    """
+
+    def __init__(
+        self,
+        *,
+        bundle_root: Any,
+        dataset_dir: Any = None,
+        split: Any = "validation",
+        output_dir: Any = None,
+        overwrite: Any = False,
+        surface_tolerance_mm: Any = 1.0,
+        model_file: Any = None,
+        overlays: Any = True,
+    ) -> None:
+        self.folder = RunFolder(Path(str(bundle_root)))
+        self.record = RunRecord.read(self.folder.record)
+        self.model_file = _trained_weights(model_file, self.folder)
+        self.seed = self.record.seed
+        self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
+        self.overlays = yes_or_no("overlays", overlays)
+        self.output_dir = self.folder.results if output_dir is None else Path(str(output_dir))
+        refuse_unwritable("output_dir", self.output_dir)
+        written = self.output_dir / "cases.csv"
+        if written.exists() and not yes_or_no("overwrite", overwrite):
+            raise StartUpRefused(
+                f"{written} exists; replace it by --overwrite True, or choose another --output_dir."
+            )
+        source = self.record.dataset_dir if dataset_dir is None else dataset_dir
+        case_list = _cases_of(source)
+        chosen = _chosen_cases(case_list, split, self.record)
+        with _problems_as_refusal():
+            summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
+        _refuse_other_data(summaries, self.record, case_list.folder)
+        self._cases = chosen
+
+    @property
+    def validation_cases(self) -> list[dict[str, Any]]:
+        """Items of the data set to evaluate."""
+        return [_item(case) for case in self._cases]
+
+    def open_results(self) -> None:
+        """Make the folder of the results."""
+        open_folder("output_dir", self.output_dir)
+
+
+class InferenceSetUp(RecordedSettings):
+    """A trained run and the volumes to segment, checked.
+
+    Args:
+        bundle_root: the run folder. Without a run in it the values of `metadata` hold (for export and checks).
+        metadata: the bundle's metadata.json.
+        input: a NIfTI file, or a folder of them; None when nothing is to be segmented.
+        output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
+        model_file: weights; None for `<bundle_root>/models/model.pt`.
+
+    Raises:
+        StartUpRefused: no trained run, no volumes, two volumes of one name, or channels that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        bundle_root: Any,
+        metadata: Mapping[str, Any],
+        input: Any = None,
+        output_dir: Any = None,
+        model_file: Any = None,
+    ) -> None:
+        self.folder = RunFolder(Path(str(bundle_root)))
+        trained = input is not None or self.folder.record.exists()
+        self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
+        self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
+        self._items: list[dict[str, Any]] = []
+        self._model_file = model_file
+        if input is None:
+            return
+        self.model_file  # noqa: B018  a missing file is refused now
+        refuse_unwritable("output_dir", self.output_dir)
+        for name, files in _volumes_of(Path(str(input)), self.in_channels).items():
+            _refuse_other_channels(files, self.in_channels)
+            self._items.append({"image": [str(file) for file in files], "case": name})
+
+    @property
+    def model_file(self) -> str:
+        """The weights to load; refused when there are none."""
+        return _trained_weights(self._model_file, self.folder)
+
+    @property
+    def dtype(self) -> type:
+        """The smallest unsigned type that holds every label value."""
+        return np.uint8 if max(self.record.labels) <= 255 else np.uint16
+
+    @property
+    def unfinished(self) -> Path:
+        """Folder that a segmentation is written to before it is moved, whole, to its place."""
+        return self.output_dir / ".unfinished"
+
+    def open_output(self) -> None:
+        """Make the output folder."""
+        open_folder("output_dir", self.output_dir)
+
+    def items_to_do(self) -> list[dict[str, Any]]:
+        """Items whose segmentation is not in the output folder yet; the others are named."""
+        to_do = []
+        for item in self._items:
+            finished = self.output_dir / f"{item['case']}_seg.nii.gz"
+            if finished.exists():
+                logger.info(f"{item['case']}: skipped, {finished} exists")
+            else:
+                to_do.append(item)
+        return to_do
+
+
+def _levels(channels: Any) -> tuple[int, ...]:
+    given = _literal(channels)
+    if not isinstance(given, list | tuple) or len(given) < 2:
+        raise StartUpRefused(f'Expected channels to be two numbers or more such as "[16, 32, 64, 128]", got {channels!r}.')
+    return tuple(whole_number("channels", number, least=1) for number in given)
+
+
+def _given_patch(patch_size: Any, *, step: int) -> tuple[int, int, int] | None:
+    numbers = numbers_per_axis("patch_size", patch_size, example="[96, 96, 32]")
+    if numbers is None:
+        return None
+    # instance norm needs two voxels at the lowest level
+    if any(n % step or n < 2 * step for n in numbers):
+        raise StartUpRefused(
+            f"Expected patch_size to be multiples of {step} (the U-Net halves volumes that often) of at least "
+            f"{2 * step}, got {patch_size!r}."
+        )
+    return int(numbers[0]), int(numbers[1]), int(numbers[2])
+
+
+def _automatic_patch(
+    case_list: CaseList, summaries: CaseSummaries, pixdim: tuple[float, float, float] | None
+) -> tuple[int, int, int]:
+    """Per axis the median shape, rounded down to a multiple of 16 and kept within 16 and 96."""
+    shapes = []
+    for case, summary in zip(case_list.cases, summaries.cases, strict=True):
+        # the patch is counted along the R, A, S axes, to which the volumes are turned
+        turned = [0, 0, 0]
+        for axis, (world, _) in enumerate(nibabel.io_orientation(nibabel.load(case.image[0]).affine)):
+            millimetres = summary.shape[axis] * summary.spacing[axis]
+            turned[int(world)] = summary.shape[axis] if pixdim is None else round(millimetres / pixdim[int(world)])
+        shapes.append(turned)
+    step = _AUTOMATIC_PATCH_STEP
+    medians = (int(statistics.median(axis)) // step * step for axis in zip(*shapes, strict=True))
+    first, second, third = (min(max(median, step), _LARGEST_AUTOMATIC_PATCH) for median in medians)
+    return first, second, third
+
+
+def _cases_of(dataset_dir: Any) -> CaseList:
+    if dataset_dir is None:
+        raise StartUpRefused(
+            "Expected --dataset_dir (--data on the short command line), got none; "
+            "give the folder with dataset.json, or with imagesTr/ and labelsTr/."
+        )
+    with _problems_as_refusal():
+        return read_case_list(str(dataset_dir))
+
+
+class _problems_as_refusal:  # noqa: N801  used like a function
+    """Turns the problems of a data set into the sentence that ends the program."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, DatasetError):
+            raise StartUpRefused(str(error)) from None
+
+
+def _item(case: LabelledCase) -> dict[str, Any]:
+    return {"case": case.name, "image": [str(file) for file in case.image], "label": str(case.label)}
+
+
+def _chosen_cases(case_list: CaseList, split: Any, record: RunRecord) -> tuple[LabelledCase, ...]:
+    if split == "all":
+        return case_list.cases + tuple(case for case in case_list.unlabelled if case.label is not None)
+    recorded = {"validation": record.validation, "training": record.training}
+    if split not in recorded:
+        raise StartUpRefused(f'Expected split to be "validation", "training" or "all", got {split!r}.')
+    there = {case.name: case for case in case_list.cases}
+    missing = [name for name in recorded[split] if name not in there]
+    if missing:
+        raise StartUpRefused(
+            f"Expected the {split} cases of the run in {case_list.folder}, got none named {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; "
+            "for cases that the run never saw use --split all."
+        )
+    return tuple(there[name] for name in recorded[split])
+
+
+def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
+    for field in dataclasses.fields(RunRecord):
+        before, after = getattr(recorded, field.name), getattr(now, field.name)
+        if before != after and field.name not in ("version", "dataset_dir"):
+            raise StartUpRefused(
+                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; "
+                "choose another --bundle_root for another training."
+            )
+
+
+def _refuse_other_data(summaries: CaseSummaries, record: RunRecord, folder: Path) -> None:
+    if len(summaries.channels) != record.in_channels:
+        raise StartUpRefused(
+            f"Expected images of {record.in_channels} channel(s) as in the run, "
+            f"got {len(summaries.channels)} in {folder}."
+        )
+    if not set(summaries.labels) <= set(record.labels):
+        raise StartUpRefused(
+            f"Expected label values {sorted(record.labels)} as in the run, got {sorted(summaries.labels)} in {folder}."
+        )
+
+
+def _trained_weights(model_file: Any, folder: RunFolder) -> str:
+    path = folder.model if model_file is None else Path(str(model_file))
+    if not path.is_file():
+        raise StartUpRefused(f"Expected trained weights in {path}, got no such file; train first.")
+    return str(path)
+
+
+def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:
+    """The values of metadata.json, for exports and checks without a run."""
+    formats = metadata["network_data_format"]
+    names = formats["outputs"]["pred"]["channel_def"]
+    return RunRecord(
+        labels={int(value): name for value, name in names.items()},
+        in_channels=formats["inputs"]["image"]["num_channels"],
+        patch_size=(_LARGEST_AUTOMATIC_PATCH,) * 3,
+        pixdim=None,
+        channels=(16, 32, 64, 128),
+        num_res_units=2,
+        loss="",
+        dataset_dir="",
+        num_folds=0,
+        fold=0,
+        seed=0,
+        limit=None,
+        training=(),
+        validation=(),
+    )
+
+
+def _volumes_of(source: Path, in_channels: int) -> dict[str, list[Path]]:
+    """Case name -> its files; files NAME_0000, NAME_0001, ... are the channels of one case where a run has several."""
+    if not source.exists():
+        raise StartUpRefused(f"Expected --input to be a NIfTI file or a folder of them, got {source}, which does not exist.")
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [file for file in files if file.name.endswith(_NIFTI_SUFFIXES) and not file.name.startswith(".")]
+    if not files:
+        raise StartUpRefused(f"Expected --input to hold .nii or .nii.gz files, got none in {source}.")
+    cases: dict[str, list[Path]] = {}
+    for file in files:
+        stem = file.name.removesuffix(".gz").removesuffix(".nii")
+        name, _, channel = stem.rpartition("_")
+        is_channel = in_channels > 1 and source.is_dir() and len(channel) == 4 and channel.isdecimal()
+        cases.setdefault(name if is_channel else stem, []).append(file)
+    for name, of_case in cases.items():
+        if len(of_case) not in (1, in_channels):
+            raise StartUpRefused(
+                f"Expected one volume named {name}, got {', '.join(file.name for file in of_case)} in {source}; "
+                "their segmentations would have one name."
+            )
+        if in_channels == 1 and len(of_case) > 1:
+            raise StartUpRefused(f"Expected one volume named {name}, got {len(of_case)} in {source}.")
+    return cases
+
+
+def _refuse_other_channels(files: Iterable[Path], in_channels: int) -> None:
+    count = 0
+    for file in files:
+        try:
+            shape = nibabel.load(file).shape
+        except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
+            raise StartUpRefused(f"{file}: expected a NIfTI volume, got an unreadable file ({error}).") from None
+        if len(shape) not in (3, 4):
+            raise StartUpRefused(f"{file}: expected a 3D volume, got the shape {shape}.")
+        count += shape[3] if len(shape) == 4 else 1
+    if count != in_channels:
+        raise StartUpRefused(f"{file}: expected {in_channels} channel(s) as in the run, got {count}.")
+
+
+# ---- components ----------------------------------------------------------------------------------------------------
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files: rank 0 of a distributed training, or the only process."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def loss_for_training(loss: Any, device: torch.device) -> torch.nn.Module:
+    """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself."""
+    if not isinstance(loss, torch.nn.Module):
+        raise StartUpRefused(
+            f"Expected loss to be a component or a reference such as @losses::tversky, got {loss!r}; "
+            "configs/losses.yaml must be among the config files for a reference."
+        )
+    return loss.to(device)
+
+
+def trainable_parameters(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
+    """Parameters for the optimizer, of the network and of a loss that learns some."""
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def with_weights(network: torch.nn.Module, model_file: str, device: torch.device) -> torch.nn.Module:
+    """The network with trained weights, on the device."""
+    state = torch.load(model_file, map_location=device, weights_only=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError:
+        _, loaded, unchanged = copy_model_state(network, state, inplace=False)
+        raise StartUpRefused(
+            f"{model_file}: expected weights of this network, got others ({len(loaded)} of "
+            f"{len(loaded) + len(unchanged)} tensors fit); pass the network options of the training."
+        ) from None
+    return network.to(device)
+
+
+def run_inference(evaluator: Any, setup: InferenceSetUp) -> None:
+    """Segment what is left to do; ignite refuses an empty list of volumes."""
+    if len(evaluator.data_loader):
+        evaluator.run()
+    logger.info(f"Segmentations: {setup.output_dir}")

@@ -1,0 +1,481 @@
+"""Ignite handlers of the bundle: progress, training record, checkpoints, evaluation report, finished segmentations.
+
+The rule for empty classes, in training and evaluation alike: a class that is neither in the target nor in the
+prediction of a case is undefined there and leaves the means, which say how many cases that were. A class that is in one
+of the two only, missed or invented, counts with the worst value: Dice and surface Dice 0, and as Hausdorff distance the
+diagonal of the volume. So neither a missed nor an invented lesion ever improves a mean.
+"""
+
+import csv
+import io
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.handlers import ValidationHandler
+from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
+from monai.transforms import Orientation
+
+from monai_extra_losses.bundle import RunFolder, is_first_process, write_whole
+from monai_extra_losses.data.errors import StartUpRefused
+
+logger = logging.getLogger(__name__)
+
+CASE_METRICS = ("dice", "hd95_mm", "surface_dice", "false_positive_ml")
+_CASE_COLUMNS = ("case", "label", "dice", "hd95_mm", "surface_dice", "target_ml", "prediction_ml", "false_positive_ml")
+
+
+def loss_of_output(output: Any) -> torch.Tensor:
+    """The loss in a trainer's output: one dictionary, or a list of them where the trainer takes the batch apart."""
+    first = output[0] if isinstance(output, list) else output
+    return first["loss"].detach()
+
+
+class EmptyAwareDice(DiceMetric):
+    """Dice per case and foreground class of label maps (B,1,*), with the rule for empty classes above.
+
+    `aggregate` is the mean over classes of the mean over the cases in which a class is defined.
+
+    Args:
+        num_classes: with background.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(include_background=False, reduction="none", ignore_empty=True, num_classes=num_classes)
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        dice = super()._compute_tensor(y_pred, y)
+        for case, column in dice.isnan().nonzero().tolist():
+            if (y_pred[case] == column + 1).any():
+                dice[case, column] = 0.0
+        return dice
+
+    def aggregate(self, reduction: Any = None) -> torch.Tensor:
+        """Mean over classes of `per_class`."""
+        return self.per_class().nanmean()
+
+    def per_class(self) -> torch.Tensor:
+        """Mean over cases for each foreground class; NaN for a class that no case has."""
+        buffer = self.get_buffer()
+        assert isinstance(buffer, torch.Tensor)  # for the type checker
+        return buffer.nanmean(dim=0)
+
+
+class EpochProgress:
+    """A progress bar per epoch with the running loss; on a terminal only."""
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`'s iterations."""
+        if is_first_process():
+            bar = ProgressBar(desc="epoch", disable=None, bar_format="{desc}[{n_fmt}/{total_fmt}] {bar} {postfix} {eta}")
+            bar.attach(engine, output_transform=lambda output: {"loss": loss_of_output(output).item()})
+
+
+class IntervalValidation(ValidationHandler):
+    """Validates every `interval` epochs, and after the last one whatever the interval.
+
+    Args:
+        validator: the engine that validates.
+        interval: epochs.
+    """
+
+    def __init__(self, validator: Any, interval: int) -> None:
+        super().__init__(interval, validator)
+
+    def attach(self, engine: Engine) -> None:
+        """Validate after `engine`'s epochs."""
+        due = Events.EPOCH_COMPLETED(
+            event_filter=lambda engine, epoch: epoch % self.interval == 0 or epoch == engine.state.max_epochs
+        )
+        engine.add_event_handler(due, self)
+
+
+class TrainingRecord:
+    """Writes training.csv, one line per epoch to the log, and the learning curves at the end.
+
+    Args:
+        evaluator: the engine that validates; its key metric is an `EmptyAwareDice` handler.
+        optimizer: whose learning rate is recorded.
+        folder: of the run.
+        labels: class -> name, without background.
+    """
+
+    def __init__(
+        self,
+        *,
+        evaluator: Any,
+        optimizer: torch.optim.Optimizer,
+        folder: RunFolder,
+        labels: Mapping[int, str],
+    ) -> None:
+        self.evaluator = evaluator
+        self.optimizer = optimizer
+        self.folder = folder
+        self.names = list(labels.values())
+        self.columns = [
+            "epoch",
+            "train_loss",
+            "learning_rate",
+            "val_mean_dice",
+            *(f"val_dice_{name}" for name in self.names),
+            "seconds",
+        ]
+        self.rows: list[dict[str, str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._started = time.perf_counter()
+        self._iterations = 0
+        # a training that resumes keeps the rows of its epochs; another one finds no file
+        if self.folder.training_csv.exists():
+            with self.folder.training_csv.open(encoding="utf-8", newline="") as stream:
+                self.rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) <= engine.state.epoch]
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self._epoch_started = time.perf_counter()
+        self._learning_rate = self.optimizer.param_groups[0]["lr"]  # a schedule may change it within the epoch
+        self._loss_sum = torch.zeros(())
+        self._iterations = 0
+
+    def _add_loss(self, engine: Engine) -> None:
+        loss = loss_of_output(engine.state.output)
+        self._loss_sum = self._loss_sum.to(loss.device) + loss
+        self._iterations += 1
+
+    def _write_epoch(self, engine: Engine) -> None:
+        loss = self._loss_sum / max(self._iterations, 1)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(loss)
+            loss /= torch.distributed.get_world_size()
+        state = engine.state
+        row = {
+            "epoch": str(state.epoch),
+            "train_loss": f"{loss.item():.6g}",
+            "learning_rate": f"{self._learning_rate:.6g}",
+            "seconds": f"{time.perf_counter() - self._epoch_started:.2f}",
+        }
+        line = f"epoch {state.epoch}/{state.max_epochs}  loss {loss.item():.4f}"
+        # the evaluator's epoch is the training epoch that it last validated
+        if self.evaluator.state.epoch == state.epoch:
+            name = self.evaluator.state.key_metric_name
+            row["val_mean_dice"] = _cell(self.evaluator.state.metrics[name])
+            per_class = self.evaluator.state.metric_details[name].nanmean(dim=0).tolist()
+            row |= {f"val_dice_{label}": _cell(dice) for label, dice in zip(self.names, per_class, strict=True)}
+            classes = ", ".join(f"{label} {dice:.3f}" for label, dice in zip(self.names, per_class, strict=True))
+            line += f"  validation Dice {self.evaluator.state.metrics[name]:.4f} ({classes})"
+        if is_first_process():
+            self.rows.append(row)
+            write_whole(self.folder.training_csv, _csv_text(self.columns, self.rows))
+            logger.info(f"{line}  {float(row['seconds']):.1f} s")
+
+    def _finish(self, engine: Engine) -> None:
+        if not is_first_process():
+            return
+        if not self._iterations:
+            logger.info(f"Nothing to do: {engine.state.epoch} epochs are trained; ask for more by --epochs.")
+            return
+        from monai_extra_losses.report.curves import draw_curves
+
+        draw_curves(self.folder.training_csv, self.folder.curves)
+        best = self.evaluator.state
+        logger.info(
+            f"Trained to epoch {engine.state.epoch} in {time.perf_counter() - self._started:.0f} s; "
+            f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch}.\n"
+            f"  best model      {self.folder.model}\n"
+            f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
+            f"  TensorBoard     tensorboard --logdir {self.folder.tensorboard}"
+        )
+
+
+class RunCheckpoints:
+    """Saves the best model and everything that resuming needs, and restores it.
+
+    The best score is part of the checkpoint: a resumed training that does worse leaves the best model alone.
+
+    Args:
+        folder: of the run.
+        network, loss, optimizer, lr_scheduler: what is trained.
+        evaluator: whose key metric says what is best.
+        resume: restore the last checkpoint, if there is one, when the training starts.
+    """
+
+    # The horizon of a schedule comes from the options, so that a resumed training may have more epochs.
+    _horizon = ("t_total", "T_max", "total_steps")
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        network: torch.nn.Module,
+        loss: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        evaluator: Any,
+        resume: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.resume = resume
+        # DistributedDataParallel holds the network as `module`
+        self.network = network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        """Save after each of `engine`'s epochs; attach after the validation."""
+        if self.resume:
+            # Not before the run: ignite starts an engine that has done all its epochs from the first one again.
+            engine.add_event_handler(Events.STARTED, self._restore)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _save(self, engine: Engine) -> None:
+        if not is_first_process():
+            return
+        best = self.evaluator.state
+        if best.best_metric_epoch == engine.state.epoch:
+            _save_whole(self.network.state_dict(), self.folder.model)
+        state = {
+            "epoch": engine.state.epoch,
+            "best_metric": float(best.best_metric),
+            "best_metric_epoch": best.best_metric_epoch,
+            "network": self.network.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+        }
+        _save_whole(state, self.folder.last)
+
+    def _restore(self, trainer: Engine) -> None:
+        if not self.folder.last.exists():
+            return
+        state = torch.load(self.folder.last, map_location="cpu", weights_only=True)
+        try:
+            self.network.load_state_dict(state["network"])
+            self.loss.load_state_dict(state["loss"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise StartUpRefused(
+                f"{self.folder.last}: expected a checkpoint of this network, loss and optimizer, got another ({first}); "
+                "resume with the options of the first start."
+            ) from None
+        horizon = {k: v for k, v in self.lr_scheduler.state_dict().items() if k in self._horizon}
+        self.lr_scheduler.load_state_dict({**state["lr_scheduler"], **horizon})
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        trainer.state.epoch = state["epoch"]
+        trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
+        logger.info(f"Going on after epoch {state['epoch']} of {self.folder.last}")
+
+
+class CaseReport:
+    """Measures every case of an evaluation; writes cases.csv, summary.csv and one picture per case.
+
+    Takes from the evaluator `pred` and `label` (1,X,Y,Z), label maps of classes on the case's own grid, `picture`
+    (C,X,Y,Z), the intensities on that grid, and `case`, the name.
+
+    Args:
+        output_dir: folder of tables and pictures.
+        labels: class -> name, without background.
+        surface_tolerance_mm: distance at which two surfaces count as one, in mm.
+        overlays: draw the pictures.
+    """
+
+    def __init__(
+        self, *, output_dir: Path, labels: Mapping[int, str], surface_tolerance_mm: float, overlays: bool = True
+    ) -> None:
+        self.output_dir = output_dir
+        self.labels = dict(labels)
+        self.surface_tolerance_mm = surface_tolerance_mm
+        self.overlays = overlays
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Measure the output of each of `engine`'s iterations."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _measure(self, engine: Engine) -> None:
+        for item in items_of(engine):
+            turn = Orientation("RAS", labels=None)
+            prediction, target, picture = (turn(item[key]) for key in ("pred", "label", "picture"))
+            spacing = [float(mm) for mm in target.pixdim]
+            for number, name in self.labels.items():
+                measured = case_metrics(
+                    prediction[0].numpy() == number,
+                    target[0].numpy() == number,
+                    spacing=spacing,
+                    surface_tolerance_mm=self.surface_tolerance_mm,
+                )
+                self.rows.append({"case": item["case"], "label": name, **measured})
+            if self.overlays:
+                from monai_extra_losses.report.overlays import draw_overlay
+
+                mean = np.nanmean([row["dice"] for row in self.rows[-len(self.labels) :]])
+                draw_overlay(
+                    picture[0].numpy(),
+                    target[0].numpy().astype(int),
+                    prediction[0].numpy().astype(int),
+                    spacing=spacing,
+                    labels=self.labels,
+                    out=self.output_dir / "overlays" / f"{item['case']}.png",
+                    title=f"{item['case']}, mean Dice {mean:.3f}",
+                )
+
+    def _write(self, engine: Engine) -> None:
+        summary = summarise(self.rows, list(self.labels.values()))
+        cells = [{k: v if isinstance(v, str) else _cell(v) for k, v in row.items()} for row in self.rows]
+        write_whole(self.output_dir / "cases.csv", _csv_text(_CASE_COLUMNS, cells))
+        write_whole(
+            self.output_dir / "summary.csv",
+            _csv_text(
+                list(summary[0]), [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary]
+            ),
+        )
+        logger.info(_table(summary))
+        logger.info(f"Tables: {self.output_dir / 'cases.csv'}, {self.output_dir / 'summary.csv'}")
+        if self.overlays:
+            logger.info(f"Pictures: {self.output_dir / 'overlays'}")
+
+
+def case_metrics(
+    prediction: np.ndarray, target: np.ndarray, *, spacing: Sequence[float], surface_tolerance_mm: float
+) -> dict[str, float]:
+    """Metrics of one class in one case, with the rule for empty classes above.
+
+    Args:
+        prediction, target: bool arrays (X,Y,Z).
+        spacing: of a voxel, in mm.
+        surface_tolerance_mm: distance at which two surfaces count as one, in mm.
+
+    Returns:
+        `dice`, `hd95_mm` and `surface_dice` (NaN when undefined), `target_ml`, `prediction_ml`, `false_positive_ml`.
+    """
+    millilitre = float(np.prod(spacing)) / 1000
+    target_voxels, prediction_voxels = int(target.sum()), int(prediction.sum())
+    both = int((prediction & target).sum())
+    volumes = {
+        "target_ml": target_voxels * millilitre,
+        "prediction_ml": prediction_voxels * millilitre,
+        "false_positive_ml": (prediction_voxels - both) * millilitre,
+    }
+    if not target_voxels and not prediction_voxels:
+        return {"dice": math.nan, "hd95_mm": math.nan, "surface_dice": math.nan, **volumes}
+    dice = 2 * both / (target_voxels + prediction_voxels)
+    if not target_voxels or not prediction_voxels:
+        diagonal = float(np.linalg.norm(np.array(target.shape) * np.array(spacing)))
+        return {"dice": dice, "hd95_mm": diagonal, "surface_dice": 0.0, **volumes}
+    p, g = (torch.from_numpy(mask)[None, None] for mask in (prediction, target))
+    options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+    hd95 = compute_hausdorff_distance(p, g, percentile=95, **options)
+    surface = compute_surface_dice(p, g, class_thresholds=[surface_tolerance_mm], **options)
+    return {"dice": dice, "hd95_mm": hd95.item(), "surface_dice": surface.item(), **volumes}
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per class, and a row `mean` over the classes.
+
+    Args:
+        rows: `case`, `label` and the metrics of `case_metrics`.
+        names: of the classes.
+
+    Returns:
+        Columns `label`, `cases`, and per metric `_mean`, `_sd`, `_median` over the cases where it is defined and
+        `_undefined`, the number of the others.
+    """
+    summary: list[dict[str, Any]] = []
+    for name in names:
+        of_class = [row for row in rows if row["label"] == name]
+        line: dict[str, Any] = {"label": name, "cases": len(of_class)}
+        for metric in CASE_METRICS:
+            values = np.array([row[metric] for row in of_class], dtype=float)
+            defined = values[~np.isnan(values)]
+            line[f"{metric}_mean"] = float(defined.mean()) if defined.size else math.nan
+            line[f"{metric}_sd"] = float(defined.std(ddof=1)) if defined.size > 1 else math.nan
+            line[f"{metric}_median"] = float(np.median(defined)) if defined.size else math.nan
+            line[f"{metric}_undefined"] = int(values.size - defined.size)
+        summary.append(line)
+    mean: dict[str, Any] = {"label": "mean", "cases": max(line["cases"] for line in summary)}
+    for column in list(summary[0])[2:]:
+        values = np.array([line[column] for line in summary], dtype=float)
+        if column.endswith("_undefined"):
+            mean[column] = int(values.sum())
+        else:
+            mean[column] = float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+    return [*summary, mean]
+
+
+class FinishedSegmentations:
+    """Moves each segmentation to its place when it is written whole; a killed run leaves no half file behind.
+
+    Args:
+        unfinished: folder that the segmentations are written to.
+        output_dir: folder that they belong in.
+    """
+
+    def __init__(self, *, unfinished: Path, output_dir: Path) -> None:
+        self.unfinished = unfinished
+        self.output_dir = output_dir
+
+    def attach(self, engine: Engine) -> None:
+        """Move what each of `engine`'s iterations wrote."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._move)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.unfinished.rmdir())
+
+    def _move(self, engine: Engine) -> None:
+        for item in items_of(engine):
+            finished = self.output_dir / f"{item['case']}_seg.nii.gz"
+            Path(item["pred"].meta["saved_to"]).replace(finished)
+            logger.info(f"{item['case']}: {finished}")
+
+
+def items_of(engine: Engine) -> list[dict[str, Any]]:
+    """The cases of an evaluator's last batch, each with what was loaded and what was predicted."""
+    return [{**loaded, **result} for loaded, result in zip(engine.state.batch, engine.state.output, strict=True)]
+
+
+def _save_whole(state: Mapping[str, Any], path: Path) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    torch.save(state, draft)
+    draft.replace(path)
+
+
+def _cell(value: float) -> str:
+    """A number for a table; empty where it is undefined."""
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _table(summary: Sequence[Mapping[str, Any]]) -> str:
+    width = max(len(str(row["label"])) for row in summary) + 2
+    lines = [f"{'':{width}}{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'n':>5}{'undefined':>11}"]
+    for row in summary:
+        spread = [f"{row[f'{m}_mean']:.3f} ± {row[f'{m}_sd']:.3f}" for m in ("dice", "hd95_mm", "surface_dice")]
+        lines.append(
+            f"{row['label']:{width}}{spread[0]:>16}{row['dice_median']:>9.3f}{spread[1]:>16}{spread[2]:>16}"
+            f"{row['false_positive_ml_mean']:>9.3f}{row['cases']:>5}{row['dice_undefined']:>11}"
+        )
+    return "\n".join(lines)

@@ -132,8 +132,8 @@ def _draw_case(
         clean[lesions] = _ORGAN + contrast
 
     blurred = _gaussian(clean, np.array([0.7, 0.7, 0.5]))  # voxels: partial volume
-    bias = np.exp(0.18 * _smooth_field(random, shape, spacing, 0.9 * unit))
-    noisy = blurred * bias + random.uniform(0.06, 0.1) * random.standard_normal(shape)
+    bias = np.exp(0.12 * _smooth_field(random, shape, spacing, 0.9 * unit))
+    noisy = blurred * bias + random.uniform(0.05, 0.09) * random.standard_normal(shape)
     image = np.abs(noisy) * random.uniform(400, 1200)  # magnitude images have no negative values
     return image.round().astype(np.int16), label
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import ignite.distributed as idist
 import nibabel
 import numpy as np
 import torch
@@ -237,7 +238,9 @@ class RunRecord:
                 "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StartUpRefused(f"{path}: expected the record that training writes, got {error!r}; train again.") from None
+            raise StartUpRefused(
+                f"{path}: expected the record that training writes, got {error!r}; train again."
+            ) from None
 
 
 class RecordedSettings:
@@ -296,9 +299,14 @@ class RecordedSettings:
         return self.record.num_res_units
 
     @property
+    def is_first_process(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return is_first_process()
+
+    @property
     def show_progress(self) -> bool:
         """Progress bars on a terminal only."""
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() and is_first_process()
 
 
 # ---- set-ups, one per workflow -------------------------------------------------------------------------------------
@@ -421,7 +429,9 @@ class TrainingSetUp(RecordedSettings):
         refuse_unwritable("bundle_root", root)
         found = self.folder.existing_run()
         if self.resume and found and not self.folder.last.exists():
-            raise StartUpRefused(f"Expected {self.folder.last} to resume from, got none; train again with --overwrite True.")
+            raise StartUpRefused(
+                f"Expected {self.folder.last} to resume from, got none; train again with --overwrite True."
+            )
         if found and not self.resume and not self.overwrite:
             raise StartUpRefused(
                 f"{root} already holds a run ({found.relative_to(root)}); go on with it by --resume True, "
@@ -468,9 +478,7 @@ class EvaluationSetUp(RecordedSettings):
         refuse_unwritable("output_dir", self.output_dir)
         written = self.output_dir / "cases.csv"
         if written.exists() and not yes_or_no("overwrite", overwrite):
-            raise StartUpRefused(
-                f"{written} exists; replace it by --overwrite True, or choose another --output_dir."
-            )
+            raise StartUpRefused(f"{written} exists; replace it by --overwrite True, or choose another --output_dir.")
         source = self.record.dataset_dir if dataset_dir is None else dataset_dir
         case_list = _cases_of(source)
         chosen = _chosen_cases(case_list, split, self.record)
@@ -560,7 +568,9 @@ class InferenceSetUp(RecordedSettings):
 def _levels(channels: Any) -> tuple[int, ...]:
     given = _literal(channels)
     if not isinstance(given, list | tuple) or len(given) < 2:
-        raise StartUpRefused(f'Expected channels to be two numbers or more such as "[16, 32, 64, 128]", got {channels!r}.')
+        raise StartUpRefused(
+            f'Expected channels to be two numbers or more such as "[16, 32, 64, 128]", got {channels!r}.'
+        )
     return tuple(whole_number("channels", number, least=1) for number in given)
 
 
@@ -691,7 +701,9 @@ def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:
 def _volumes_of(source: Path, in_channels: int) -> dict[str, list[Path]]:
     """Case name -> its files; files NAME_0000, NAME_0001, ... are the channels of one case where a run has several."""
     if not source.exists():
-        raise StartUpRefused(f"Expected --input to be a NIfTI file or a folder of them, got {source}, which does not exist.")
+        raise StartUpRefused(
+            f"Expected --input to be a NIfTI file or a folder of them, got {source}, which does not exist."
+        )
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     files = [file for file in files if file.name.endswith(_NIFTI_SUFFIXES) and not file.name.startswith(".")]
     if not files:
@@ -734,6 +746,24 @@ def is_first_process() -> bool:
     """Whether this process writes files: rank 0 of a distributed training, or the only process."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def device_of_process() -> torch.device:
+    """The GPU of this process in a distributed run, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def join_processes(device: torch.device) -> None:
+    """Join the processes that torchrun started; NCCL between GPUs, gloo between CPU processes."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+    # ignite makes a process group when first asked for a rank. All processes must do that together: a handler that is
+    # built on rank 0 alone would wait for the others for ever.
+    idist.sync()
 
 
 def loss_for_training(loss: Any, device: torch.device) -> torch.nn.Module:

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ class EpochProgress:
     def attach(self, engine: Engine) -> None:
         """Follow `engine`'s iterations."""
         if is_first_process():
-            bar = ProgressBar(desc="epoch", disable=None, bar_format="{desc}[{n_fmt}/{total_fmt}] {bar} {postfix} {eta}")
+            bar = ProgressBar(
+                desc="epoch", disable=None, bar_format="{desc}[{n_fmt}/{total_fmt}] {bar} {postfix} {eta}"
+            )
             bar.attach(engine, output_transform=lambda output: {"loss": loss_of_output(output).item()})
 
 
@@ -339,19 +342,30 @@ class CaseReport:
                 )
 
     def _write(self, engine: Engine) -> None:
-        summary = summarise(self.rows, list(self.labels.values()))
-        cells = [{k: v if isinstance(v, str) else _cell(v) for k, v in row.items()} for row in self.rows]
+        rows = self._rows_of_all_processes()
+        if not is_first_process():
+            return
+        summary = summarise(rows, list(self.labels.values()))
+        cells = [{k: v if isinstance(v, str) else _cell(v) for k, v in row.items()} for row in rows]
         write_whole(self.output_dir / "cases.csv", _csv_text(_CASE_COLUMNS, cells))
         write_whole(
             self.output_dir / "summary.csv",
             _csv_text(
-                list(summary[0]), [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary]
+                list(summary[0]),
+                [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
             ),
         )
         logger.info(_table(summary))
         logger.info(f"Tables: {self.output_dir / 'cases.csv'}, {self.output_dir / 'summary.csv'}")
         if self.overlays:
             logger.info(f"Pictures: {self.output_dir / 'overlays'}")
+
+    def _rows_of_all_processes(self) -> list[dict[str, Any]]:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.rows
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, self.rows)
+        return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
 
 
 def case_metrics(
@@ -383,8 +397,11 @@ def case_metrics(
         return {"dice": dice, "hd95_mm": diagonal, "surface_dice": 0.0, **volumes}
     p, g = (torch.from_numpy(mask)[None, None] for mask in (prediction, target))
     options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
-    hd95 = compute_hausdorff_distance(p, g, percentile=95, **options)
-    surface = compute_surface_dice(p, g, class_thresholds=[surface_tolerance_mm], **options)
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+        hd95 = compute_hausdorff_distance(p, g, percentile=95, **options)
+        surface = compute_surface_dice(p, g, class_thresholds=[surface_tolerance_mm], **options)
     return {"dice": dice, "hd95_mm": hd95.item(), "surface_dice": surface.item(), **volumes}
 
 
@@ -397,7 +414,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[d
 
     Returns:
         Columns `label`, `cases`, and per metric `_mean`, `_sd`, `_median` over the cases where it is defined and
-        `_undefined`, the number of the others.
+        `_undefined`, the number of the others. In the row `mean`: the classes' means, and no `_sd`.
     """
     summary: list[dict[str, Any]] = []
     for name in names:
@@ -414,10 +431,13 @@ def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[d
     mean: dict[str, Any] = {"label": "mean", "cases": max(line["cases"] for line in summary)}
     for column in list(summary[0])[2:]:
         values = np.array([line[column] for line in summary], dtype=float)
+        defined = values[~np.isnan(values)]
         if column.endswith("_undefined"):
             mean[column] = int(values.sum())
+        elif column.endswith("_sd") or not defined.size:
+            mean[column] = math.nan  # the deviations of the classes have no mean worth a name
         else:
-            mean[column] = float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+            mean[column] = float(defined.mean())
     return [*summary, mean]
 
 
@@ -471,11 +491,20 @@ def _csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(summary: Sequence[Mapping[str, Any]]) -> str:
     width = max(len(str(row["label"])) for row in summary) + 2
-    lines = [f"{'':{width}}{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'n':>5}{'undefined':>11}"]
+    heads = f"{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'cases':>7}{'undefined':>11}"
+    lines = [" " * width + heads]
     for row in summary:
-        spread = [f"{row[f'{m}_mean']:.3f} ± {row[f'{m}_sd']:.3f}" for m in ("dice", "hd95_mm", "surface_dice")]
+        dice, hd95, surface = (
+            _shown(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in ("dice", "hd95_mm", "surface_dice")
+        )
         lines.append(
-            f"{row['label']:{width}}{spread[0]:>16}{row['dice_median']:>9.3f}{spread[1]:>16}{spread[2]:>16}"
-            f"{row['false_positive_ml_mean']:>9.3f}{row['cases']:>5}{row['dice_undefined']:>11}"
+            f"{row['label']:{width}}{dice:>16}{_shown(row['dice_median']):>9}{hd95:>16}{surface:>16}"
+            f"{_shown(row['false_positive_ml_mean']):>9}{row['cases']:>7}{row['dice_undefined']:>11}"
         )
     return "\n".join(lines)
+
+
+def _shown(mean: float, deviation: float = math.nan) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"

@@ -1,0 +1,292 @@
+"""The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs."""
+
+import ast
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+import monai_extra_losses
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+
+_DEMO_CASES = 24
+_DEMO_EPOCHS = 80
+
+_folder = click.Path(path_type=Path)
+_with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """Train, evaluate and run 3D segmentation networks on NIfTI volumes with the losses of monai_extra_losses."""
+
+
+@commands.command(context_settings=_with_overrides)
+@click.option("--data", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/.")
+@click.option("--run", type=_folder, required=True, help="Folder of the run; models/ and eval/ are made in it.")
+@click.option("--loss", default="dice_ce", show_default=True, help="A name from `monai-extra-losses list`.")
+@click.option("--epochs", type=int, help="Epochs to train  [default: as in train.yaml].")
+@click.pass_context
+def train(context: click.Context, data: Path, run: Path, loss: str, epochs: int | None) -> None:
+    """Train a 3D U-Net.
+
+    Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
+
+    \b
+    monai-extra-losses train --data Task04_Hippocampus --run runs/ft --loss focal_tversky
+    monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
+    monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
+    """
+    overrides = _overrides(context.args)
+    if epochs is not None:
+        overrides["epochs"] = epochs
+    run_workflow(
+        ("train", "losses"), dataset_dir=str(data.absolute()), bundle_root=str(run.absolute()), loss=loss, **overrides
+    )
+
+
+@commands.command(context_settings=_with_overrides)
+@click.option("--run", type=_folder, required=True, help="Folder of a trained run.")
+@click.option("--data", type=_folder, help="Data set folder  [default: the one trained on].")
+@click.option(
+    "--split",
+    type=click.Choice(["validation", "training", "all"]),
+    default="validation",
+    show_default=True,
+    help="Cases as the run dealt them, or every labelled case of the data set.",
+)
+@click.pass_context
+def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -> None:
+    """Measure a run: Dice, Hausdorff distance and surface Dice in millimetres, false-positive volume, pictures.
+
+    \b
+    monai-extra-losses evaluate --run runs/ft
+    monai-extra-losses evaluate --run runs/ft --data OTHER_DIR --split all --output_dir results/other
+    """
+    given = {} if data is None else {"dataset_dir": str(data.absolute())}
+    run_workflow(
+        ("train", "losses", "evaluate"),
+        bundle_root=str(run.absolute()),
+        split=split,
+        **given,
+        **_overrides(context.args),
+    )
+
+
+@commands.command(context_settings=_with_overrides)
+@click.option("--run", type=_folder, required=True, help="Folder of a trained run.")
+@click.option("--input", "source", type=_folder, required=True, help="A NIfTI file, or a folder of them.")
+@click.option("--output", type=_folder, required=True, help="Folder for the label maps NAME_seg.nii.gz.")
+@click.pass_context
+def infer(context: click.Context, run: Path, source: Path, output: Path) -> None:
+    """Segment volumes.
+
+    \b
+    monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
+    """
+    run_workflow(
+        ("inference",),
+        workflow_type="infer",
+        bundle_root=str(run.absolute()),
+        input=str(source.absolute()),
+        output_dir=str(output.absolute()),
+        **_overrides(context.args),
+    )
+
+
+@commands.command()
+@click.option("--out", type=_folder, required=True, help="New folder.")
+@click.option("--cases", type=click.IntRange(min=1), default=_DEMO_CASES, show_default=True, help="Labelled cases.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def phantom(out: Path, cases: int, seed: int) -> None:
+    """Write a data set of phantom volumes: an organ, and small lesions in it."""
+    _write_phantom(out, cases, seed)
+
+
+@commands.command("config-dir")
+@click.option("--copy", type=_folder, help="Copy the bundle (configs/ and LICENSE) into this folder instead.")
+def config_dir(copy: Path | None) -> None:
+    """Print the folder of the configs, or copy them to work on.
+
+    \b
+    monai-extra-losses config-dir --copy my_bundle
+    cd my_bundle && python -m monai.bundle run --config_file configs/train.yaml --dataset_dir DIR
+    """
+    source = monai_extra_losses.config_dir()
+    if copy is None:
+        click.echo(source)
+        return
+    if (copy / "configs").exists():
+        raise StartUpRefused(f"{copy / 'configs'} exists and is left alone; choose another folder.")
+    try:
+        shutil.copytree(source, copy / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+        if not (copy / "LICENSE").exists():
+            (copy / "LICENSE").write_text(_licence(), encoding="utf-8")
+    except OSError as error:
+        raise StartUpRefused(f"Expected a folder that can be written, got {copy} ({error.strerror}).") from None
+    click.echo(f"Copied to {copy}; work there with: python -m monai.bundle run --config_file configs/train.yaml ...")
+
+
+@commands.command("list")
+def list_losses() -> None:
+    """Print the losses that `--loss` takes."""
+    table = _loss_table()
+    width = max(map(len, table)) + 2
+    classes = {name: entry["_target_"].rpartition(".")[2] for name, entry in table.items()}
+    class_width = max(map(len, classes.values())) + 2
+    for name, entry in table.items():
+        click.echo(f"{name:{width}}{classes[name]:{class_width}}{entry['_desc_']}")
+
+
+@commands.command()
+def version() -> None:
+    """Print the versions of this package and of what it stands on."""
+    click.echo(f"monai-extra-losses {monai_extra_losses.__version__}")
+    for package in ("monai", "torch", "pytorch-ignite", "numpy", "nibabel"):
+        click.echo(f"{package} {metadata.version(package)}")
+
+
+@commands.command(context_settings=_with_overrides)
+@click.option("--data", type=_folder, help="Data set folder  [default: a phantom is written].")
+@click.option("--loss", default="dice_ce", show_default=True, help="A name from `monai-extra-losses list`.")
+@click.option("--out", type=_folder, help="New folder for everything  [default: runs/demo_LOSS].")
+@click.pass_context
+def demo(context: click.Context, data: Path | None, loss: str, out: Path | None) -> None:
+    """Train, evaluate, segment one volume, draw the pictures, and say where everything is.
+
+    \b
+    monai-extra-losses demo
+    monai-extra-losses demo --loss focal_tversky --data Task04_Hippocampus
+    """
+    started = time.perf_counter()
+    overrides = _overrides(context.args)
+    if loss not in _loss_table():
+        # the phantom need not be written for a mistyped name
+        from monai_extra_losses.workflow import checked_overrides
+
+        checked_overrides({"losses": _loss_table()}, {"loss": loss})
+    out = (_free_folder(Path("runs") / f"demo_{loss}") if out is None else out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StartUpRefused(f"Expected a new or empty folder as --out, got {out}, which is in use; name another.")
+    if data is None:
+        data = out / "phantom"
+        _write_phantom(data, _DEMO_CASES, seed=0)
+        overrides.setdefault("epochs", _DEMO_EPOCHS)
+    data = data.absolute()
+    click.echo("\n== Training ==")
+    run_workflow(("train", "losses"), dataset_dir=str(data), bundle_root=str(out), loss=loss, **overrides)
+    click.echo("\n== Evaluation on the validation cases ==")
+    run_workflow(("train", "losses", "evaluate"), bundle_root=str(out))
+    click.echo("\n== Segmenting one volume ==")
+    volume, seen = _volume_to_segment(data, out)
+    click.echo(f"{volume} ({seen})")
+    run_workflow(("inference",), workflow_type="infer", bundle_root=str(out), input=str(volume))
+    results = out / "eval"
+    click.echo(
+        f"\nDone in {time.perf_counter() - started:.0f} s. Everything is in {out}:\n"
+        f"  learning curves      {results / 'curves.png'}\n"
+        f"  target, prediction   {results / 'overlays'}\n"
+        f"  tables               {results / 'summary.csv'}, {results / 'cases.csv'}, {results / 'training.csv'}\n"
+        f"  best model           {out / 'models' / 'model.pt'}\n"
+        f"  segmentation         {out / 'segmentations'}"
+    )
+
+
+def run_workflow(configs: Sequence[str], **options: Any) -> None:
+    """Run the bundle's configs in this process.
+
+    Args:
+        configs: names of files in the config folder, without `.yaml`.
+        options: of `SegmentationWorkflow`.
+    """
+    with warnings.catch_warnings():
+        # MONAI's warning about foreign configs; these are our own.
+        warnings.filterwarnings("ignore", message=".*GHSA-873f-pvrv-4x83.*", category=UserWarning)
+        from monai_extra_losses.workflow import SegmentationWorkflow
+
+        logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
+        folder = monai_extra_losses.config_dir()
+        workflow = SegmentationWorkflow([str(folder / f"{name}.yaml") for name in configs], **options)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--key value` and `--key=value` as a dictionary; values as Python reads them, else text."""
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise StartUpRefused(f"Expected options as --KEY VALUE, got {word!r} without a key before it.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise StartUpRefused(f"Expected a value after {word}, got none.")
+            value = rest.pop(0)
+        overrides[key] = _value(value)
+    return overrides
+
+
+def _value(text: str) -> Any:
+    known = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in known:
+        return known[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _write_phantom(folder: Path, cases: int, seed: int) -> None:
+    from monai_extra_losses.data.phantom import write_phantom
+
+    try:
+        write_phantom(folder, num_cases=cases, seed=seed)
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
+    click.echo(f"Phantom data set: {folder}")
+
+
+def _loss_table() -> Mapping[str, Any]:
+    import yaml
+
+    text = (monai_extra_losses.config_dir() / "losses.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)["losses"]
+
+
+def _licence() -> str:
+    for file in metadata.files("monai-extra-losses") or []:
+        if file.name == "LICENSE":
+            return file.read_text(encoding="utf-8")
+    raise StartUpRefused("Expected the licence among the installed files, got none; install the package again.")
+
+
+def _free_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ... when that is taken."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def _volume_to_segment(data: Path, out: Path) -> tuple[Path, str]:
+    """A volume that the training did not use, and how much the model knows of it."""
+    from monai_extra_losses.bundle import RunFolder, RunRecord
+    from monai_extra_losses.data.datalist import read_case_list
+
+    case_list = read_case_list(data)
+    for case in case_list.unlabelled:
+        if len(case.image) == 1 and case.image[0].exists():
+            return case.image[0], "never seen"
+    first = RunRecord.read(RunFolder(out).record).validation[0]
+    case = next(case for case in case_list.cases if case.name == first)
+    return case.image[0], "a validation case"

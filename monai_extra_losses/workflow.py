@@ -1,0 +1,156 @@
+"""The workflow behind the short command line: MONAI's `ConfigWorkflow`, which looks at every option before it runs.
+
+    python -m monai.bundle run --workflow_name monai_extra_losses.workflow.SegmentationWorkflow --config_file ...
+
+MONAI ignores a mistyped option and reports a mistyped loss with a page of traceback; here both are one sentence.
+"""
+
+import copy
+import difflib
+import inspect
+import pydoc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
+
+from monai_extra_losses.data.errors import StartUpRefused
+
+_TABLE = "losses"
+_OWN_OPTIONS = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
+
+
+class SegmentationWorkflow(ConfigWorkflow):
+    """Runs a config of this bundle.
+
+    Args:
+        config_file: one config file, or several that are merged in order.
+        options: MONAI's own (`logging_file`, `workflow_type`, ...), and overrides of config values by id, such as
+            `epochs` or `losses::tversky::alpha`. `loss` may be the bare name of an entry of the table of losses, and
+            `loss::alpha` is an option of the chosen entry.
+
+    Raises:
+        StartUpRefused: an unknown option or loss, with the nearest known name.
+    """
+
+    def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        own = {key: value for key, value in options.items() if key in _OWN_OPTIONS}
+        overrides = {key.replace("#", "::"): value for key, value in options.items() if key not in _OWN_OPTIONS}
+        parser = ConfigParser()
+        parser.read_config(f=config_file)
+        super().__init__(config_file, **own, **checked_overrides(parser.get(), overrides))
+
+    def initialize(self) -> Any:
+        """Build what the config asks for; a value that the chosen loss refuses is one sentence too."""
+        try:
+            return super().initialize()
+        except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            target = _chosen_loss(self.parser.get())
+            if target and f"'{target}'" in str(error) and isinstance(cause, ValueError | TypeError):
+                raise StartUpRefused(f"{target}: {cause}") from None
+            raise
+
+
+def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides as MONAI takes them, once each is known to the config.
+
+    Args:
+        config: content of the config files.
+        overrides: id -> value.
+
+    Raises:
+        StartUpRefused: the first id or loss that the config does not know, with the nearest that it does.
+    """
+    checked = dict(overrides)
+    loss = checked.get("loss", config.get("loss"))
+    name = _name_in_table(loss)
+    if name is not None:
+        table = config.get(_TABLE, {})
+        if not table:
+            raise StartUpRefused(
+                f"Expected configs/losses.yaml among the config files for the loss {name}; "
+                "give \"['configs/train.yaml','configs/losses.yaml']\" as --config_file."
+            )
+        if name not in table:
+            raise StartUpRefused(f"There is no loss {name!r}{_nearest(name, table)}; known are {', '.join(table)}.")
+        if "loss" in checked:
+            checked["loss"] = f"@{_TABLE}::{name}"
+        checked = {
+            f"{_TABLE}::{name}{key.removeprefix('loss')}" if key.startswith("loss::") else key: value
+            for key, value in checked.items()
+        }
+    # options are those of the class that will be built
+    built = copy.deepcopy(dict(config))
+    for key, value in checked.items():
+        if key.endswith("::_target_") and isinstance(node := _node(built, key.split("::")[:-1]), dict):
+            node["_target_"] = value
+    for key in checked:
+        _refuse_unknown(built, key.removeprefix("+"))
+    return checked
+
+
+def _name_in_table(loss: Any) -> str | None:
+    """`tversky` of "@losses::tversky" and of "tversky"; None for a component, an expression or a macro."""
+    if not isinstance(loss, str) or loss.startswith(("$", "%")):
+        return None
+    reference = loss.removeprefix("@").replace("#", "::")
+    return reference.removeprefix(f"{_TABLE}::") if "::" in reference or not loss.startswith("@") else None
+
+
+def _chosen_loss(config: Mapping[str, Any]) -> str | None:
+    loss = config.get("loss")
+    name = _name_in_table(loss)
+    entry = config.get(_TABLE, {}).get(name) if name is not None else loss
+    return entry.get("_target_") if isinstance(entry, Mapping) else None
+
+
+def _node(config: Any, parts: Iterable[str]) -> Any:
+    for part in parts:
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, list) and part.isdecimal() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            return None
+    return config
+
+
+def _refuse_unknown(config: Mapping[str, Any], key: str) -> None:
+    parts = key.split("::")
+    for depth, part in enumerate(parts):
+        node = _node(config, parts[:depth])
+        if isinstance(node, Mapping):
+            known = _known_options(node)
+            if known is not None and part not in known:
+                where = f" of {'::'.join(parts[:depth])}" if depth else ""
+                listed = "" if depth == 0 else f"; known are {', '.join(sorted(k for k in known if k[0] != '_'))}"
+                raise StartUpRefused(f"There is no option {part!r}{where}{_nearest(part, known)}{listed}.")
+            if part not in node:
+                return  # an argument of a component that the config leaves to its default
+        elif not isinstance(node, list):
+            raise StartUpRefused(f"There is no option {key!r}: {'::'.join(parts[:depth])} is a single value.")
+
+
+def _known_options(node: Mapping[str, Any]) -> set[str] | None:
+    """What a part of the config may hold: its keys, and for a component its arguments; None when that is open."""
+    known = set(node)
+    if "_target_" not in node:
+        return known
+    target = node["_target_"]
+    if not isinstance(target, str) or "." not in target:
+        return None
+    component = pydoc.locate(target)
+    if component is None:
+        raise StartUpRefused(f"There is no class {target!r}; give the full path of one that can be imported.")
+    parameters = inspect.signature(component).parameters.values()  # type: ignore[arg-type]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return known | {parameter.name for parameter in parameters} | ConfigComponent.non_arg_keys
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

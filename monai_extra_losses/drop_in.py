@@ -1,0 +1,11 @@
+"""MONAI's names for the classes here that equal MONAI's: changing the import is the whole migration.
+
+Plain aliases: MONAI's config parser looks short names up among definitions, and finds MONAI's own.
+"""
+
+from monai_extra_losses.losses import FusedDiceCELoss as DiceCELoss
+from monai_extra_losses.losses import FusedDiceLoss as DiceLoss
+from monai_extra_losses.losses import FusedFocalLoss as FocalLoss
+from monai_extra_losses.losses import FusedTverskyLoss as TverskyLoss
+
+__all__ = ["DiceCELoss", "DiceLoss", "FocalLoss", "TverskyLoss"]

@@ -1,0 +1,422 @@
+"""The classes every loss derives from: MONAI's options, the checks, the background and the reduction, written once."""
+
+import inspect
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from monai_extra_losses.losses.inputs import LabelCheck, LossInputs, Source, check_shapes, plain
+from monai_extra_losses.ops.terms import Activation, BinaryFormula, CountSums, TargetSums, Term, VoxelMap, VoxelSums
+
+Reduction = Literal["mean", "sum", "none"]
+AbsentClass = Literal["smooth", "skip"]
+Weight = float | Sequence[float] | Tensor | None
+OtherAct = Callable[[Tensor], Tensor] | None
+Terms = tuple[tuple[Source, Term], ...]
+
+TARGET_SUMS: tuple[Source, Term] = ("scores", TargetSums())
+
+
+class SegmentationOptions(TypedDict, total=False):
+    """Options of every segmentation loss; `SegmentationLoss` says what they mean."""
+
+    include_background: bool
+    to_onehot_y: bool
+    sigmoid: bool
+    softmax: bool
+    other_act: OtherAct
+    reduction: Reduction
+    weight: Weight
+    ignore_index: int | None
+    sync_batch: bool
+
+
+class RegionOptions(SegmentationOptions, total=False):
+    """Options of every region loss; `RegionLoss` says what they mean."""
+
+    batch: bool
+    smooth_nr: float
+    smooth_dr: float
+    soft_label: bool
+    absent_class: AbsentClass
+
+
+@dataclass(frozen=True, slots=True)
+class SoftCounts:
+    """Soft counts of each sample and class, (B, C), or (1, C) with `batch=True`; float64.
+
+    Attributes:
+        tp: sum pg.
+        fp: sum p(1-g).
+        fn: sum (1-p)g.
+        tn: sum (1-p)(1-g).
+        p_squared: sum p^2, for a loss with `squares`.
+        g_squared: sum g^2, likewise.
+    """
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+    p_squared: Tensor | None = None
+    g_squared: Tensor | None = None
+
+
+def one_of(name: str, value: object, choices: Any) -> Any:
+    """`value` as the plain string of one of the literals in `choices`; MONAI's enums are strings too."""
+    allowed = get_args(choices)
+    text = getattr(value, "value", value)
+    if text not in allowed:
+        raise ValueError(f"Unsupported {name}: {value}, available options are {list(allowed)}.")
+    return text
+
+
+def class_weights(weight: Weight) -> Tensor | None:
+    """A number, list, tuple or tensor as a float buffer of zero or one axes.
+
+    Raises:
+        ValueError: negative weights, or a tensor of more than one axis.
+    """
+    if weight is None:
+        return None
+    tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).detach().clone()
+    if tensor.ndim > 1:
+        raise ValueError(f"expected a weight of one number or one per class, got shape {tuple(tensor.shape)}.")
+    if tensor.numel() and tensor.min() < 0:
+        raise ValueError(f"the value/values of the `weight` should be no less than 0, got {tensor.tolist()}.")
+    return tensor
+
+
+def _full_signature(cls: type) -> inspect.Signature:
+    """Signature of a class with its bases' options spelled out in place of `**options`."""
+    own = inspect.signature(cls.__init__)
+    parameters = [p for p in own.parameters.values() if p.name != "self"]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return own.replace(parameters=parameters)
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    names = {p.name for p in named}
+    inherited = inspect.signature(cls.__mro__[1]).parameters.values()  # already spelled out
+    named += [p.replace(kind=p.KEYWORD_ONLY) for p in inherited if p.name not in names]
+    return own.replace(parameters=named)
+
+
+class SegmentationLoss(nn.Module):
+    """Base of the losses that compare (B, C, *spatial) predictions with a target.
+
+    Args:
+        include_background: False drops channel 0 of the result. The softmax always runs over all channels.
+        to_onehot_y: the target is a map of labels (B, 1, *spatial), of any integer, float or bool dtype.
+        sigmoid: apply a sigmoid to the input: every channel is a decision of its own.
+        softmax: apply a softmax over the channels. Ignored, with a warning, for one channel.
+        other_act: another activation, given the whole input. With none of the three the input is probabilities.
+        reduction: "mean", "sum" or "none"; the class says over what.
+        weight: one number >= 0, or one per class; the class says how it enters.
+        ignore_index: label whose voxels are as if deleted: a sentinel (255, -1) or a class. With a target of C channels,
+            the voxels of that channel are ignored.
+        sync_batch: add the sums over the processes of torch.distributed, so that N ranks give the value, and after
+            DistributedDataParallel's averaging the gradient, of one rank with all their samples. Without an initialised
+            process group it does nothing.
+
+    Shapes:
+        input (B, C, *spatial) with 1, 2 or 3 spatial axes, target (B, 1, *spatial) with `to_onehot_y`, else
+        (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too.
+
+    Raises:
+        TypeError: an option, input or mask of the wrong type.
+        ValueError: an option out of range, more than one activation, labels outside 0..C-1.
+        ShapeMismatchError: shapes that do not fit (a ValueError and, as in MONAI, an AssertionError).
+    """
+
+    class_weight: Tensor | None
+    _spatial = range(1, 4)
+
+    def __init__(
+        self,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherAct = None,
+        reduction: Reduction = "mean",
+        weight: Weight = None,
+        ignore_index: int | None = None,
+        sync_batch: bool = False,
+    ) -> None:
+        super().__init__()
+        if other_act is not None and not callable(other_act):
+            raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
+        if int(sigmoid) + int(softmax) + int(other_act is not None) > 1:
+            raise ValueError("Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None].")
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+            raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}.")
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.reduction: str = one_of("reduction", reduction, Reduction)
+        self.ignore_index = ignore_index
+        self.sync_batch = sync_batch
+        self.register_buffer("class_weight", class_weights(weight))
+        self._check_labels = LabelCheck()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _full_signature(cls)
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            input: (B, C, *spatial) scores or probabilities, of any float dtype.
+            target: (B, 1, *spatial) labels with `to_onehot_y`, else (B, C, *spatial).
+            mask: (B, 1, *spatial) bool, or float weights per voxel; a voxel of weight 0 is as if deleted.
+
+        Returns:
+            A scalar, or with reduction="none" what the class says; float32, or float64 for a float64 input.
+        """
+        inputs = self.prepare(input, target, mask)
+        inputs.compute(self.terms(inputs))
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        return self.value(inputs).to(dtype)
+
+    @abstractmethod
+    def terms(self, inputs: LossInputs) -> Terms:
+        """What the loss reads of the data, so that a compound loss can compute all of it in one pass."""
+
+    @abstractmethod
+    def value(self, inputs: LossInputs) -> Tensor:
+        """The loss, from the results in `inputs`."""
+
+    def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
+        """Check one call's data and wrap it."""
+        scores, target = plain(input), plain(target)
+        mask = None if mask is None else plain(mask)
+        one_channel = scores.ndim > 1 and scores.shape[1] == 1
+        if one_channel:
+            for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
+                if getattr(self, option, default) is not default:
+                    # nn.Module adds two frames between the caller and `forward`.
+                    warnings.warn(f"single channel prediction, `{option}={not default}` ignored.", stacklevel=5)
+        labels = self.to_onehot_y and not one_channel
+        check_shapes(scores, target, mask, labels=labels, spatial=self._spatial)
+        if labels:
+            self._check_labels(target, scores.shape[1], self.ignore_index)
+        return LossInputs(scores, target, mask, labels=labels, ignore_index=self.ignore_index, other_act=self.other_act)
+
+    def activation(self, inputs: LossInputs) -> Activation:
+        """How this loss reads probabilities of this input."""
+        if self.sigmoid:
+            return "sigmoid"
+        return "softmax" if self.softmax and inputs.scores.shape[1] > 1 else "none"
+
+    def kept(self, values: Tensor, axis: int = 1) -> Tensor:
+        """The channels of a result that count."""
+        if self.include_background or values.shape[axis] == 1:
+            return values
+        return values.narrow(axis, 1, values.shape[axis] - 1)
+
+    def weights_for(self, num_classes: int, like: Tensor) -> Tensor | None:
+        """(num_classes,) weights in the dtype and on the device of `like`; None without, and for one class, as MONAI."""
+        if self.class_weight is None or num_classes == 1:
+            return None
+        weight = self.class_weight.to(like)
+        if weight.ndim == 0:
+            return weight.expand(num_classes)
+        if weight.shape[0] != num_classes:
+            raise ValueError(
+                "The length of the `weight` sequence should be the same as the number of classes. If "
+                "`include_background=False`, the weight should not include the background category class 0: "
+                f"expected {num_classes} numbers, got {weight.shape[0]}."
+            )
+        return weight
+
+    def summed_over_ranks(self, sums: Tensor) -> Tensor:
+        """`sums` added over the processes, with gradient, when `sync_batch`."""
+        if not (self.sync_batch and dist.is_available() and dist.is_initialized()):
+            return sums
+        from torch.distributed.nn.functional import all_reduce
+
+        return all_reduce(sums)
+
+
+class RegionLoss(SegmentationLoss):
+    """Base of the losses that are a formula of the soft counts of each sample and class.
+
+    Args:
+        batch: add the counts over the batch before the formula.
+        smooth_nr: added to the numerator of a ratio.
+        smooth_dr: added to its denominator.
+        soft_label: the target is soft: overlaps are sum min(p, g), so that a soft target is a perfect prediction of
+            itself.
+        absent_class: "smooth" (MONAI's behaviour: a class without a voxel in the target is a ratio of the smoothing
+            terms) or "skip": it leaves the mean.
+        **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised.
+            `sync_batch` needs `batch=True`. "mean" is over samples and classes kept; a sample in which everything is
+            ignored leaves it. "none" gives (B, C', 1, ..), or (1, C', 1, ..) with `batch`.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: bool = False,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        soft_label: bool = False,
+        absent_class: AbsentClass = "smooth",
+        **options: Unpack[SegmentationOptions],
+    ) -> None:
+        super().__init__(**options)
+        if self.sync_batch and not batch:
+            raise ValueError(
+                "expected batch=True with sync_batch=True, got batch=False: counts of samples are not summed."
+            )
+        self.batch = batch
+        self.smooth_nr = float(smooth_nr)
+        self.smooth_dr = float(smooth_dr)
+        self.soft_label = soft_label
+        self.absent_class = one_of("absent_class", absent_class, AbsentClass)
+
+    @property
+    def squares(self) -> bool:
+        """Whether the formula reads sum p^2 and sum g^2."""
+        return False
+
+    @abstractmethod
+    def formula(self, c: SoftCounts) -> Tensor:
+        """(B, C) loss of each sample and class."""
+
+    def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """The smoothed quotient."""
+        return (numerator + self.smooth_nr) / (denominator + self.smooth_dr)
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return self._count_term(inputs), TARGET_SUMS
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        parts = torch.cat([inputs[self._count_term(inputs)], inputs[TARGET_SUMS]])
+        if self.batch:
+            parts = self.summed_over_ranks(parts.sum(1, keepdim=True))
+        tp, p, *squares, g, n = self.kept(parts, axis=2)
+        p_squared, g_squared = squares or (None, None)
+        values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, p_squared, g_squared))
+        weight = self.weights_for(values.shape[1], values)
+        if weight is not None:
+            values = values * weight
+        keep = None if inputs.counts_all else n > 0
+        if self.absent_class == "skip":
+            keep = g > 0
+        return self._reduced(values, keep, inputs.scores.ndim - 2)
+
+    def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
+        activation = self.activation(inputs)
+        # Sums of squares suit soft targets as they are, and with labels min(p, g) = pg for any p in [0, 1].
+        soft = self.soft_label and not self.squares and not (inputs.labels and activation != "none")
+        return "activated", CountSums(activation, squares=self.squares, soft_overlap=soft)
+
+    def _reduced(self, values: Tensor, keep: Tensor | None, spatial_axes: int) -> Tensor:
+        if keep is not None:
+            values = torch.where(keep, values, 0)
+        if self.reduction == "none":
+            return values[(...,) + (None,) * spatial_axes]
+        if self.reduction == "sum":
+            return values.sum()
+        return values.mean() if keep is None else values.sum() / keep.expand_as(values).sum().clamp_min(1)
+
+
+class DistributionLoss(SegmentationLoss):
+    """Base of the losses that are a formula of the log-probability of each voxel's true class.
+
+    Args:
+        **options: see `SegmentationLoss`. With `softmax`, or probabilities of several channels, a voxel has one true
+            class; with `sigmoid`, or one channel, every channel is a decision of its own. `weight` has one number per
+            class of the input and is normalised: sum w l / sum w, torch's rule. "mean" is over all voxels of the batch
+            that count (and over the channels kept, one-vs-rest). "none" gives the loss of each voxel, (B, 1, *spatial),
+            or (B, C', *spatial) one-vs-rest; 0 where a voxel does not count.
+    """
+
+    def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if self.softmax and not self.include_background:
+            warnings.warn(
+                f"`include_background=False` has no effect on {type(self).__name__} with softmax: a voxel of background "
+                "has a true class too (mask it, or give it the weight 0).",
+                stacklevel=3,
+            )
+
+    source: Source = "activated"
+
+    @abstractmethod
+    def formula(self, log_pt: Tensor) -> Tensor:
+        """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise."""
+
+    # l(log p, log(1-p), g) of a one-vs-rest decision where that is not linear in a soft g.
+    binary_formula: BinaryFormula | None = None
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the sums of the classes are needed apart."""
+        return self.class_weight is not None
+
+    def one_vs_rest(self, inputs: LossInputs) -> bool:
+        """Whether every channel is a decision of its own."""
+        return self.sigmoid or inputs.scores.shape[1] == 1
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return self._voxel_term(inputs), TARGET_SUMS
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        result = inputs[self._voxel_term(inputs)]
+        if self.reduction == "none":
+            return self._weighted_map(inputs, result)
+        return self._reduced(inputs, *result)
+
+    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, VoxelSums | VoxelMap]:
+        sums = VoxelSums(
+            self.activation(inputs),
+            self.formula,
+            one_vs_rest=self.one_vs_rest(inputs),
+            binary=self.binary_formula,
+            by_class=self.by_class,
+        )
+        return self.source, VoxelMap(sums) if self.reduction == "none" else sums
+
+    def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
+        """Reduce (B, C) sums of the losses of positive and negative decisions."""
+        volumes, voxels = inputs[TARGET_SUMS]
+        if self.one_vs_rest(inputs):
+            loss, counts = self.kept(positive + negative), self.kept(voxels)
+        elif self.class_weight is None:
+            loss, counts = positive.sum(1, keepdim=True), voxels[:, :1]
+        else:
+            loss, counts = positive, volumes
+        weight = self.weights_for(loss.shape[1], loss)
+        if weight is not None:
+            loss, counts = loss * weight, counts * weight
+        return self._mean_or_sum(loss.sum(), counts.sum())
+
+    def _mean_or_sum(self, total: Tensor, count: Tensor) -> Tensor:
+        if self.reduction == "sum":
+            return total
+        total, count = self.summed_over_ranks(torch.stack([total, count]))
+        # Nothing kept: 0, with zero gradient.
+        return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0)
+
+    def _weighted_map(self, inputs: LossInputs, loss: Tensor) -> Tensor:
+        """The map of voxel losses, times the class weights."""
+        if self.one_vs_rest(inputs):
+            loss = self.kept(loss)
+        one_vs_rest, channels = self.one_vs_rest(inputs), inputs.scores.shape[1]
+        weight = self.weights_for(loss.shape[1] if one_vs_rest else channels, loss)
+        if weight is not None and inputs.labels and not one_vs_rest:
+            return loss * weight[inputs.class_index()]
+        if weight is not None:
+            loss = loss * weight.view(1, -1, *[1] * (loss.ndim - 2))
+        return loss if one_vs_rest else loss.sum(1, keepdim=True)

@@ -1,0 +1,204 @@
+"""The data of one call, shared by the parts of a compound loss: checked once, each sum computed at most once."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monai_extra_losses.ops.fused_sums import fused_sums
+from monai_extra_losses.ops.slabs import Layout, Voxels
+from monai_extra_losses.ops.terms import Term
+
+Source = Literal["scores", "activated"]
+
+
+class ShapeMismatchError(ValueError, AssertionError):
+    """Shapes that do not fit. MONAI raises AssertionError there, so code that catches either keeps working."""
+
+
+class LossInputs:
+    """Lazy results for one call.
+
+    Args:
+        scores: (B, C, *spatial) what the network gave.
+        target: (B, 1, *spatial) labels when `labels`, else (B, C, *spatial).
+        mask: (B, 1, *spatial) bool or float, or None.
+        labels: whether `target` holds labels.
+        ignore_index: label or channel whose voxels do not count.
+        other_act: activation of the user; applied to the whole input, once, when a term reads its result.
+    """
+
+    def __init__(
+        self,
+        scores: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        *,
+        labels: bool,
+        ignore_index: int | None = None,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.scores, self.target, self.mask = scores, target, mask
+        self.labels, self.ignore_index, self.other_act = labels, ignore_index, other_act
+        self._results: dict[tuple[Source, Term], Tensor] = {}
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether every voxel counts 1: no mask, nothing ignored."""
+        return self._layout(self.scores).counts_all
+
+    def compute(self, terms: Iterable[tuple[Source, Term]]) -> None:
+        """Compute what is not there yet, in one pass for each source."""
+        missing = [key for key in dict.fromkeys(map(self._key, terms)) if key not in self._results]
+        for source in dict.fromkeys(source for source, _ in missing):
+            wanted = [term for key, term in missing if key == source]
+            results = fused_sums(self._layout(self._read(source)), wanted)
+            self._results.update({(source, term): result for term, result in zip(wanted, results, strict=True)})
+
+    def __getitem__(self, key: tuple[Source, Term]) -> Tensor:
+        self.compute([key])
+        return self._results[self._key(key)]
+
+    def class_index(self) -> Tensor:
+        """(B, *spatial) int64 class of each voxel of a label map; 0 where the label is ignored."""
+        index = self.target[:, 0].to(torch.int64)
+        return index if self.ignore_index is None else index.masked_fill(index == self.ignore_index, 0)
+
+    def whole(self) -> Voxels:
+        """All voxels at once, for what cannot be computed slab by slab."""
+        return self._layout(self._read("activated")).whole()
+
+    def _key(self, key: tuple[Source, Term]) -> tuple[Source, Term]:
+        return ("scores", key[1]) if self.other_act is None else key
+
+    def _read(self, source: Source) -> Tensor:
+        if source == "scores" or self.other_act is None:
+            return self.scores
+        activated = plain(self.other_act(self.scores))
+        if activated.shape != self.scores.shape:
+            raise ShapeMismatchError(
+                f"expected other_act to keep the shape {tuple(self.scores.shape)}, got {tuple(activated.shape)}."
+            )
+        return activated
+
+    def _layout(self, scores: Tensor) -> Layout:
+        return Layout(scores, self.target, self.mask, self.labels, self.ignore_index)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor itself of a MetaTensor or another subclass; autograd goes through."""
+    return tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
+
+
+def check_shapes(scores: Tensor, target: Tensor, mask: Tensor | None, *, labels: bool, spatial: range) -> None:
+    """Refuse data that a loss cannot mean anything with.
+
+    Raises:
+        TypeError: input or mask of another dtype than expected.
+        ValueError: a number of axes that is not supported, tensors on two devices, a target that requires a gradient.
+        ShapeMismatchError: target or mask of another shape than the input asks for.
+    """
+    if not scores.is_floating_point():
+        raise TypeError(f"expected a floating-point input, got {scores.dtype}.")
+    if scores.ndim - 2 not in spatial:
+        axes = f"{spatial.start} to {spatial.stop - 1}"
+        raise ValueError(f"expected input (B, C, *spatial) with {axes} spatial axes, got shape {tuple(scores.shape)}.")
+    expected = (scores.shape[0], 1 if labels else scores.shape[1], *scores.shape[2:])
+    if target.shape != expected:
+        raise ShapeMismatchError(_target_message(scores, target, expected, labels=labels))
+    if mask is not None:
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(f"expected a bool or floating-point mask, got {mask.dtype}: try mask.bool().")
+        expected = (scores.shape[0], 1, *scores.shape[2:])
+        if mask.shape != expected:
+            raise ShapeMismatchError(
+                f"expected mask {expected} for input {tuple(scores.shape)}, got {tuple(mask.shape)}."
+            )
+    for name, other in (("target", target), ("mask", mask)):
+        if other is not None and other.device != scores.device:
+            raise ValueError(f"expected {name} on {scores.device} like the input, got {other.device}.")
+        if other is not None and other.requires_grad:
+            raise ValueError(f"expected a {name} without gradient, got one that requires it: try {name}.detach().")
+
+
+def _target_message(scores: Tensor, target: Tensor, expected: tuple[int, ...], *, labels: bool) -> str:
+    got = f"got {tuple(target.shape)}"
+    message = (
+        f"ground truth has different shape ({tuple(target.shape)}) from input ({tuple(scores.shape)}): "
+        f"expected target {expected}, {got}"
+    )
+    if target.ndim == scores.ndim - 1 and target.shape[0] == scores.shape[0]:
+        return message + ": add the channel axis with target.unsqueeze(1)."
+    if not labels and target.ndim == scores.ndim and target.shape[1] == 1:
+        return message + ": for a target of labels set to_onehot_y=True."
+    if labels and target.shape == scores.shape:
+        return (
+            message
+            + ": a one-hot target wants to_onehot_y=False; labels should have a channel with length equal to one."
+        )
+    return message + "."
+
+
+class LabelCheck:
+    """Refuses labels outside 0..C-1 (or `ignore_index`) and labels that are no whole numbers.
+
+    On a GPU the first call waits for the answer; later calls do not stall the device: each one enqueues its check and
+    reports what an earlier call found. Until then a wrong label is clamped, never an index error on the device.
+    """
+
+    def __init__(self) -> None:
+        self._checked = False
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
+        if torch.compiler.is_compiling() or target.dtype == torch.bool:
+            return
+        if target.device.type != "cuda" or not self._checked:
+            self._checked = True
+            wrong = any(bool(_wrong(part, num_classes, ignore_index)) for part in target.flatten().split(_CHECK_LENGTH))
+            if wrong:
+                raise ValueError(_labels_message(target, num_classes, ignore_index))
+            return
+        if self._pending is not None and self._pending[1].query():
+            if self._pending[0].item():
+                self._pending = None
+                raise ValueError(f"an earlier call had a wrong target: {_expected_labels(num_classes, ignore_index)}.")
+            self._pending = None
+        if self._pending is None:
+            flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+            flag.copy_(_wrong(target, num_classes, ignore_index), non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending = flag, event
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_checked": False, "_pending": None}  # an event can be neither copied nor pickled
+
+
+_CHECK_LENGTH = 1 << 17
+
+
+def _wrong(labels: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """Whether any label is wrong, as a tensor."""
+    index = labels.to(torch.int64)
+    lowest, highest = torch.aminmax(index)
+    wrong = (lowest < 0) | (highest >= num_classes)
+    if ignore_index is not None:
+        wrong = wrong & (((index < 0) | (index >= num_classes)) & (index != ignore_index)).any()
+    return wrong | (index != labels).any() if labels.is_floating_point() else wrong
+
+
+def _expected_labels(num_classes: int, ignore_index: int | None) -> str:
+    ignored = "" if ignore_index is None else f" or ignore_index={ignore_index}"
+    return f"expected whole labels in 0..{num_classes - 1} (input has {num_classes} channels){ignored}"
+
+
+def _labels_message(target: Tensor, num_classes: int, ignore_index: int | None) -> str:
+    values = sorted(set(target.unique().tolist()))
+    wrong = [v for v in values if not (v in range(num_classes) or v == ignore_index)]
+    shown = ", ".join(f"{v:g}" for v in wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+    hint = "remap them, give the network more channels, or set ignore_index"
+    if any(v != v or v % 1 for v in wrong):
+        hint = "resample labels with mode='nearest'"
+    return f"{_expected_labels(num_classes, ignore_index)}, got {shown}: {hint}."

@@ -1,0 +1,140 @@
+"""The op behind the losses: every term of a call in one pass over slabs, forward and backward.
+
+The backward recomputes each slab and writes the gradient of all terms together, so that the extra memory of a loss, of
+a compound loss too, is the gradient of its logits and one slab.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_extra_losses.ops import label_kernels
+from monai_extra_losses.ops.slabs import Layout, Voxels, write
+from monai_extra_losses.ops.terms import TargetSums, Term, VoxelMap, sum_dtype
+
+
+def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
+    """Compute `terms` for one call.
+
+    Args:
+        layout: scores, target and mask.
+        terms: what to compute.
+
+    Returns:
+        One tensor per term: (rows, B, C) sums in float64, or a (B, channels, *spatial) map. Differentiable once, with
+        respect to the scores.
+    """
+    if torch.compiler.is_compiling():
+        return [_definition(layout, term) for term in terms]
+    if not terms:
+        return []
+    return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
+
+
+def _definition(layout: Layout, term: Term) -> Tensor:
+    result = term.definition(layout.whole())
+    if isinstance(term, VoxelMap):
+        return result.reshape(*result.shape[:2], *layout.scores.shape[2:])
+    return result
+
+
+class _FusedSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, layout: Layout, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(scores, layout.target, layout.mask)
+        ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
+        outs = tuple(_empty(layout, term) for term in terms)
+        kernels = layout.labels and label_kernels.supports(_differentiable(terms))
+        for sample in range(scores.shape[0]):
+            for slab, voxels in layout.slabs(sample):
+                if not kernels:
+                    for term, out in zip(terms, outs, strict=True):
+                        _store(term, out, sample, voxels, term.definition(slab))
+                    continue
+                _forward_labels(slab, terms, outs, sample, voxels)
+        return outs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "these losses have no second derivative: expected backward() without create_graph=True "
+                "(use the torch definitions in monai_extra_losses.ops.terms for one)."
+            )
+        scores, target, mask = ctx.saved_tensors
+        layout = Layout(scores, target, mask, ctx.labels, ctx.ignore_index)
+        wanted = [
+            (term, grad)
+            for term, grad in zip(ctx.terms, grads, strict=True)
+            if grad is not None and not isinstance(term, TargetSums)
+        ]
+        terms = [term for term, _ in wanted]
+        gradient = torch.empty_like(scores) if wanted else torch.zeros_like(scores)
+        if not wanted:
+            return gradient, None, None
+        kernels = layout.labels and label_kernels.supports(terms)
+        for sample in range(scores.shape[0]):
+            for slab, voxels in layout.slabs(sample):
+                slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in wanted]
+                if kernels:
+                    d = label_kernels.LabelSlab(slab, terms[0].activation).backward(terms, slab_grads)
+                else:
+                    d = _differentiate(slab, terms, slab_grads)
+                write(gradient[sample], voxels, d)
+        return gradient, None, None
+
+
+def _differentiable(terms: Sequence[Term]) -> list[Term]:
+    return [term for term in terms if not isinstance(term, TargetSums)]
+
+
+def _forward_labels(slab: Voxels, terms: Sequence[Term], outs: Sequence[Tensor], sample: int, voxels: slice) -> None:
+    rest, rest_outs = [], []
+    for term, out in zip(terms, outs, strict=True):
+        if isinstance(term, TargetSums):
+            assert slab.index is not None
+            weight = None if slab.weight is None else slab.weight[0]
+            out[0, sample] += label_kernels.sum_by_label(slab.index[0], weight, slab.scores.shape[1])
+            out[1, sample] += slab.scores.shape[2] if weight is None else weight.sum(dtype=sum_dtype(weight.device))
+        else:
+            rest.append(term)
+            rest_outs.append(_slab_of(term, out, sample, voxels))
+    if rest:
+        label_kernels.LabelSlab(slab, rest[0].activation).forward(rest, rest_outs)
+
+
+def _empty(layout: Layout, term: Term) -> Tensor:
+    scores = layout.scores
+    if isinstance(term, VoxelMap):
+        channels = term.channels(scores.shape[1], labels=layout.labels)
+        return scores.new_zeros((scores.shape[0], channels, *scores.shape[2:]), dtype=layout.dtype)
+    return scores.new_zeros(term.shape(scores), dtype=sum_dtype(scores.device))
+
+
+def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:
+    """The part of a result, or of its gradient, that belongs to one slab: a view where `result` is contiguous."""
+    if isinstance(term, VoxelMap):
+        return result[sample].flatten(1)[:, voxels]
+    return result[:, sample]
+
+
+def _store(term: Term, out: Tensor, sample: int, voxels: slice, value: Tensor) -> None:
+    if isinstance(term, VoxelMap):
+        out[sample].flatten(1)[:, voxels] = value[0]
+    else:
+        out[:, sample] += value[:, 0]
+
+
+def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
+    """(C, m) gradient of the plain definitions on one slab."""
+    with torch.enable_grad():
+        leaf = slab.scores.detach().requires_grad_()
+        v = Voxels(leaf, slab.index, slab.target, slab.weight)
+        values = [term.definition(v) for term in terms]
+        shaped = [
+            grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1) for term, grad in zip(terms, grads, strict=True)
+        ]
+        (d,) = torch.autograd.grad(values, leaf, shaped, allow_unused=True)
+    return torch.zeros_like(leaf[0]) if d is None else d[0]

@@ -1,0 +1,153 @@
+"""One pass over the voxels in slabs that fit the cache: the memory rule of every loss is kept here."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Elements (channels x voxels) of one slab. On the CPU three such float32 buffers stay in the cache of two cores;
+# on a GPU a slab only has to be long enough to keep the device busy.
+_CPU_SLAB = 1 << 18
+_GPU_SLAB = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Voxels:
+    """The data of a call, or one slab of it, voxels last.
+
+    Attributes:
+        scores: (B, C, M) what the network gave, float32 or float64.
+        index: (B, M) int64, the class of each voxel, for a target of labels. A voxel that does not count has class 0.
+        target: (B, C, M) one-hot, multi-label or soft target, where `index` is None.
+        weight: (B, M) what each voxel counts; None where each counts 1.
+    """
+
+    scores: Tensor
+    index: Tensor | None
+    target: Tensor | None
+    weight: Tensor | None
+
+    def one_hot(self) -> Tensor:
+        """(B, C, M) target in the dtype of the scores."""
+        if self.target is not None:
+            return self.target
+        assert self.index is not None
+        classes = torch.arange(self.scores.shape[1], device=self.scores.device)
+        return (self.index.unsqueeze(1) == classes.view(1, -1, 1)).to(self.scores.dtype)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """`values` (B, C, M) or (B, 1, M), times the weight of each voxel."""
+        return values if self.weight is None else values * self.weight.unsqueeze(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The tensors of one call and how to read them slab by slab.
+
+    Attributes:
+        scores: (B, C, *spatial) of any float dtype.
+        target: (B, 1, *spatial) labels of any dtype when `labels`, else (B, C, *spatial).
+        mask: (B, 1, *spatial) bool or float, or None.
+        labels: whether `target` holds labels.
+        ignore_index: label, or with a target of C channels the channel, whose voxels do not count.
+    """
+
+    scores: Tensor
+    target: Tensor
+    mask: Tensor | None
+    labels: bool
+    ignore_index: int | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the maps: float32, or float64 when the scores are."""
+        return torch.float64 if self.scores.dtype == torch.float64 else torch.float32
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether every voxel counts 1."""
+        return self.mask is None and not self._ignores
+
+    @property
+    def _ignores(self) -> bool:
+        if self.ignore_index is None:
+            return False
+        # A sentinel (255, -1) has no channel: in a target of C channels it ignores nothing.
+        return self.labels or self.target.shape[1] == 1 or 0 <= self.ignore_index < self.target.shape[1]
+
+    def whole(self) -> Voxels:
+        """Everything at once, as the plain definitions want it."""
+        mask = None if self.mask is None else self.mask.flatten(2)
+        return self._voxels(self.scores.flatten(2), self.target.flatten(2), mask)
+
+    def slabs(self, sample: int) -> Iterator[tuple[Voxels, slice]]:
+        """The slabs of one sample (with a batch axis of one), and the range of flat voxel positions of each."""
+        tensors = [self.scores[sample], self.target[sample]]
+        if self.mask is not None:
+            tensors.append(self.mask[sample])
+        flat = [_flat_view(tensor) for tensor in tensors]
+        for voxels in slab_ranges(self.scores, whole_rows=any(view is None for view in flat)):
+            parts = [read(view, tensor, voxels).unsqueeze(0) for view, tensor in zip(flat, tensors, strict=True)]
+            yield self._voxels(parts[0], parts[1], parts[2] if self.mask is not None else None), voxels
+
+    def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
+        scores = scores.to(self.dtype)
+        weight = None if mask is None else mask[:, 0].to(self.dtype)
+        if self._ignores:
+            counts = self._counts(target)
+            weight = counts.to(self.dtype) if weight is None else weight * counts
+            target = target * counts.unsqueeze(1).to(target.dtype)
+        if self.labels:
+            index = target[:, 0].to(torch.int64)
+            if index.device.type == "cuda":
+                index = index.clamp(0, scores.shape[1] - 1)  # the range check of a GPU call may come one call late
+            return Voxels(scores, index, None, weight)
+        return Voxels(scores, None, target.to(self.dtype), weight)
+
+    def _counts(self, target: Tensor) -> Tensor:
+        """(B, M) what `ignore_index` leaves of each voxel."""
+        if self.labels or target.shape[1] == 1:
+            return target[:, 0] != self.ignore_index
+        return 1 - target[:, self.ignore_index].to(self.dtype)
+
+
+def _flat_view(tensor: Tensor) -> Tensor | None:
+    """(C, *spatial) as (C, M) without a copy, or None where the strides do not allow it."""
+    try:
+        return tensor.view(tensor.shape[0], -1)
+    except RuntimeError:
+        return None
+
+
+def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
+    """Ranges of flat voxel positions; `whole_rows`: cut between indices of the first spatial axis only."""
+    channels, spatial = scores.shape[1], scores.shape[2:]
+    voxels = math.prod(spatial)
+    length = max((_CPU_SLAB if scores.device.type == "cpu" else _GPU_SLAB) // channels, 1024)
+    if whole_rows:
+        row = voxels // max(spatial[0], 1)
+        length = max(length // max(row, 1), 1) * row
+    for start in range(0, voxels, max(length, 1)):
+        yield slice(start, min(start + length, voxels))
+
+
+def read(view: Tensor | None, tensor: Tensor, voxels: slice) -> Tensor:
+    """(C, m) slab of a (C, *spatial) tensor; only a tensor without a flat view is copied, one slab at a time."""
+    return view[:, voxels] if view is not None else _rows(tensor, voxels).reshape(tensor.shape[0], -1)
+
+
+def write(tensor: Tensor, voxels: slice, values: Tensor) -> None:
+    """Store the (C, m) slab `values` in a (C, *spatial) tensor of any strides and dtype."""
+    view = _flat_view(tensor)
+    if view is not None:
+        view[:, voxels] = values
+    else:
+        rows = _rows(tensor, voxels)
+        rows.copy_(values.reshape(rows.shape))
+
+
+def _rows(tensor: Tensor, voxels: slice) -> Tensor:
+    row = math.prod(tensor.shape[2:])
+    return tensor[:, voxels.start // row : voxels.stop // row]

@@ -1,0 +1,199 @@
+"""What a loss can ask of one pass over the voxels: sums over the voxels of each sample and class, or a map.
+
+Each term has a plain definition in differentiable torch operations. It is what `torch.compile` traces, what the
+general slab path differentiates, and what the analytic kernels in `label_kernels.py` are tested against.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_extra_losses.ops.slabs import Voxels
+
+Activation = Literal["softmax", "sigmoid", "none"]
+VoxelFormula = Callable[[Tensor], Tensor]
+BinaryFormula = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Term(Protocol):
+    """One thing to compute in the pass. Hashable: equal terms of a compound loss are computed once."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        """Shape of the result for scores of shape (B, C, *spatial); sums have the batch in axis 1."""
+
+    def definition(self, v: Voxels) -> Tensor:
+        """The result for all voxels of `v`, of shape (rows, B, C) for sums and (B, channels, M) for maps."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSums:
+    """sum g and sum 1 over the voxels that count: result (2, B, C)."""
+
+    activation: Activation = "none"
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 2, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        g = v.weighted(v.one_hot())
+        ones = v.weighted(torch.ones_like(g[:, :1]))
+        return torch.stack([_total(g), _total(ones).expand(-1, g.shape[1])])
+
+
+@dataclass(frozen=True, slots=True)
+class CountSums:
+    """sum pg, sum p and, with `squares`, sum p^2, sum g^2: result (2 or 4, B, C).
+
+    `soft_overlap` takes sum min(p, g) for sum pg, so that a soft target is a perfect prediction of itself.
+    """
+
+    activation: Activation
+    squares: bool = False
+    soft_overlap: bool = False
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 4 if self.squares else 2, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        p, g = probabilities(v.scores, self.activation), v.one_hot()
+        if self.soft_overlap:
+            # (|p| + |g| - |p - g|) / 2 = min(p, g) for p, g >= 0, with the subgradient 1/2 where p = g.
+            p_sum = p.abs()
+            overlap = (p_sum + g.abs() - (p - g).abs()) / 2
+        else:
+            p_sum, overlap = p, p * g
+        parts = [overlap, p_sum] + ([p * p, g * g] if self.squares else [])
+        return torch.stack([_total(v.weighted(part)) for part in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelSums:
+    """Sums of a voxel-wise loss of the true class's log-probability: result (2, B, C).
+
+    Categorical (softmax, or probabilities of C > 1 channels): row 0 is sum g f(log p), row 1 is 0.
+    One-vs-rest: every channel is a decision of its own; row 0 is sum g f(log p), row 1 is sum (1-g) f(log(1-p)), so that
+    a factor of positives and one of negatives can be applied afterwards.
+
+    Attributes:
+        activation: how the scores become probabilities.
+        formula: f, elementwise, of the log-probability of the true outcome.
+        one_vs_rest: whether every channel is a decision of its own.
+        binary: a loss l(log p, log(1-p), g) for targets of C channels that is not linear in g: g l and (1-g) l are summed.
+        by_class: False: row 0 holds the sum over all classes in its first column (a categorical loss without class
+            weights needs no more, and it costs less).
+    """
+
+    activation: Activation
+    formula: VoxelFormula
+    one_vs_rest: bool
+    binary: BinaryFormula | None = None
+    by_class: bool = True
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 2, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        if not self.one_vs_rest:
+            g = v.one_hot()
+            loss = v.weighted(g * self.formula(log_probabilities(v.scores, self.activation)))
+            return torch.stack([_total(loss), torch.zeros_like(_total(loss))])
+        return torch.stack([_total(v.weighted(part)) for part in self.binary_losses(v)])
+
+    def binary_losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        """(B, C, M) losses of each one-vs-rest decision, as a positive and as a negative."""
+        log_p, log_not_p = binary_log_probabilities(v.scores, self.activation)
+        g = v.one_hot()
+        if self.binary is not None and v.index is None:
+            loss = self.binary(log_p, log_not_p, g)
+            return g * loss, (1 - g) * loss
+        return g * self.formula(log_p), (1 - g) * self.formula(log_not_p)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSums:
+    """sum log p, or one-vs-rest sum log p + log(1-p), for label smoothing: result (1, B, C)."""
+
+    activation: Activation
+    one_vs_rest: bool
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 1, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        if self.one_vs_rest:
+            log_p = sum(binary_log_probabilities(v.scores, self.activation))
+        else:
+            log_p = log_probabilities(v.scores, self.activation)
+        return _total(v.weighted(log_p)).unsqueeze(0)
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelMap:
+    """The voxel-wise loss itself, 0 where a voxel does not count: result (B, 1 or C, *spatial).
+
+    Categorical with labels: one channel, f(log p_t). Otherwise C channels: g f(log p), or the one-vs-rest loss.
+    """
+
+    sums: VoxelSums
+
+    @property
+    def activation(self) -> Activation:
+        return self.sums.activation
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        raise NotImplementedError  # depends on the kind of target, see `channels`
+
+    def channels(self, num_classes: int, *, labels: bool) -> int:
+        return 1 if labels and not self.sums.one_vs_rest else num_classes
+
+    def definition(self, v: Voxels) -> Tensor:
+        if self.sums.one_vs_rest:
+            return v.weighted(sum(self.sums.binary_losses(v)))
+        log_p = log_probabilities(v.scores, self.activation)
+        if v.index is not None:
+            return v.weighted(self.sums.formula(log_p.gather(1, v.index.unsqueeze(1))))
+        return v.weighted(v.one_hot() * self.sums.formula(log_p))
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum over the voxels, in float64 where the device has it."""
+    return values.sum(-1, dtype=sum_dtype(values.device))
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Precision of sums over voxels: float64, or float32 on devices without it (Apple's)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def probabilities(scores: Tensor, activation: Activation) -> Tensor:
+    """(B, C, M) probabilities."""
+    if activation == "softmax":
+        return torch.softmax(scores, 1)
+    return torch.sigmoid(scores) if activation == "sigmoid" else scores
+
+
+def log_probabilities(scores: Tensor, activation: Activation) -> Tensor:
+    """(B, C, M) log p, finite for a probability of 0."""
+    if activation == "softmax":
+        return F.log_softmax(scores, 1)
+    return F.logsigmoid(scores) if activation == "sigmoid" else _safe_log(scores)
+
+
+def binary_log_probabilities(scores: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """(B, C, M) log p and log(1-p) of each channel as a decision of its own."""
+    if activation == "sigmoid":
+        return F.logsigmoid(scores), F.logsigmoid(-scores)  # log(1 - sigmoid(x)) = logsigmoid(-x)
+    if activation == "softmax":
+        raise NotImplementedError("one-vs-rest log-probabilities of a softmax are not needed by any loss yet.")
+    return _safe_log(scores), _safe_log(1 - scores)
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log()

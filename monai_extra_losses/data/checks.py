@@ -242,14 +242,12 @@ def _found_labels(case_list: CaseList, labelled: Iterable[CaseSummary]) -> dict[
     for summary in labelled:
         voxels.update(summary.voxels)
     found = sorted(value for value in voxels if voxels[value])
-    if not any(found):
-        raise DatasetError(f"{case_list.folder}: expected labelled voxels, got labels that are 0 everywhere.")
     if case_list.labels:
         for value, name in case_list.labels.items():
             if value not in found:
                 _logger.warning("%s: no case has a voxel of the declared label %d (%s).", case_list.folder, value, name)
         return dict(case_list.labels)
-    if found != list(range(len(found))):
+    if len(found) < 2 or found != list(range(len(found))):
         raise DatasetError(
             f"{case_list.folder}: expected label values 0 to n without a gap, got {', '.join(map(str, found))}; "
             'write a dataset.json that names them: {"labels": {"0": "background", "1": NAME, ...}}.'
@@ -328,7 +326,8 @@ def _scan_file(file: Path, kind: _Kind) -> _FileScan:
         proxy: Any = loaded.dataobj
         data = np.asarray(proxy.get_unscaled())
     except (OSError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        raise DatasetError(f"expected a whole NIfTI file, got a damaged one ({error}); copy it again.") from error
+        reason = str(error).partition("\n")[0]
+        raise DatasetError(f"expected a whole NIfTI file, got a damaged one ({reason}); copy it again.") from error
     if data.dtype.kind not in "iufb":
         raise DatasetError(f"expected real numbers, got voxels of type {data.dtype}; convert them.")
     if data.ndim == 3 or (data.ndim == 4 and (kind == "image" or data.shape[3] == 1)):

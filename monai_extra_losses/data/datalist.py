@@ -86,7 +86,7 @@ def read_case_list(folder: str | Path) -> CaseList:
             f"{declared_file}: expected labelled cases under `training`, got an empty list; "
             "list them, or remove the key so that imagesTr/ and labelsTr/ are paired by file name."
         )
-    _refuse_duplicates(cases, unlabelled)
+    _refuse_duplicates(folder, cases, unlabelled)
     return CaseList(
         folder=folder,
         name=str(declared.get("name") or folder.resolve().name),
@@ -257,14 +257,14 @@ def _stem(file: str) -> str:
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
 
 
-def _refuse_duplicates(cases: Iterable[LabelledCase], unlabelled: Iterable[LabelledCase]) -> None:
+def _refuse_duplicates(folder: Path, cases: Iterable[LabelledCase], unlabelled: Iterable[LabelledCase]) -> None:
     everything = [*cases, *unlabelled]
     names = Counter(case.name for case in everything)
     files = Counter(file for case in everything for file in (*case.image, *([case.label] if case.label else [])))
     problems = [f"{file}: expected to be listed once, got {n} times." for file, n in files.items() if n > 1]
     if not problems:
         problems = [
-            f"{name}: expected one case of this name in training and test together, got {n}; rename its files."
+            f"{folder}: expected one case called {name} in training and test together, got {n}; rename the files."
             for name, n in names.items()
             if n > 1
         ]

@@ -127,7 +127,7 @@ def _draw_case(
     clean[blobs] = _ORGAN + contrast
     if with_lesions:
         fraction = np.exp(random.uniform(np.log(0.0012), np.log(0.012)))
-        lesions = _blobs(random, grid, spacing, unit, organ_depth > 0.06, int(random.integers(1, 6)), fraction)
+        lesions = _blobs(random, grid, spacing, unit, _eroded(organ_depth > 0), int(random.integers(1, 6)), fraction)
         label[lesions] = 2
         clean[lesions] = _ORGAN + contrast
 
@@ -172,6 +172,12 @@ def _blobs(
     blobs = np.zeros(room.size, dtype=bool)
     blobs[nearest] = True
     return blobs.reshape(room.shape)
+
+
+def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The voxels whose six neighbours lie in the mask too."""
+    neighbours = [np.roll(mask, shift, axis) for axis in range(mask.ndim) for shift in (-1, 1)]
+    return np.logical_and.reduce([mask, *neighbours])
 
 
 def _smooth_field(

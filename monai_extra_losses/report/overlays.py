@@ -1,5 +1,6 @@
 """Target and prediction drawn over the image, in three planes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,12 @@ def draw_overlay(
     size = [n * step for n, step in zip(image.shape, spacing, strict=True)]
     low, high = np.percentile(image[np.isfinite(image)], (0.5, 99.5))
 
-    width = sum(size[horizontal] for _, _, horizontal, _ in _PLANES)
-    height = max(size[vertical] for _, _, _, vertical in _PLANES)
-    figure = Figure(figsize=(12, min(max(11 * height / width, 2.5), 8) + 1.3), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=[size[horizontal] for _, _, horizontal, _ in _PLANES])
+    handles = [Line2D([], [], color=colours[value], linewidth=3, label=labels[value]) for value in values]
+    handles += [
+        Line2D([], [], color="black", linestyle="solid", label="target"),
+        Line2D([], [], color="black", linestyle="dashed", label="prediction"),
+    ]
+    figure, panels = _lay_out(size, num_entries=len(handles))
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
         index = _informative_slice(label, prediction, cut, values)
         extent = (0, size[horizontal], 0, size[vertical])
@@ -72,22 +75,45 @@ def draw_overlay(
                 plane = volume.take(index, axis=cut).T
                 _draw_contour(axes, plane == value, (spacing[horizontal], spacing[vertical]), colour, style)
         axes.set(
+            xlim=(0, size[horizontal]),
+            ylim=(0, size[vertical]),
             title=f"{name}, {_AXES[cut]} index {index}",
             xlabel=f"{_AXES[horizontal]} (mm)",
             ylabel=f"{_AXES[vertical]} (mm)",
         )
-    handles = [Line2D([], [], color=colours[value], linewidth=3, label=labels[value]) for value in values]
-    handles += [
-        Line2D([], [], color="black", linestyle="solid", label="target"),
-        Line2D([], [], color="black", linestyle="dashed", label="prediction"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=_entries_per_row(figure), frameon=False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, y=1 - 0.1 / figure.get_figheight(), va="top")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     return out
+
+
+def _lay_out(size: Sequence[float], num_entries: int) -> tuple[Figure, list[Axes]]:
+    """A figure with the three planes side by side, all at one scale, above room for the legend. Lengths in inches.
+
+    Placed by hand, because matplotlib's layout engines give planes of different shape different scales.
+    """
+    widths = [size[horizontal] for _, _, horizontal, _ in _PLANES]
+    heights = [size[vertical] for _, _, _, vertical in _PLANES]
+    scale = min(9.3 / sum(widths), 6.5 / max(heights))
+    gap = 0.9  # left of each plane: its ticks and label
+    figure = Figure(figsize=(max(scale * sum(widths) + 3 * gap, 7), 1))
+    bottom = 0.25 * math.ceil(num_entries / _entries_per_row(figure)) + 0.75
+    figure.set_figheight(bottom + scale * max(heights) + 0.8)
+    whole = figure.get_size_inches()
+    left = (whole[0] - scale * sum(widths) - 3 * gap) / 2 + 0.8 * gap
+    panels = []
+    for width, height in zip(widths, heights, strict=True):
+        inches = np.array([left, bottom, scale * width, scale * height])
+        panels.append(figure.add_axes((inches / np.tile(whole, 2)).tolist()))
+        left += scale * width + gap
+    return figure, panels
+
+
+def _entries_per_row(figure: Figure) -> int:
+    return int(figure.get_figwidth() / 1.5)
 
 
 def _class_colours(count: int) -> list[Any]:

@@ -1,0 +1,321 @@
+import dataclasses
+import gzip
+import json
+import logging
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_extra_losses.data import CaseSummaries, ChannelIntensity, DatasetError, check_cases, read_case_list
+from monai_extra_losses.data.checks import TOLERANCE
+
+IMAGE, LABEL = "imagesTr/phantom_001.nii.gz", "labelsTr/phantom_001.nii.gz"
+
+
+@pytest.fixture
+def broken(phantom_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the phantom to break."""
+    return shutil.copytree(phantom_folder, tmp_path / "data")
+
+
+def _check(folder: Path, **options: Any) -> CaseSummaries:
+    return check_cases(read_case_list(folder), progress=False, **options)
+
+
+def _change(folder: Path, file: str, change: Callable[[np.ndarray], np.ndarray | None], affine: Any = None) -> None:
+    """Rewrite a volume; `change` returns another array or edits the one given."""
+    volume = nib.load(folder / file)
+    data = np.asarray(volume.dataobj).copy()
+    changed = change(data)
+    data = data if changed is None else changed
+    nib.save(nib.Nifti1Image(data, volume.affine if affine is None else affine), folder / file)
+
+
+def _cut(folder: Path, file: str, keep: Callable[[bytes], bytes]) -> None:
+    (folder / file).write_bytes(keep((folder / file).read_bytes()))
+
+
+def _patch(folder: Path, file: str, offset: int, *values: float) -> None:
+    """Overwrite numbers of the header, where nibabel would not write such a file."""
+    new = struct.pack(f"<{len(values)}f", *values)
+    _cut(folder, file, lambda b: gzip.compress((b := gzip.decompress(b))[:offset] + new + b[offset + len(new) :]))
+
+
+def _moved(folder: Path, voxels: float) -> np.ndarray:
+    """The label's affine, moved along x by a fraction of the smallest spacing."""
+    affine = nib.load(folder / LABEL).affine.copy()
+    affine[0, 3] += voxels * 1.0
+    return affine
+
+
+def _turned(folder: Path) -> np.ndarray:
+    return nib.load(folder / LABEL).affine @ np.diag([-1, 1, 1, 1])
+
+
+def _nan(data: np.ndarray) -> np.ndarray:
+    data = data.astype(np.float32)
+    data[3, 4, 5:7] = np.nan, np.inf
+    return data
+
+
+def _set(value: float) -> Callable[[np.ndarray], None]:
+    return lambda data: data.__setitem__((0, 0, slice(0, 3)), value)
+
+
+BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "missing image": (lambda f: (f / IMAGE).unlink(), IMAGE, r"expected a file, got an error \(No such file"),
+    "missing label": (lambda f: (f / LABEL).unlink(), LABEL, r"expected a file, got an error \(No such file"),
+    "folder": (lambda f: ((f / IMAGE).unlink(), (f / IMAGE).mkdir()), IMAGE, r"expected a readable file"),
+    "empty": (lambda f: _cut(f, IMAGE, lambda _: b""), IMAGE, r"expected a NIfTI file, got an empty one"),
+    "truncated gzip": (
+        lambda f: _cut(f, IMAGE, lambda b: b[: len(b) // 2]),
+        IMAGE,
+        r"whole gzip file, got a damaged one",
+    ),
+    "checksum cut off": (lambda f: _cut(f, LABEL, lambda b: b[:-4]), LABEL, r"whole gzip file, got a damaged one"),
+    "flipped byte": (
+        lambda f: _cut(f, IMAGE, lambda b: b[:-2000] + bytes([b[-2000] ^ 255]) + b[-1999:]),
+        IMAGE,
+        r"whole gzip file, got a damaged one",
+    ),
+    "truncated volume": (
+        lambda f: _cut(f, IMAGE, lambda b: gzip.compress(gzip.decompress(b)[:5000])),
+        IMAGE,
+        r"whole NIfTI file, got a damaged one",
+    ),
+    "not a gzip": (lambda f: _cut(f, IMAGE, gzip.decompress), IMAGE, r"whole gzip file, got a damaged one"),
+    "not a NIfTI": (
+        lambda f: _cut(f, LABEL, lambda _: gzip.compress(b"x" * 999)),
+        LABEL,
+        r"got something else; convert",
+    ),
+    "other shape": (
+        lambda f: _change(f, LABEL, lambda d: d[:, :, 1:]),
+        LABEL,
+        r"expected shape \(32, 32, 16\) of .*phantom_001.*, got \(32, 32, 15\)",
+    ),
+    "other affine": (
+        lambda f: _change(f, LABEL, lambda d: None, _moved(f, 1.0)),
+        LABEL,
+        r"expected the affine of .*phantom_001.* \(corners within 0\.05 mm, 5% .*\), got corners 1 mm away",
+    ),
+    "mirrored": (lambda f: _change(f, LABEL, lambda d: None, _turned(f)), LABEL, r"got corners 62 mm away"),
+    "singular affine": (
+        lambda f: _patch(f, IMAGE, 312, 0.0, 0.0, 0.0, 0.0),  # srow_z
+        IMAGE,
+        r"expected an affine that can be inverted",
+    ),
+    "flat": (
+        lambda f: _change(f, IMAGE, lambda d: d[:, :, 0]),
+        IMAGE,
+        r"volume of three dimensions, got shape \(32, 32\)",
+    ),
+    "label of 4 dimensions": (
+        lambda f: _change(f, LABEL, lambda d: np.stack([d, d], -1)),
+        LABEL,
+        r"volume of three dimensions, got shape \(32, 32, 16, 2\)",
+    ),
+    "undeclared label": (
+        lambda f: _change(f, LABEL, _set(7)),
+        LABEL,
+        r"declared label values \(0 background, 1 organ, 2 lesion\), got 7 \(3 voxels\); .*dataset\.json",
+    ),
+    "image as label": (lambda f: shutil.copy(f / IMAGE, f / LABEL), LABEL, r"declared label values .* and \d+ more"),
+    "interpolated label": (
+        lambda f: _change(f, LABEL, lambda d: np.where(d == 2, 1.5, d).astype(np.float32)),
+        LABEL,
+        r"expected whole numbers as label values, got \d+ voxels with others; resample",
+    ),
+    "NaN label": (lambda f: _change(f, LABEL, _nan), LABEL, r"expected whole numbers as label values, got 2 voxels"),
+    "NaN image": (lambda f: _change(f, IMAGE, _nan), IMAGE, r"expected finite intensities, got 2 voxels of NaN"),
+    "constant image": (lambda f: _change(f, IMAGE, lambda d: d * 0 + 5), IMAGE, r"got the constant 5 in every voxel"),
+    "colour image": (
+        lambda f: _change(f, IMAGE, lambda d: np.zeros(d.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+        IMAGE,
+        r"expected real numbers",
+    ),
+    "two channels": (
+        lambda f: _change(f, IMAGE, lambda d: np.stack([d, d], -1)),
+        IMAGE,
+        r"expected 1 channels, .* got 2; every case needs the same channels",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BREAKAGES)
+def test_bad_file_is_one_sentence_with_its_name(broken: Path, tmp_path: Path, kind: str) -> None:
+    breakage, file, match = BREAKAGES[kind]
+    breakage(broken)
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(DatasetError, match=match) as caught:
+            _check(broken, cache_dir=tmp_path / "cache")
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"{broken / file}: expected ")
+        assert "\n" not in problem
+
+
+def test_all_problems_are_listed_at_once(broken: Path) -> None:
+    (broken / "imagesTr/phantom_000.nii.gz").unlink()
+    _cut(broken, "labelsTr/phantom_000.nii.gz", lambda _: b"")
+    _change(broken, "labelsTr/phantom_002.nii.gz", _set(9))
+    _change(broken, "labelsTr/phantom_002.nii.gz", lambda d: d[:-1])
+    _change(broken, "imagesTs/phantom_test_001.nii.gz", _nan)
+    with pytest.raises(DatasetError, match="5 problems") as caught:
+        _check(broken)
+    assert [Path(problem.split(": ")[0]).relative_to(broken).as_posix() for problem in caught.value.problems] == [
+        "imagesTr/phantom_000.nii.gz",
+        "labelsTr/phantom_000.nii.gz",
+        "labelsTr/phantom_002.nii.gz",
+        "labelsTr/phantom_002.nii.gz",
+        "imagesTs/phantom_test_001.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(0.9, True), (1.1, False)])
+def test_tolerance_is_a_fraction_of_the_smallest_spacing(broken: Path, factor: float, accepted: bool) -> None:
+    _change(broken, LABEL, lambda d: None, _moved(broken, factor * TOLERANCE))
+    if accepted:
+        assert _check(broken).labels
+    else:
+        with pytest.raises(DatasetError, match="expected the affine"):
+            _check(broken)
+
+
+def test_summaries(phantom_folder: Path) -> None:
+    summaries = _check(phantom_folder)
+    assert (summaries.labels, summaries.channels) == ({0: "background", 1: "organ", 2: "lesion"}, ("simulated",))
+    assert [case.name for case in summaries.unlabelled] == ["phantom_test_000", "phantom_test_001"]
+    for case, summary in zip(read_case_list(phantom_folder).cases, summaries.cases, strict=True):
+        image, label = nib.load(case.image[0]).get_fdata(), nib.load(case.label).get_fdata()
+        assert (summary.name, summary.shape, summary.spacing) == (case.name, (32, 32, 16), (1.0, 1.0, 3.0))
+        assert summary.voxels == {int(v): int((label == v).sum()) for v in np.unique(label)}
+        (found,) = summary.intensity
+        assert found == ChannelIntensity(image.min(), image.max(), pytest.approx(image.mean()))
+
+
+def test_scale_factor_of_the_file_is_applied(broken: Path) -> None:
+    _patch(broken, IMAGE, 112, -2.0, 3.0)  # scl_slope, scl_inter
+    data = nib.load(broken / IMAGE).get_fdata()
+    assert data.max() == 3.0
+    (found,) = _check(broken).cases[1].intensity
+    assert found == ChannelIntensity(data.min(), data.max(), pytest.approx(data.mean()))
+    _patch(broken, LABEL, 112, 2.0, 0.0)
+    with pytest.raises(DatasetError, match=r"got 4 \(\d+ voxels\)"):
+        _check(broken)
+
+
+def test_one_file_per_channel_or_one_file_for_all(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    volume, label = random.normal(size=(2, 8, 8, 8)).astype(np.float32), np.eye(8, dtype=np.uint8)[None].repeat(8, 0)
+    both, single = tmp_path / "both", tmp_path / "single"
+    for folder in (both, single):
+        (folder / "imagesTr").mkdir(parents=True)
+        (folder / "labelsTr").mkdir()
+        nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "labelsTr/a.nii")
+    nib.save(nib.Nifti1Image(np.moveaxis(volume, 0, -1), np.eye(4)), both / "imagesTr/a.nii.gz")
+    for i in range(2):
+        nib.save(nib.Nifti2Image(volume[i], np.eye(4)), single / f"imagesTr/a_000{i}.nii")
+    assert _check(both).channels == _check(single).channels == ("channel_0", "channel_1")
+    assert _check(both).cases == _check(single).cases
+    nib.save(nib.Nifti1Image(volume[1], np.diag([1, 1, 2, 1])), single / "imagesTr/a_0001.nii")
+    with pytest.raises(DatasetError, match=r"a_0001\.nii: expected the affine of .*a_0000\.nii"):
+        _check(single)
+
+
+def test_labels_are_found_without_a_declaration(broken: Path) -> None:
+    (broken / "dataset.json").unlink()
+    assert _check(broken).labels == {0: "background", 1: "label_1", 2: "label_2"}
+    for case in read_case_list(broken).cases:
+        _change(broken, f"labelsTr/{case.name}.nii.gz", lambda d: np.where(d == 1, 3, d).astype(np.uint8))
+    with pytest.raises(DatasetError, match=r'without a gap, got 0, 2, 3; write a dataset\.json .*"labels"'):
+        _check(broken)
+    _change(broken, LABEL, lambda d: d.astype(np.int16) - 1)
+    with pytest.raises(DatasetError, match=r"phantom_001.*expected label values of 0 and above, got -1"):
+        _check(broken)
+
+
+def test_declared_label_without_a_voxel_is_a_warning(broken: Path, caplog: pytest.LogCaptureFixture) -> None:
+    declared = json.loads((broken / "dataset.json").read_text())
+    declared["labels"]["3"] = "vessel"
+    (broken / "dataset.json").write_text(json.dumps(declared))
+    with caplog.at_level(logging.WARNING):
+        assert _check(broken).labels[3] == "vessel"
+    assert "no case has a voxel of the declared label 3 (vessel)" in caplog.text
+
+
+def test_cache_is_used_until_a_file_changes(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), original(self))[1])
+    first = _check(broken, cache_dir=tmp_path / "cache")
+    assert len(read) == 16
+    read.clear()
+    assert _check(broken, cache_dir=tmp_path / "cache") == first
+    assert read == []
+    os.utime(broken / IMAGE, ns=(0, 0))
+    assert _check(broken, cache_dir=tmp_path / "cache") == first
+    assert read == [Path(IMAGE).name]
+
+
+def test_cached_facts_are_judged_anew(broken: Path, tmp_path: Path) -> None:
+    _check(broken, cache_dir=tmp_path)
+    case_list = dataclasses.replace(read_case_list(broken), labels={0: "background", 1: "organ"})
+    with pytest.raises(DatasetError, match=r"got 2 \(\d+ voxels\)"):
+        check_cases(case_list, cache_dir=tmp_path, progress=False)
+
+
+def test_default_cache_folder(phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    _check(phantom_folder)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    _check(phantom_folder)
+    for parent in (tmp_path / "xdg", tmp_path / "home/.cache"):
+        (kept,) = (parent / "monai_extra_losses").iterdir()
+        assert kept.suffix == ".json"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1, "files": {"a": [[1, 2, "image"], {}]}}'])
+def test_unreadable_cache_is_no_error(
+    phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    expected = _check(phantom_folder, cache_dir=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(content)
+    assert _check(phantom_folder, cache_dir=tmp_path) == expected
+    assert "reading every file again" in caplog.text
+
+
+def test_cache_that_cannot_be_written_is_no_error(
+    phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert _check(phantom_folder, cache_dir=tmp_path / "file/cache").labels
+    assert "the next start reads every file again" in caplog.text
+
+
+def test_result_does_not_depend_on_the_number_of_threads(phantom_folder: Path, tmp_path: Path) -> None:
+    one, four = (_check(phantom_folder, num_workers=n, cache_dir=tmp_path / str(n)) for n in (1, 4))
+    assert one == four
+
+
+def test_hippocampus_is_checked_in_seconds(hippocampus: Path, tmp_path: Path) -> None:
+    case_list = read_case_list(hippocampus)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        summaries = check_cases(case_list, cache_dir=tmp_path, progress=False)
+        seconds.append(time.perf_counter() - start)
+    assert len(summaries.cases) == 200
+    assert sum(summary.voxels[1] for summary in summaries.cases) > 0
+    # Ten times the aim on an idle machine, 3 s and 0.5 s when cached: what is guarded is the kind of cost.
+    assert seconds[0] < 30
+    assert seconds[1] < 5

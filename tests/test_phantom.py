@@ -107,6 +107,19 @@ def test_nothing_is_overwritten(tmp_path: Path, prepare: Callable[[Path], object
 
 
 @pytest.mark.parametrize(
+    ("shape", "spacing"), [((16, 16, 8), (1, 1, 3)), ((64, 64, 8), (1, 1, 1)), ((24, 40, 32), (2, 1, 0.5))]
+)
+def test_other_shapes_hold_an_organ_with_lesions_too(
+    tmp_path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    folder = write_phantom(tmp_path / "data", num_cases=4, num_test=0, shape=shape, spacing=spacing)
+    for case in check_cases(read_case_list(folder), progress=False).cases:
+        assert (case.shape, case.spacing) == (shape, spacing)
+        assert 0.04 < case.voxels[1] / np.prod(shape) < 0.25
+        assert 0.001 <= case.voxels[2] / np.prod(shape) <= 0.02
+
+
+@pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"num_cases": 0}, r"num_cases of at least 1 .* got 0 and 2"),

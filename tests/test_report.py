@@ -172,6 +172,14 @@ def test_each_class_has_a_colour_and_a_legend_entry(tmp_path: Path, drawn: list[
     assert not any(box.overlaps(axes.get_tightbbox()) for axes in drawn[0].axes)
 
 
+def test_a_class_keeps_its_colour_where_another_is_absent(tmp_path: Path, drawn: list[Figure]) -> None:
+    _draw(tmp_path, np.maximum(_ball((6, 8, 6), 3), _ball((14, 8, 6), 3, value=2)), EMPTY)
+    _draw(tmp_path, EMPTY, _ball((14, 8, 6), 3, value=2))
+    both, one = ([(str(e.get_label()), e.get_color()) for e in f.legends[0].get_lines()] for f in drawn)
+    assert [name for name, _ in one] == ["lesion", "target", "prediction"]
+    assert one == both[1:]
+
+
 def test_overlay_of_volumes_that_differ(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"one shape \(X, Y, Z\), got \(20, 16, 12\), \(20, 16, 12\) and \(1, 20, 16, 12\)"

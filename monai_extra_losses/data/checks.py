@@ -290,7 +290,7 @@ def _scan_files(
     pool = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8))
     try:
         results = pool.map(attempt, changed)
-        bar = tqdm(results, total=len(changed), desc="checking files", disable=None if progress else True)
+        bar = tqdm(results, total=len(changed), desc="checking files", disable=None if progress and changed else True)
         for file, result in zip(changed, bar, strict=True):
             if isinstance(result, str):
                 unusable[file] = result

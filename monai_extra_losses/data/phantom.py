@@ -1,6 +1,7 @@
 """Seeded phantom volumes: one large organ, small lesions in it, bright blobs around it that are none."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def _draw_case(
         np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
     )
 
-    organ_depth = _organ(random, grid, spacing, unit)
+    organ_depth = _organ(random, grid, size, spacing, unit)
     body_radius = np.sqrt(sum((grid[i] / (0.47 * size[i])) ** 2 for i in range(2)))
     body = body_radius + 0.04 * _smooth_field(random, shape, spacing, 0.4 * unit) < 1
 
@@ -138,14 +139,21 @@ def _draw_case(
     return image.round().astype(np.int16), label
 
 
-def _organ(random: np.random.Generator, grid: _Volume, spacing: NDArray[np.float64], unit: float) -> _Volume:
+def _organ(
+    random: np.random.Generator,
+    grid: _Volume,
+    size: NDArray[np.float64],
+    spacing: NDArray[np.float64],
+    unit: float,
+) -> _Volume:
     """Depth inside a bent, bumpy ovoid: positive inside, about 1 at its middle."""
-    centre = random.uniform(-0.12, 0.12, size=3) * unit
-    x, y, z = grid - centre[:, None, None, None]
+    half = np.array([min(size[:2]), min(size[:2]), size[2]]) / 2
+    centre = random.uniform(-0.12, 0.12, size=3)
+    x, y, z = grid / half[:, None, None, None] - centre[:, None, None, None]
     angle = random.uniform(-np.pi, np.pi)
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    across = across + random.uniform(0.25, 0.45) * (along**2 / unit - 0.3 * unit)  # bent like a kidney
-    radii = random.uniform((0.6, 0.42, 0.55), (0.75, 0.55, 0.7)) * unit
+    across = across + random.uniform(0.25, 0.45) * (along**2 - 0.3)  # bent like a kidney
+    radii = random.uniform((0.6, 0.42, 0.5), (0.75, 0.55, 0.65))
     radius = np.sqrt((along / radii[0]) ** 2 + (across / radii[1]) ** 2 + (z / radii[2]) ** 2)
     return 1 - radius + 0.09 * _smooth_field(random, grid.shape[1:], spacing, 0.2 * unit)
 
@@ -167,7 +175,7 @@ def _blobs(
         distance = np.sqrt(((grid - centre[:, None, None, None]) ** 2).sum(axis=0))
         nearness = np.minimum(nearness, distance / radius)
     nearness += 0.03 * unit * _smooth_field(random, room.shape, spacing, 0.08 * unit)
-    voxels = min(max(round(fraction * room.size), 1), len(inside))
+    voxels = min(math.ceil(fraction * room.size), len(inside))
     nearest = inside[np.argpartition(nearness.ravel()[inside], voxels - 1)[:voxels]]
     blobs = np.zeros(room.size, dtype=bool)
     blobs[nearest] = True

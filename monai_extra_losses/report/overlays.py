@@ -40,7 +40,7 @@ def draw_overlay(
         label: (X, Y, Z), label values of the target.
         prediction: (X, Y, Z), label values of the prediction.
         spacing: millimetres per voxel along X, Y, Z.
-        labels: label value -> name; 0 is the background and not drawn.
+        labels: label value -> name; 0 is the background and not drawn. The legend names the classes present.
         out: PNG file to write; its folder is created.
         title: line above the planes, such as the case's name and Dice.
 
@@ -56,18 +56,19 @@ def draw_overlay(
             f"{prediction.shape}; give one channel of the image and label maps without channel axis."
         )
     values = [value for value in labels if value != 0]
-    colours = dict(zip(values, _class_colours(len(values)), strict=True))
+    every_colour = dict(zip(values, _class_colours(len(values)), strict=True))  # the same in the pictures of all cases
+    colours = {value: c for value, c in every_colour.items() if (label == value).any() or (prediction == value).any()}
     size = [n * step for n, step in zip(image.shape, spacing, strict=True)]
     low, high = np.percentile(image[np.isfinite(image)], (0.5, 99.5))
 
-    handles = [Line2D([], [], color=colours[value], linewidth=3, label=labels[value]) for value in values]
+    handles = [Line2D([], [], color=colour, linewidth=3, label=labels[value]) for value, colour in colours.items()]
     handles += [
         Line2D([], [], color="black", linestyle="solid", label="target"),
         Line2D([], [], color="black", linestyle="dashed", label="prediction"),
     ]
     figure, panels = _lay_out(size, num_entries=len(handles))
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
-        index = _informative_slice(label, prediction, cut, values)
+        index = _informative_slice(label, prediction, cut, list(colours))
         extent = (0, size[horizontal], 0, size[vertical])
         axes.imshow(image.take(index, axis=cut).T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
         for value, colour in colours.items():

@@ -1,246 +1,40 @@
-"""What the bundle's configs call by `_target_`: start-up, run folder, run record, weights, loss.
+"""What the bundle's configs call by `_target_`: one set-up per workflow, and small components.
 
 A set-up object is the first thing each workflow builds. It takes the options as the command line gives them (text or
 numbers), types and checks each one, and refuses with one sentence before any time is spent. Building it reads and
 never writes, so that a workflow may build it twice.
 """
 
-import ast
+import contextlib
 import dataclasses
 import json
 import logging
 import os
-import shutil
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ignite.distributed as idist
 import nibabel
 import numpy as np
 import torch
 from monai.networks.utils import copy_model_state
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import SpatialImage
 
-from monai_extra_losses import __version__
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
+from monai_extra_losses.run_folder import RunFolder, RunRecord, open_folder, refuse_unwritable, write_whole
 
 logger = logging.getLogger(__name__)
 
 _LARGEST_AUTOMATIC_PATCH = 96
 _AUTOMATIC_PATCH_STEP = 16
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
-
-
-# ---- typed options -------------------------------------------------------------------------------------------------
-
-
-def whole_number(name: str, value: Any, *, least: int) -> int:
-    """`value` as an int of at least `least`; text such as "40" is understood, 2.5 and true are not."""
-    number = _literal(value)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise StartUpRefused(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
-    return number
-
-
-def positive_number(name: str, value: Any) -> float:
-    """`value` as a float above 0; text such as "1e-3", which YAML does not read as a number, is understood."""
-    number = _literal(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < float("inf"):
-        raise StartUpRefused(f"Expected {name} to be a number above 0, got {value!r}.")
-    return float(number)
-
-
-def yes_or_no(name: str, value: Any) -> bool:
-    """`value` as a bool; "False" and "no" are false, although Python holds any text for true."""
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    answer = known.get(str(value).strip().lower())
-    if answer is None:
-        raise StartUpRefused(f"Expected {name} to be True or False, got {value!r}.")
-    return answer
-
-
-def numbers_per_axis(name: str, value: Any, *, example: str) -> tuple[float, float, float] | None:
-    """`value` as three positive numbers, one number for all three axes, or None."""
-    given = _literal(value)
-    if given is None:
-        return None
-    numbers = list(given) if isinstance(given, list | tuple) else [given] * 3
-    if len(numbers) != 3 or not all(
-        isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers
-    ):
-        raise StartUpRefused(f'Expected {name} to be three numbers above 0 such as "{example}", got {value!r}.')
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
-
-
-def _literal(value: Any) -> Any:
-    """The number, list or None that a text stands for; anything else as it came."""
-    if not isinstance(value, str):
-        return value
-    if value.strip().lower() in ("", "none", "null"):
-        return None
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-
-
-# ---- the run folder ------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFolder:
-    """Names of the files of one run, all below `bundle_root`."""
-
-    root: Path
-
-    @property
-    def model(self) -> Path:
-        """Weights of the best epoch, a plain state dict."""
-        return self.root / "models" / "model.pt"
-
-    @property
-    def last(self) -> Path:
-        """Everything that `--resume True` needs."""
-        return self.root / "models" / "last.pt"
-
-    @property
-    def record(self) -> Path:
-        """What evaluation and inference must share with the training."""
-        return self.root / "models" / "run.json"
-
-    @property
-    def datalist(self) -> Path:
-        """The files of the training and validation cases."""
-        return self.root / "models" / "datalist.json"
-
-    @property
-    def results(self) -> Path:
-        """Folder of tables and pictures."""
-        return self.root / "eval"
-
-    @property
-    def training_csv(self) -> Path:
-        """One row per epoch."""
-        return self.results / "training.csv"
-
-    @property
-    def curves(self) -> Path:
-        """Picture of training.csv."""
-        return self.results / "curves.png"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard's event files."""
-        return self.results / "tensorboard"
-
-    def existing_run(self) -> Path | None:
-        """A file that shows that somebody trained here, or None."""
-        return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
-
-    def remove_run(self) -> None:
-        """Delete the files that a training writes, and nothing else."""
-        for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
-
-
-def refuse_unwritable(option: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written; writes nothing."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "no permission" if existing.is_dir() else "a file, not a folder"
-        raise StartUpRefused(
-            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: {reason}); "
-            "choose another one."
-        )
-
-
-def open_folder(option: str, folder: Path) -> None:
-    """Make a folder and prove by a file that it can be written (a full or read-only disk shows only so)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise StartUpRefused(
-            f"Expected {option} to be a folder that can be written, got {folder} ({error.strerror}); choose another one."
-        ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a killed process, never leaves half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-# ---- the run record ------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
-    """What a training fixes for everything that comes after it; `models/run.json`.
-
-    Args:
-        labels: label value -> name, sorted by value, background first; the network's class i is the i-th value.
-        in_channels: image channels.
-        patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
-        pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
-        channels: the U-Net's channels per level.
-        num_res_units: residual units per level of the U-Net.
-        loss: class of the loss.
-        dataset_dir: the folder trained on.
-        num_folds, fold, seed, limit: how cases were dealt.
-        training, validation: names of the cases.
-        version: of this package.
-    """
-
-    labels: dict[int, str]
-    in_channels: int
-    patch_size: tuple[int, int, int]
-    pixdim: tuple[float, float, float] | None
-    channels: tuple[int, ...]
-    num_res_units: int
-    loss: str
-    dataset_dir: str
-    num_folds: int
-    fold: int
-    seed: int
-    limit: int | None
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
-    version: str = __version__
-
-    def write(self, path: Path) -> None:
-        """Write the record as JSON."""
-        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a record; a damaged one is refused with a sentence."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content["labels"] = {int(value): name for value, name in content["labels"].items()}
-            for field in dataclasses.fields(cls):
-                if isinstance(content[field.name], list):
-                    content[field.name] = tuple(content[field.name])
-            return cls(**content)
-        except FileNotFoundError:
-            raise StartUpRefused(
-                f"Expected a trained run in {path.parent.parent}, got a folder without models/run.json; "
-                "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StartUpRefused(
-                f"{path}: expected the record that training writes, got {error!r}; train again."
-            ) from None
 
 
 class RecordedSettings:
@@ -309,9 +103,6 @@ class RecordedSettings:
         return sys.stderr.isatty() and is_first_process()
 
 
-# ---- set-ups, one per workflow -------------------------------------------------------------------------------------
-
-
 class TrainingSetUp(RecordedSettings):
     """Options, data and folder of a training, checked.
 
@@ -365,7 +156,7 @@ class TrainingSetUp(RecordedSettings):
         self.resume = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
         folds = whole_number("num_folds", num_folds, least=0), whole_number("fold", fold, least=0)
-        first = None if _literal(limit) is None else whole_number("limit", limit, least=1)
+        first = None if literal(limit) is None else whole_number("limit", limit, least=1)
         spacing = numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]")
         levels = _levels(channels)
         units = whole_number("num_res_units", num_res_units, least=0)
@@ -566,7 +357,7 @@ class InferenceSetUp(RecordedSettings):
 
 
 def _levels(channels: Any) -> tuple[int, ...]:
-    given = _literal(channels)
+    given = literal(channels)
     if not isinstance(given, list | tuple) or len(given) < 2:
         raise StartUpRefused(
             f'Expected channels to be two numbers or more such as "[16, 32, 64, 128]", got {channels!r}.'
@@ -595,7 +386,7 @@ def _automatic_patch(
     for case, summary in zip(case_list.cases, summaries.cases, strict=True):
         # the patch is counted along the R, A, S axes, to which the volumes are turned
         turned = [0, 0, 0]
-        for axis, (world, _) in enumerate(nibabel.io_orientation(nibabel.load(case.image[0]).affine)):
+        for axis, (world, _) in enumerate(nibabel.io_orientation(_nifti(case.image[0]).affine)):
             millimetres = summary.shape[axis] * summary.spacing[axis]
             turned[int(world)] = summary.shape[axis] if pixdim is None else round(millimetres / pixdim[int(world)])
         shapes.append(turned)
@@ -615,15 +406,13 @@ def _cases_of(dataset_dir: Any) -> CaseList:
         return read_case_list(str(dataset_dir))
 
 
-class _problems_as_refusal:  # noqa: N801  used like a function
-    """Turns the problems of a data set into the sentence that ends the program."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, DatasetError):
-            raise StartUpRefused(str(error)) from None
+@contextlib.contextmanager
+def _problems_as_refusal() -> Iterator[None]:
+    """Turns the problems of a data set into the text that ends the program."""
+    try:
+        yield
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
 
 
 def _item(case: LabelledCase) -> dict[str, Any]:
@@ -729,8 +518,8 @@ def _refuse_other_channels(files: Iterable[Path], in_channels: int) -> None:
     count = 0
     for file in files:
         try:
-            shape = nibabel.load(file).shape
-        except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
+            shape = _nifti(file).shape
+        except (OSError, EOFError, ImageFileError) as error:
             raise StartUpRefused(f"{file}: expected a NIfTI volume, got an unreadable file ({error}).") from None
         if len(shape) not in (3, 4):
             raise StartUpRefused(f"{file}: expected a 3D volume, got the shape {shape}.")
@@ -739,7 +528,12 @@ def _refuse_other_channels(files: Iterable[Path], in_channels: int) -> None:
         raise StartUpRefused(f"{file}: expected {in_channels} channel(s) as in the run, got {count}.")
 
 
-# ---- components ----------------------------------------------------------------------------------------------------
+def _nifti(file: Path) -> SpatialImage:
+    """The header of a volume; voxels are read when asked for."""
+    image = nibabel.load(file)
+    if not isinstance(image, SpatialImage):
+        raise ImageFileError("no volume in it")
+    return image
 
 
 def is_first_process() -> bool:

@@ -1,6 +1,5 @@
 """The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs."""
 
-import ast
 import logging
 import shutil
 import time
@@ -14,9 +13,10 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
-_DEMO_EPOCHS = 80
+_DEMO_EPOCHS = 150
 
 _folder = click.Path(path_type=Path)
 _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -231,18 +231,8 @@ def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
             if not rest:
                 raise StartUpRefused(f"Expected a value after {word}, got none.")
             value = rest.pop(0)
-        overrides[key] = _value(value)
+        overrides[key] = literal(value)
     return overrides
-
-
-def _value(text: str) -> Any:
-    known = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in known:
-        return known[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _write_phantom(folder: Path, cases: int, seed: int) -> None:
@@ -280,8 +270,8 @@ def _free_folder(wanted: Path) -> Path:
 
 def _volume_to_segment(data: Path, out: Path) -> tuple[Path, str]:
     """A volume that the training did not use, and how much the model knows of it."""
-    from monai_extra_losses.bundle import RunFolder, RunRecord
     from monai_extra_losses.data.datalist import read_case_list
+    from monai_extra_losses.run_folder import RunFolder, RunRecord
 
     case_list = read_case_list(data)
     for case in case_list.unlabelled:

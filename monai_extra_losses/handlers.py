@@ -14,18 +14,21 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from monai.data import MetaTensor
 from monai.handlers import ValidationHandler
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
+from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Orientation
 
-from monai_extra_losses.bundle import RunFolder, is_first_process, write_whole
+from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.run_folder import RunFolder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class EmptyAwareDice(DiceMetric):
     def __init__(self, num_classes: int) -> None:
         super().__init__(include_background=False, reduction="none", ignore_empty=True, num_classes=num_classes)
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         dice = super()._compute_tensor(y_pred, y)
         for case, column in dice.isnan().nonzero().tolist():
             if (y_pred[case] == column + 1).any():
@@ -216,9 +219,6 @@ class RunCheckpoints:
         resume: restore the last checkpoint, if there is one, when the training starts.
     """
 
-    # The horizon of a schedule comes from the options, so that a resumed training may have more epochs.
-    _horizon = ("t_total", "T_max", "total_steps")
-
     def __init__(
         self,
         *,
@@ -274,16 +274,25 @@ class RunCheckpoints:
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
             raise StartUpRefused(
-                f"{self.folder.last}: expected a checkpoint of this network, loss and optimizer, got another ({first}); "
+                f"{self.folder.last}: expected a checkpoint of this network, loss and optimizer, got another "
+                f"({first}); "
                 "resume with the options of the first start."
             ) from None
-        horizon = {k: v for k, v in self.lr_scheduler.state_dict().items() if k in self._horizon}
-        self.lr_scheduler.load_state_dict({**state["lr_scheduler"], **horizon})
+        self._restore_schedule(state["lr_scheduler"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         trainer.state.epoch = state["epoch"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
         logger.info(f"Going on after epoch {state['epoch']} of {self.folder.last}")
+
+    def _restore_schedule(self, state: dict[str, Any]) -> None:
+        if not isinstance(self.lr_scheduler, WarmupCosineSchedule):
+            self.lr_scheduler.load_state_dict(state)
+            return
+        # Its length comes from the options, not from the checkpoint, so that a resumed training may have more epochs.
+        self.lr_scheduler.load_state_dict({**state, "t_total": self.lr_scheduler.t_total})
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
 
 class CaseReport:
@@ -317,7 +326,7 @@ class CaseReport:
     def _measure(self, engine: Engine) -> None:
         for item in items_of(engine):
             turn = Orientation("RAS", labels=None)
-            prediction, target, picture = (turn(item[key]) for key in ("pred", "label", "picture"))
+            prediction, target, picture = (cast(MetaTensor, turn(item[key])) for key in ("pred", "label", "picture"))
             spacing = [float(mm) for mm in target.pixdim]
             for number, name in self.labels.items():
                 measured = case_metrics(
@@ -467,7 +476,8 @@ class FinishedSegmentations:
 
 def items_of(engine: Engine) -> list[dict[str, Any]]:
     """The cases of an evaluator's last batch, each with what was loaded and what was predicted."""
-    return [{**loaded, **result} for loaded, result in zip(engine.state.batch, engine.state.output, strict=True)]
+    batch, output = cast(list[dict[str, Any]], engine.state.batch), cast(list[dict[str, Any]], engine.state.output)
+    return [{**loaded, **result} for loaded, result in zip(batch, output, strict=True)]
 
 
 def _save_whole(state: Mapping[str, Any], path: Path) -> None:

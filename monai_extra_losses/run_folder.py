@@ -1,0 +1,159 @@
+"""The folder of one run: its files, and the record that evaluation and inference share with the training."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from monai_extra_losses import __version__
+from monai_extra_losses.data.errors import StartUpRefused
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of one run, all below `bundle_root`."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """Weights of the best epoch, a plain state dict."""
+        return self.root / "models" / "model.pt"
+
+    @property
+    def last(self) -> Path:
+        """Everything that `--resume True` needs."""
+        return self.root / "models" / "last.pt"
+
+    @property
+    def record(self) -> Path:
+        """What evaluation and inference must share with the training."""
+        return self.root / "models" / "run.json"
+
+    @property
+    def datalist(self) -> Path:
+        """The files of the training and validation cases."""
+        return self.root / "models" / "datalist.json"
+
+    @property
+    def results(self) -> Path:
+        """Folder of tables and pictures."""
+        return self.root / "eval"
+
+    @property
+    def training_csv(self) -> Path:
+        """One row per epoch."""
+        return self.results / "training.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Picture of training.csv."""
+        return self.results / "curves.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.results / "tensorboard"
+
+    def existing_run(self) -> Path | None:
+        """A file that shows that somebody trained here, or None."""
+        return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
+
+    def remove_run(self) -> None:
+        """Delete the files that a training writes, and nothing else."""
+        for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+
+
+def refuse_unwritable(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; writes nothing."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no permission" if existing.is_dir() else "a file, not a folder"
+        raise StartUpRefused(
+            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: {reason}); "
+            "choose another one."
+        )
+
+
+def open_folder(option: str, folder: Path) -> None:
+    """Make a folder and prove by a file that it can be written (a full or read-only disk shows only so)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StartUpRefused(
+            f"Expected {option} to be a folder that can be written, got {folder} ({error.strerror}); "
+            "choose another one."
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a killed process, never leaves half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a training fixes for everything that comes after it; `models/run.json`.
+
+    Args:
+        labels: label value -> name, sorted by value, background first; the network's class i is the i-th value.
+        in_channels: image channels.
+        patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
+        pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
+        channels: the U-Net's channels per level.
+        num_res_units: residual units per level of the U-Net.
+        loss: class of the loss.
+        dataset_dir: the folder trained on.
+        num_folds, fold, seed, limit: how cases were dealt.
+        training, validation: names of the cases.
+        version: of this package.
+    """
+
+    labels: dict[int, str]
+    in_channels: int
+    patch_size: tuple[int, int, int]
+    pixdim: tuple[float, float, float] | None
+    channels: tuple[int, ...]
+    num_res_units: int
+    loss: str
+    dataset_dir: str
+    num_folds: int
+    fold: int
+    seed: int
+    limit: int | None
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    version: str = __version__
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record; a damaged one is refused with a sentence."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["labels"] = {int(value): name for value, name in content["labels"].items()}
+            for field in dataclasses.fields(cls):
+                if isinstance(content[field.name], list):
+                    content[field.name] = tuple(content[field.name])
+            return cls(**content)
+        except FileNotFoundError:
+            raise StartUpRefused(
+                f"Expected a trained run in {path.parent.parent}, got a folder without models/run.json; "
+                "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StartUpRefused(
+                f"{path}: expected the record that training writes, got {error!r}; train again."
+            ) from None

@@ -1,0 +1,481 @@
+"""The bundle end to end, in this process, on a tiny phantom: training, resuming, evaluation, inference."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.losses import DiceCELoss
+
+import monai_extra_losses
+from monai_extra_losses import losses
+from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
+from monai_extra_losses.commands import run_workflow
+from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.run_folder import RunFolder, RunRecord
+
+CONFIGS = monai_extra_losses.config_dir()
+TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]
+
+
+def train(data: Path, run: Path, **options: Any) -> RunFolder:
+    quick: dict[str, Any] = {"epochs": 1, "num_folds": 3, "channels": [4, 8, 16]}
+    run_workflow(("train", "losses"), dataset_dir=str(data), bundle_root=str(run), **{**quick, **options})
+    return RunFolder(run)
+
+
+def evaluate(run: RunFolder, **options: Any) -> None:
+    run_workflow(("train", "losses", "evaluate"), bundle_root=str(run.root), **options)
+
+
+def infer(run: RunFolder, source: Path, output: Path) -> None:
+    run_workflow(
+        ("inference",), workflow_type="infer", bundle_root=str(run.root), input=str(source), output_dir=str(output)
+    )
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def trained(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One epoch on the phantom. Do not write into it; `copy_of` gives one to write into."""
+    return train(phantom_folder, tmp_path_factory.mktemp("runs") / "trained")
+
+
+@pytest.fixture
+def copy_of(trained: RunFolder, tmp_path: Path) -> RunFolder:
+    shutil.copytree(trained.root, tmp_path / "copy")
+    return RunFolder(tmp_path / "copy")
+
+
+# ---- training ------------------------------------------------------------------------
+
+
+def test_training_leaves_model_record_table_and_picture(trained: RunFolder, phantom_folder: Path) -> None:
+    record = RunRecord.read(trained.record)
+    assert record.labels == {0: "background", 1: "organ", 2: "lesion"}
+    assert record.in_channels == 1
+    assert record.patch_size == (32, 32, 16)
+    assert record.loss == "FusedDiceCELoss"
+    assert sorted(record.training + record.validation) == [f"phantom_{i:03d}" for i in range(6)]
+    assert len(record.validation) == 2
+    state = torch.load(trained.model, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert trained.curves.read_bytes().startswith(b"\x89PNG")
+    assert list(trained.tensorboard.iterdir())
+    (row,) = table(trained.training_csv)
+    assert list(row) == [
+        "epoch",
+        "train_loss",
+        "learning_rate",
+        "val_mean_dice",
+        "val_dice_organ",
+        "val_dice_lesion",
+        "seconds",
+    ]
+    assert float(row["learning_rate"]) == pytest.approx(0.002)
+    assert float(row["val_mean_dice"]) == pytest.approx(
+        (float(row["val_dice_organ"]) + float(row["val_dice_lesion"])) / 2, abs=1e-5
+    )
+    datalist = json.loads(trained.datalist.read_text())
+    assert [case["case"] for case in datalist["validation"]] == list(record.validation)
+    assert datalist["training"][0]["label"].startswith(str(phantom_folder))
+
+
+def test_the_same_seed_gives_the_same_training(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    again = train(phantom_folder, tmp_path / "again")
+    first, second = table(trained.training_csv)[0], table(again.training_csv)[0]
+    assert first["train_loss"] == second["train_loss"]
+    assert first["val_mean_dice"] == second["val_mean_dice"]
+
+
+def test_validation_comes_at_intervals_and_after_the_last_epoch(phantom_folder: Path, tmp_path: Path) -> None:
+    run = train(phantom_folder, tmp_path / "run", epochs=3, val_interval=2)
+    assert [row["val_mean_dice"] != "" for row in table(run.training_csv)] == [False, True, True]
+
+
+def test_resuming_goes_on_after_the_last_epoch(copy_of: RunFolder, phantom_folder: Path) -> None:
+    before = table(copy_of.training_csv)
+    train(phantom_folder, copy_of.root, resume=True, epochs=2)
+    after = table(copy_of.training_csv)
+    assert [row["epoch"] for row in after] == ["1", "2"]
+    assert after[0] == before[0]
+    # the horizon of the cosine is that of the new options: half of two epochs is done
+    assert float(after[1]["learning_rate"]) == pytest.approx(0.001)
+
+
+def test_resuming_a_finished_training_does_nothing(
+    copy_of: RunFolder, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {path: path.read_bytes() for path in (copy_of.model, copy_of.last, copy_of.training_csv)}
+    train(phantom_folder, copy_of.root, resume=True)
+    assert "Nothing to do: 1 epochs are trained" in capsys.readouterr().out
+    assert files == {path: path.read_bytes() for path in files}
+
+
+def test_resuming_remembers_the_best_score(copy_of: RunFolder, phantom_folder: Path) -> None:
+    state = torch.load(copy_of.last, weights_only=True)
+    state["best_metric"] = 0.99
+    torch.save(state, copy_of.last)
+    best = copy_of.model.read_bytes()
+    train(phantom_folder, copy_of.root, resume=True, epochs=2)
+    assert copy_of.model.read_bytes() == best
+    assert torch.load(copy_of.last, weights_only=True)["best_metric"] == 0.99
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seed": 1}, "Expected seed 0 as in the run to resume, got 1"),
+        ({"loss": "tversky"}, "Expected loss 'FusedDiceCELoss' as in the run to resume, got 'FusedTverskyLoss'"),
+        ({"channels": [4, 8, 8]}, r"Expected channels \(4, 8, 16\) as in the run to resume, got \(4, 8, 8\)"),
+    ],
+)
+def test_resuming_refuses_another_training(
+    trained: RunFolder, phantom_folder: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(StartUpRefused, match=sentence):
+        train(phantom_folder, trained.root, resume=True, epochs=2, **options)
+
+
+def test_a_run_is_replaced_only_when_asked(copy_of: RunFolder, phantom_folder: Path) -> None:
+    before = copy_of.model.read_bytes()
+    with pytest.raises(StartUpRefused, match=r"already holds a run .*--resume True.*--overwrite True.*--bundle_root"):
+        train(phantom_folder, copy_of.root)
+    assert copy_of.model.read_bytes() == before
+    (copy_of.root / "notes.txt").write_text("mine")
+    train(phantom_folder, copy_of.root, overwrite="True", seed=1)
+    assert RunRecord.read(copy_of.record).seed == 1
+    assert len(table(copy_of.training_csv)) == 1
+    assert (copy_of.root / "notes.txt").read_text() == "mine"
+
+
+# ---- options -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def set_up(phantom_folder: Path, tmp_path: Path) -> Callable[..., TrainingSetUp]:
+    def build(**options: Any) -> TrainingSetUp:
+        return TrainingSetUp(
+            dataset_dir=phantom_folder, bundle_root=tmp_path / "run", loss=DiceCELoss(), num_folds=3, **options
+        )
+
+    return build
+
+
+def test_options_are_typed(set_up: Callable[..., TrainingSetUp], tmp_path: Path) -> None:
+    built = set_up(epochs="3", learning_rate="1e-3", resume="false", patch_size="[16, 16, 16]", limit="None")
+    assert (built.epochs, built.learning_rate, built.resume) == (3, 0.001, False)
+    assert built.patch_size == (16, 16, 16)
+    assert built.record.limit is None
+    assert not (tmp_path / "run").exists()  # building a set-up writes nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"epochs": 0}, "Expected epochs to be a whole number of at least 1, got 0"),
+        ({"epochs": True}, "Expected epochs to be a whole number of at least 1, got True"),
+        ({"batch_size": 1.5}, "Expected batch_size to be a whole number of at least 1, got 1.5"),
+        ({"val_interval": "often"}, "Expected val_interval to be a whole number of at least 1, got 'often'"),
+        ({"learning_rate": -1}, "Expected learning_rate to be a number above 0, got -1"),
+        ({"resume": "perhaps"}, "Expected resume to be True or False, got 'perhaps'"),
+        ({"patch_size": [32, 32]}, "Expected patch_size to be three numbers above 0"),
+        ({"patch_size": [30, 32, 32]}, "Expected patch_size to be multiples of 8 .* of at least 16"),
+        ({"patch_size": [8, 32, 32]}, "Expected patch_size to be multiples of 8 .* of at least 16"),
+        ({"pixdim": [1, 0, 1]}, "Expected pixdim to be three numbers above 0"),
+        ({"channels": 16}, "Expected channels to be two numbers or more"),
+        ({"fold": 3}, "expected fold 0 to 2"),
+        ({"limit": 2}, "expected at least as many labelled cases as folds, got 2"),
+    ],
+)
+def test_an_option_that_cannot_work_is_one_sentence(
+    set_up: Callable[..., TrainingSetUp], options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(StartUpRefused, match=sentence):
+        set_up(**options)
+
+
+def test_the_automatic_patch_follows_the_turned_and_resampled_volume(
+    set_up: Callable[..., TrainingSetUp], phantom_folder: Path, tmp_path: Path
+) -> None:
+    assert set_up().patch_size == (32, 32, 16)
+    # 32 x 32 x 16 voxels of 1 x 1 x 3 mm
+    assert set_up(pixdim=[1, 2, 1]).patch_size == (32, 16, 48)
+
+    turned = tmp_path / "turned"
+    shutil.copytree(phantom_folder, turned)
+    for file in turned.rglob("*.nii.gz"):
+        volume = nibabel.load(file)
+        # the file's axes become S, R, A
+        axes = np.asarray(volume.dataobj).transpose(2, 0, 1)
+        nibabel.save(nibabel.Nifti1Image(axes, volume.affine[:, [2, 0, 1, 3]]), file)
+    built = TrainingSetUp(dataset_dir=turned, bundle_root=tmp_path / "run", loss=DiceCELoss(), num_folds=3)
+    assert built.patch_size == (32, 32, 16)
+
+
+def test_the_hippocampus_gets_the_patch_of_the_prototype(hippocampus: Path, tmp_path: Path) -> None:
+    built = TrainingSetUp(dataset_dir=hippocampus, bundle_root=tmp_path / "run", loss=DiceCELoss())
+    assert built.patch_size == (32, 48, 32)
+
+
+def test_the_hippocampus_trains(hippocampus: Path, tmp_path: Path) -> None:
+    run = train(hippocampus, tmp_path / "run", limit=20, epochs=2, loss="focal_tversky")
+    first, second = table(run.training_csv)
+    assert float(second["train_loss"]) < float(first["train_loss"])
+    evaluate(run, overlays=False)
+    assert {row["label"] for row in table(run.results / "summary.csv")} == {"Anterior", "Posterior", "mean"}
+
+
+# ---- evaluation ----------------------------------------------------------------------
+
+
+def test_evaluation_writes_tables_and_pictures(copy_of: RunFolder) -> None:
+    evaluate(copy_of)
+    rows = table(copy_of.results / "cases.csv")
+    validation = RunRecord.read(copy_of.record).validation
+    assert [(row["case"], row["label"]) for row in rows] == [
+        (case, label) for case in validation for label in ("organ", "lesion")
+    ]
+    assert all(float(row["target_ml"]) > 0 for row in rows if row["label"] == "organ")
+    summary = table(copy_of.results / "summary.csv")
+    assert [row["label"] for row in summary] == ["organ", "lesion", "mean"]
+    organ = [float(row["dice"]) for row in rows if row["label"] == "organ"]
+    assert float(summary[0]["dice_mean"]) == pytest.approx(np.mean(organ), abs=1e-5)
+    assert {path.stem for path in (copy_of.results / "overlays").iterdir()} == set(validation)
+
+    with pytest.raises(StartUpRefused, match=r"cases\.csv exists; replace it by --overwrite True"):
+        evaluate(copy_of, split="training")
+    evaluate(copy_of, split="training", overwrite=True, overlays=False)
+    assert {row["case"] for row in table(copy_of.results / "cases.csv")} == set(RunRecord.read(copy_of.record).training)
+
+
+def test_every_labelled_case_of_any_folder_can_be_evaluated(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    evaluate(trained, split="all", dataset_dir=str(phantom_folder), output_dir=str(tmp_path / "all"), overlays=False)
+    assert len(table(tmp_path / "all" / "cases.csv")) == (6 + 2) * 2  # the two test cases have labels
+
+
+def test_evaluation_refuses_what_does_not_fit(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(phantom_folder, other)
+    content = json.loads((other / "dataset.json").read_text())
+    content["labels"] |= {"7": "cyst"}
+    (other / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(StartUpRefused, match=r"Expected label values \[0, 1, 2\] as in the run, got \[0, 1, 2, 7\]"):
+        evaluate(trained, dataset_dir=str(other), output_dir=str(tmp_path / "out"))
+    with pytest.raises(StartUpRefused, match='Expected split to be "validation", "training" or "all"'):
+        evaluate(trained, split="test")
+    with pytest.raises(StartUpRefused, match=r"without models/run\.json; train first"):
+        evaluate(RunFolder(tmp_path / "nowhere"))
+
+
+def test_missing_or_foreign_weights_are_one_sentence(copy_of: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    torch.save({"other.weight": torch.zeros(1)}, copy_of.model)
+    with pytest.raises(StartUpRefused, match="expected weights of this network, got others"):
+        infer(copy_of, phantom_folder / "imagesTs", tmp_path / "out")
+    copy_of.model.unlink()
+    with pytest.raises(StartUpRefused, match=r"Expected trained weights in .*model\.pt, got no such file; train first"):
+        evaluate(copy_of)
+
+
+# ---- inference -----------------------------------------------------------------------
+
+
+def test_inference_segments_once(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    infer(trained, phantom_folder / "imagesTs", out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "phantom_test_000_seg.nii.gz",
+        "phantom_test_001_seg.nii.gz",
+    ]
+    first = (out / "phantom_test_000_seg.nii.gz").stat().st_mtime_ns
+    capsys.readouterr()
+    infer(trained, phantom_folder / "imagesTs" / "phantom_test_000.nii.gz", out)
+    assert "phantom_test_000: skipped" in capsys.readouterr().out
+    assert (out / "phantom_test_000_seg.nii.gz").stat().st_mtime_ns == first
+
+
+def test_label_values_and_geometry_are_those_of_the_files(phantom_folder: Path, tmp_path: Path) -> None:
+    """Values 2 and 300, an oblique grid with other axes, resampled, and a patch larger than the volume."""
+    data = tmp_path / "it's data, größer"
+    shutil.copytree(phantom_folder, data)
+    content = json.loads((data / "dataset.json").read_text())
+    content["labels"] = {"0": "background", "2": "organ", "300": "lesion"}
+    (data / "dataset.json").write_text(json.dumps(content))
+    tilt = np.eye(4)
+    tilt[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    for file in data.rglob("*.nii.gz"):
+        volume = nibabel.load(file)
+        voxels = np.asarray(volume.dataobj)
+        if "labels" in str(file):
+            voxels = np.array([0, 2, 300], dtype=np.int16)[voxels]
+        # the file's axes become A, L, S
+        affine = tilt @ volume.affine[:, [1, 0, 2, 3]] @ np.diag([1, -1, 1, 1])
+        nibabel.save(nibabel.Nifti1Image(voxels.transpose(1, 0, 2), affine), file)
+
+    learning = {"epochs": 30, "val_interval": 30, "batch_size": 2, "learning_rate": 0.01, "channels": [8, 16, 32]}
+    run = train(data, tmp_path / "run", pixdim=[1.5, 1.5, 3], patch_size=[48, 48, 32], **learning)
+    evaluate(run, overlays=False)
+    dice = {row["label"]: float(row["dice_mean"]) for row in table(run.results / "summary.csv")}
+    validated = float(table(run.training_csv)[-1]["val_dice_organ"])
+    # on the files' own grids the agreement is about that on the network's grid: nothing was flipped or shifted
+    assert dice["organ"] == pytest.approx(validated, abs=0.05)
+    assert dice["organ"] > 0.3
+
+    source = data / "imagesTs" / "phantom_test_000.nii.gz"
+    infer(run, source, tmp_path / "out")
+    segmentation, image = nibabel.load(tmp_path / "out" / "phantom_test_000_seg.nii.gz"), nibabel.load(source)
+    assert segmentation.shape == image.shape
+    np.testing.assert_allclose(segmentation.affine, image.affine, atol=1e-5)
+    assert segmentation.get_data_dtype() == np.uint16
+    assert set(np.unique(np.asarray(segmentation.dataobj))) <= {0, 2, 300}
+
+
+def test_channel_files_make_one_case(phantom_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "channels"
+    (data / "imagesTr").mkdir(parents=True)
+    shutil.copytree(phantom_folder / "labelsTr", data / "labelsTr")
+    for file in (phantom_folder / "imagesTr").iterdir():
+        for channel in (0, 1):
+            shutil.copy(file, data / "imagesTr" / file.name.replace(".nii", f"_000{channel}.nii"))
+    run = train(data, tmp_path / "run")
+    assert RunRecord.read(run.record).in_channels == 2
+    evaluate(run)
+    infer(run, data / "imagesTr", tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
+    with pytest.raises(
+        StartUpRefused, match=r"phantom_test_000\.nii\.gz: expected 2 channel\(s\) as in the run, got 1"
+    ):
+        infer(run, phantom_folder / "imagesTs", tmp_path / "out")
+
+
+def test_inference_refuses_inputs_it_cannot_name_or_read(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+
+    def refusal(sentence: str) -> None:
+        with pytest.raises(StartUpRefused, match=sentence):
+            infer(trained, source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refusal(r"Expected --input to hold \.nii or \.nii\.gz files, got none")
+    (source / "broken.nii.gz").write_bytes(b"no volume")
+    refusal(r"broken\.nii\.gz: expected a NIfTI volume, got an unreadable file")
+    (source / "broken.nii.gz").unlink()
+    image = nibabel.load(phantom_folder / "imagesTs" / "phantom_test_000.nii.gz")
+    for name in ("a.nii", "a.nii.gz"):
+        nibabel.save(image, source / name)
+    refusal(r"Expected one volume named a, got a\.nii, a\.nii\.gz")
+    source = tmp_path / "nowhere"
+    refusal("Expected --input to be a NIfTI file or a folder of them, got .*nowhere, which does not exist")
+
+
+def test_without_a_run_the_metadata_hold(tmp_path: Path) -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    built = InferenceSetUp(bundle_root=tmp_path, metadata=metadata)
+    formats = metadata["network_data_format"]
+    assert built.in_channels == formats["inputs"]["image"]["num_channels"]
+    assert built.num_classes == formats["outputs"]["pred"]["num_channels"]
+
+
+# ---- the table of losses -------------------------------------------------------------
+
+
+def test_every_loss_has_an_entry() -> None:
+    classes = {name for name in losses.__all__ if issubclass(getattr(losses, name), torch.nn.Module)}
+    assert {entry["_target_"].rpartition(".")[2] for entry in TABLE.values()} == classes
+    for key, entry in TABLE.items():
+        name = entry["_target_"].rpartition(".")[2].removeprefix("Fused").removesuffix("Loss")
+        assert key.replace("_", "") == name.lower()
+        assert entry["_desc_"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_entry_builds_a_loss_that_learns(name: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "losses.yaml")
+    parser["loss"] = f"@losses::{name}"
+    loss = parser.get_parsed_content("loss")
+    scores = torch.randn(2, 3, 8, 8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target = torch.randint(0, 3, (2, 1, 8, 8, 4), generator=torch.Generator().manual_seed(1))
+    value = loss(scores, target)
+    value.backward()
+    assert value.ndim == 0
+    assert scores.grad is not None
+    # a step against the gradient lowers the loss
+    assert loss(scores.detach() - 0.01 * scores.grad / scores.grad.norm(), target) < value
+
+
+def test_train_yaml_alone_has_the_default_of_the_table() -> None:
+    train_yaml = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    table_yaml = yaml.safe_load((CONFIGS / "losses.yaml").read_text())
+    assert table_yaml["loss"] == "@losses::dice_ce"
+    assert train_yaml["loss"] == {key: value for key, value in TABLE["dice_ce"].items() if key != "_desc_"}
+
+
+def test_the_configs_agree_on_network_and_preparation() -> None:
+    train_yaml, evaluate_yaml, inference_yaml = (
+        yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "evaluate", "inference")
+    )
+    assert train_yaml["network_def"] == inference_yaml["network_def"]
+
+    def for_the_image(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        of_image = []
+        for transform in transforms:
+            if "image" in transform["keys"] and "names" not in transform:
+                mode = transform.get("mode")
+                mode = {"mode": mode[0] if isinstance(mode, list) else mode} if mode else {}
+                of_image.append({**transform, "keys": "image", **mode})
+        return of_image
+
+    prepared = for_the_image(train_yaml["preparation"])
+    assert for_the_image(evaluate_yaml["validate::preprocessing"]["transforms"]) == prepared
+    assert for_the_image(inference_yaml["preprocessing"]["transforms"]) == prepared
+
+
+# ---- several processes ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one(phantom_folder: Path, tmp_path: Path) -> None:
+    def in_two_processes(configs: tuple[str, ...], *arguments: str) -> None:
+        files = [str(CONFIGS / f"{name}.yaml") for name in configs]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        subprocess.run(
+            [*launch, "monai.bundle", "run", "--config_file", str(files), *arguments],
+            check=True,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    run = RunFolder(tmp_path / "run")
+    options = ["--dataset_dir", str(phantom_folder), "--bundle_root", str(run.root), "--num_folds", "3"]
+    in_two_processes(("train", "multi_gpu_train"), *options, "--epochs", "1")
+    in_two_processes(("train", "multi_gpu_train"), *options, "--epochs", "2", "--resume", "True")
+    assert [row["epoch"] for row in table(run.training_csv)] == ["1", "2"]
+    assert not any(key.startswith("module.") for key in torch.load(run.model, weights_only=True))
+    in_two_processes(("train", "evaluate", "multi_gpu_evaluate"), "--bundle_root", str(run.root))
+    together = table(run.results / "cases.csv")
+    evaluate(run, overwrite=True, overlays=False)
+    assert table(run.results / "cases.csv") == together

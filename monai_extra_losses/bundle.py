@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _LARGEST_AUTOMATIC_PATCH = 96
 _AUTOMATIC_PATCH_STEP = 16
+_CHANGE_ON_RESUME = {"version", "dataset_dir", "epochs", "val_interval", "batch_size", "learning_rate"}
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -93,6 +94,31 @@ class RecordedSettings:
         return self.record.num_res_units
 
     @property
+    def seed(self) -> int:
+        """Of folds, weights and patches."""
+        return self.record.seed
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the training."""
+        return self.record.epochs
+
+    @property
+    def val_interval(self) -> int:
+        """Epochs between validations."""
+        return self.record.val_interval
+
+    @property
+    def batch_size(self) -> int:
+        """Patches per step."""
+        return self.record.batch_size
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first step."""
+        return self.record.learning_rate
+
+    @property
     def is_first_process(self) -> bool:
         """Whether this process is the one that writes files."""
         return is_first_process()
@@ -148,11 +174,13 @@ class TrainingSetUp(RecordedSettings):
         resume: Any = False,
         overwrite: Any = False,
     ) -> None:
-        self.epochs = whole_number("epochs", epochs, least=1)
-        self.val_interval = whole_number("val_interval", val_interval, least=1)
-        self.batch_size = whole_number("batch_size", batch_size, least=1)
-        self.learning_rate = positive_number("learning_rate", learning_rate)
-        self.seed = whole_number("seed", seed, least=0)
+        trained: dict[str, Any] = {
+            "epochs": whole_number("epochs", epochs, least=1),
+            "val_interval": whole_number("val_interval", val_interval, least=1),
+            "batch_size": whole_number("batch_size", batch_size, least=1),
+            "learning_rate": positive_number("learning_rate", learning_rate),
+        }
+        seed = whole_number("seed", seed, least=0)
         self.resume = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
         folds = whole_number("num_folds", num_folds, least=0), whole_number("fold", fold, least=0)
@@ -167,7 +195,7 @@ class TrainingSetUp(RecordedSettings):
         case_list = _cases_of(dataset_dir)
         with _problems_as_refusal():
             case_list = dataclasses.replace(case_list, cases=case_list.cases[:first], unlabelled=())
-            self._training, self._validation = split_cases(case_list.cases, *folds, self.seed)
+            self._training, self._validation = split_cases(case_list.cases, *folds, seed)
             summaries = check_cases(case_list)
         self.record = RunRecord(
             labels=summaries.labels,
@@ -180,10 +208,11 @@ class TrainingSetUp(RecordedSettings):
             dataset_dir=str(case_list.folder.absolute()),
             num_folds=folds[0],
             fold=folds[1],
-            seed=self.seed,
+            seed=seed,
             limit=first,
             training=tuple(case.name for case in self._training),
             validation=tuple(case.name for case in self._validation),
+            **trained,
         )
         if self.resume and self.folder.last.exists():
             _refuse_other_run(RunRecord.read(self.folder.record), self.record)
@@ -262,7 +291,7 @@ class EvaluationSetUp(RecordedSettings):
         self.folder = RunFolder(Path(str(bundle_root)))
         self.record = RunRecord.read(self.folder.record)
         self.model_file = _trained_weights(model_file, self.folder)
-        self.seed = self.record.seed
+        self.resume = False
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.overlays = yes_or_no("overlays", overlays)
         self.output_dir = self.folder.results if output_dir is None else Path(str(output_dir))
@@ -277,6 +306,12 @@ class EvaluationSetUp(RecordedSettings):
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, self.record, case_list.folder)
         self._cases = chosen
+        self._training = [case for case in case_list.cases if case.name in self.record.training]
+
+    @property
+    def training_cases(self) -> list[dict[str, Any]]:
+        """Items that the run was trained on; MONAI's property check asks for the training data set."""
+        return [_item(case) for case in self._training]
 
     @property
     def validation_cases(self) -> list[dict[str, Any]]:
@@ -439,7 +474,7 @@ def _chosen_cases(case_list: CaseList, split: Any, record: RunRecord) -> tuple[L
 def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
     for field in dataclasses.fields(RunRecord):
         before, after = getattr(recorded, field.name), getattr(now, field.name)
-        if before != after and field.name not in ("version", "dataset_dir"):
+        if before != after and field.name not in _CHANGE_ON_RESUME:
             raise StartUpRefused(
                 f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; "
                 "choose another --bundle_root for another training."
@@ -484,6 +519,10 @@ def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:
         limit=None,
         training=(),
         validation=(),
+        epochs=0,
+        val_interval=1,
+        batch_size=1,
+        learning_rate=0.0,
     )
 
 

@@ -115,6 +115,7 @@ class RunRecord:
         dataset_dir: the folder trained on.
         num_folds, fold, seed, limit: how cases were dealt.
         training, validation: names of the cases.
+        epochs, val_interval, batch_size, learning_rate: of the training.
         version: of this package.
     """
 
@@ -132,6 +133,10 @@ class RunRecord:
     limit: int | None
     training: tuple[str, ...]
     validation: tuple[str, ...]
+    epochs: int
+    val_interval: int
+    batch_size: int
+    learning_rate: float
     version: str = __version__
 
     def write(self, path: Path) -> None:

@@ -1,0 +1,153 @@
+"""The bundle against MONAI's own tools, and the configs against the traps of YAML."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+
+import monai_extra_losses
+from monai_extra_losses.commands import run_workflow
+from monai_extra_losses.workflow import SegmentationWorkflow
+
+CONFIGS = monai_extra_losses.config_dir()
+YAML_FILES = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    folder = tmp_path_factory.mktemp("conformity") / "run"
+    run_workflow(("train",), dataset_dir=str(phantom_folder), bundle_root=str(folder), epochs=1, num_folds=3)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("configs", "workflow_type"),
+    [
+        (("train",), "train"),
+        (("train", "losses"), "train"),
+        (("train", "evaluate"), "train"),
+        (("train", "losses", "evaluate"), "train"),
+        (("inference",), "infer"),
+    ],
+)
+def test_every_property_that_monai_looks_for_is_there(
+    run: Path, phantom_folder: Path, tmp_path: Path, configs: tuple[str, ...], workflow_type: str
+) -> None:
+    options = {
+        "train": {"dataset_dir": str(phantom_folder), "num_folds": 3},
+        "evaluate": {"bundle_root": str(run), "output_dir": str(tmp_path / "eval")},
+        "inference": {"bundle_root": str(run), "input": str(phantom_folder / "imagesTs")},
+    }[configs[-1] if configs[-1] != "losses" else "train"]
+    options = {"bundle_root": str(tmp_path / "run"), **options}
+    files = [str(CONFIGS / f"{name}.yaml") for name in configs]
+    workflow = SegmentationWorkflow(files, workflow_type=workflow_type, **options)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("with_run", [False, True])
+def test_the_network_has_the_channels_of_the_metadata(run: Path, tmp_path: Path, with_run: bool) -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        bundle_root=str(run if with_run else tmp_path),
+    )
+
+
+def test_a_checkpoint_can_be_exported(run: Path, tmp_path: Path) -> None:
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(run / "models" / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        bundle_root=str(run),
+    )
+    network = torch.jit.load(tmp_path / "model.ts").eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+def test_the_metadata_follow_the_schema() -> None:
+    named = os.environ.get("MONAI_EXTRA_LOSSES_SCHEMA")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "meta_schema_20240725.json"
+    schema = Path(named) if named else beside
+    if not schema.exists():
+        pytest.skip("set MONAI_EXTRA_LOSSES_SCHEMA to a copy of meta_schema_20240725.json to run this test.")
+    # MONAI downloads the schema unless it finds it at `filepath`
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+
+
+def test_the_metadata_fit_the_package() -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    assert metadata["schema"] == "https://project-monai.github.io/schema/meta_schema_20240725.json"
+    assert metadata["version"] == monai_extra_losses.__version__
+    assert metadata["version"] in metadata["changelog"]
+    constraints = CONFIGS.parent / "constraints.txt"
+    if constraints.exists():  # in a checkout
+        pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints.read_text(), flags=re.M))
+        assert metadata["monai_version"] == pinned["monai"]
+        assert metadata["pytorch_version"] == pinned["torch"]
+        assert metadata["numpy_version"] == pinned["numpy"]
+        required = dict(metadata["required_packages_version"])
+        assert required.pop("monai-extra-losses") == metadata["version"]
+        assert required == {name: pinned[name] for name in required}
+
+
+def scalars(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from scalars(value, f"{where}::{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from scalars(value, f"{where}::{index}")
+    else:
+        yield where, node
+
+
+@pytest.mark.parametrize("file", YAML_FILES, ids=lambda file: file.name)
+def test_no_number_or_switch_is_read_as_text(file: Path) -> None:
+    """YAML takes 1e-4 for text, and Python takes the text "False" for true."""
+    words = {"true", "false", "yes", "no", "on", "off", "none", "null"}
+    for where, value in scalars(yaml.safe_load(file.read_text())):
+        if isinstance(value, str):
+            assert value.lower() not in words, f"{file.name}{where}: {value!r}"
+            with pytest.raises(ValueError, match="could not convert"):
+                float(value)
+
+
+@pytest.mark.parametrize("file", YAML_FILES, ids=lambda file: file.name)
+def test_no_key_comes_twice(file: Path) -> None:
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{file.name}: {keys}"
+        return loader.construct_mapping(node, deep=True)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    assert yaml.load(file.read_text(), Strict)
+
+
+@pytest.mark.parametrize("file", YAML_FILES, ids=lambda file: file.name)
+def test_every_class_is_named_by_its_full_path(file: Path) -> None:
+    for where, value in scalars(yaml.safe_load(file.read_text())):
+        if where.endswith("::_target_"):
+            assert "." in value, f"{file.name}{where}: {value}"
+
+
+@pytest.mark.parametrize("file", [f for f in YAML_FILES if "multi_gpu" not in f.name], ids=lambda file: file.name)
+def test_every_option_at_the_top_has_a_comment(file: Path) -> None:
+    for line in file.read_text().splitlines():
+        if re.match(r"\w+: +[^{\s]", line) and not re.match(r"\w+: +['\"]?[@$]", line):
+            assert " # " in line, f"{file.name}: {line}"

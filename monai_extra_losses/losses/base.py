@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.inputs import LabelCheck, LossInputs, Source, check_shapes, plain
+from monai_extra_losses.losses.inputs import CudaLabelCheck, LossInputs, Source, check_shapes, plain
 from monai_extra_losses.ops.terms import Activation, BinaryFormula, CountSums, TargetSums, Term, VoxelMap, VoxelSums
 
 Reduction = Literal["mean", "sum", "none"]
@@ -95,7 +95,7 @@ def class_weights(weight: Weight) -> Tensor | None:
 
 def _full_signature(cls: type) -> inspect.Signature:
     """Signature of a class with its bases' options spelled out in place of `**options`."""
-    own = inspect.signature(cls.__init__)
+    own = inspect.signature(vars(cls).get("__init__", cls.__init__))  # type: ignore[misc]
     parameters = [p for p in own.parameters.values() if p.name != "self"]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         return own.replace(parameters=parameters)
@@ -117,8 +117,8 @@ class SegmentationLoss(nn.Module):
         other_act: another activation, given the whole input. With none of the three the input is probabilities.
         reduction: "mean", "sum" or "none"; the class says over what.
         weight: one number >= 0, or one per class; the class says how it enters.
-        ignore_index: label whose voxels are as if deleted: a sentinel (255, -1) or a class. With a target of C channels,
-            the voxels of that channel are ignored.
+        ignore_index: label whose voxels are as if deleted: a sentinel (255, -1) or a class. With a target of C
+            channels, the voxels of that channel are ignored.
         sync_batch: add the sums over the processes of torch.distributed, so that N ranks give the value, and after
             DistributedDataParallel's averaging the gradient, of one rank with all their samples. Without an initialised
             process group it does nothing.
@@ -165,11 +165,11 @@ class SegmentationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.sync_batch = sync_batch
         self.register_buffer("class_weight", class_weights(weight))
-        self._check_labels = LabelCheck()
+        self._check_labels = CudaLabelCheck()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = _full_signature(cls)
+        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the loss.
@@ -224,7 +224,7 @@ class SegmentationLoss(nn.Module):
         return values.narrow(axis, 1, values.shape[axis] - 1)
 
     def weights_for(self, num_classes: int, like: Tensor) -> Tensor | None:
-        """(num_classes,) weights in the dtype and on the device of `like`; None without, and for one class, as MONAI."""
+        """(num_classes,) weights in the dtype of `like`; None without, and for one class, as MONAI."""
         if self.class_weight is None or num_classes == 1:
             return None
         weight = self.class_weight.to(like)
@@ -346,12 +346,13 @@ class DistributionLoss(SegmentationLoss):
         super().__init__(**options)
         if self.softmax and not self.include_background:
             warnings.warn(
-                f"`include_background=False` has no effect on {type(self).__name__} with softmax: a voxel of background "
-                "has a true class too (mask it, or give it the weight 0).",
+                f"`include_background=False` has no effect on {type(self).__name__} with softmax: a voxel of "
+                "background has a true class too (mask it, or give it the weight 0).",
                 stacklevel=3,
             )
 
     source: Source = "activated"
+    slope: float | None = None  # the formula's derivative where it is a constant
 
     @abstractmethod
     def formula(self, log_pt: Tensor) -> Tensor:
@@ -385,6 +386,7 @@ class DistributionLoss(SegmentationLoss):
             one_vs_rest=self.one_vs_rest(inputs),
             binary=self.binary_formula,
             by_class=self.by_class,
+            slope=self.slope,
         )
         return self.source, VoxelMap(sums) if self.reduction == "none" else sums
 

@@ -67,8 +67,8 @@ class FusedDiceCELoss(SegmentationLoss):
         include_background: False drops channel 0 of Dice, and of a BCE; a softmax cross-entropy keeps it.
         reduction: "mean" or "sum".
         weight: one number per class of the input: Dice takes those of the classes kept; the softmax cross-entropy is
-            sum w l / sum w over the voxels; a BCE takes them as factors of the positives (pos_weight). For a soft target
-            the cross-entropy is averaged over the voxels.
+            sum w l / sum w over the voxels; a BCE takes them as factors of the positives (pos_weight). For a soft
+            target the cross-entropy is averaged over the voxels.
         lambda_dice: factor of Dice, >= 0.
         lambda_ce: factor of the cross-entropy, >= 0.
         label_smoothing: of the softmax cross-entropy; without effect on a BCE, as in MONAI.

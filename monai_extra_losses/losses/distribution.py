@@ -33,7 +33,7 @@ class CrossEntropyLoss(DistributionLoss):
     Args:
         label_smoothing: e in [0, 1): the target becomes (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest.
         **options: see `DistributionLoss`. `weight`: sum w l / sum w over the voxels, as torch.nn.CrossEntropyLoss for
-            labels; for a soft target each share g_c of a voxel counts w_c (torch divides by the number of voxels there).
+            labels; for a soft target each share g_c of a voxel counts w_c (torch divides by the number of voxels).
 
     Shapes: see `SegmentationLoss`.
 
@@ -50,6 +50,8 @@ class CrossEntropyLoss(DistributionLoss):
 
     Reference: as torch.nn.CrossEntropyLoss and torch.nn.BCEWithLogitsLoss.
     """
+
+    slope = -1.0
 
     def __init__(self, label_smoothing: float = 0.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
@@ -101,8 +103,8 @@ class FusedFocalLoss(DistributionLoss):
         gamma: >= 0; 2 is the paper's. 0 is cross-entropy.
         alpha: with sigmoid, the factor of positives, 1 - alpha for negatives (a sequence: the factor of each channel's
             positives, 1 for its negatives); with softmax, 1 - alpha for background and alpha for every other class (a
-            sequence: one factor per class kept). None: 1. The paper has 0.25. Snippets that multiply both sides by alpha
-            only rescale the loss.
+            sequence: one factor per class kept). None: 1. The paper has 0.25. Snippets that multiply both sides by
+            alpha only rescale the loss.
         weight: one number, or one per class kept; multiplies, not normalised.
         reduction: "mean" over voxels and channels kept; "sum"; "none" gives (B, C', *spatial).
         use_softmax: softmax instead of sigmoid.
@@ -160,8 +162,10 @@ class FusedFocalLoss(DistributionLoss):
         self.use_softmax = use_softmax
 
     def formula(self, log_pt: Tensor) -> Tensor:
-        # 1 - p_t without cancellation; clamped because the power's gradient is infinite at 0 for gamma < 1.
-        return (-torch.expm1(log_pt)).clamp_min(1e-30) ** self.gamma * -log_pt
+        miss = -torch.expm1(log_pt)  # 1 - p_t without cancellation
+        if self.gamma < 1:
+            miss = miss.clamp_min(1e-30)  # the power's gradient is infinite at 0
+        return miss**self.gamma * -log_pt
 
     def binary_formula(self, log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
         # MONAI's form for soft targets; log p - log(1-p) is the score x.

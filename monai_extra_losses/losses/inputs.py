@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.fused_sums import fused_sums
+from monai_extra_losses.ops.label_kernels import WrongLabelsError
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Term
 
@@ -53,7 +54,10 @@ class LossInputs:
         missing = [key for key in dict.fromkeys(map(self._key, terms)) if key not in self._results]
         for source in dict.fromkeys(source for source, _ in missing):
             wanted = [term for key, term in missing if key == source]
-            results = fused_sums(self._layout(self._read(source)), wanted)
+            try:
+                results = fused_sums(self._layout(self._read(source)), wanted)
+            except WrongLabelsError:
+                raise ValueError(_labels_message(self.target, self.scores.shape[1], self.ignore_index)) from None
             self._results.update({(source, term): result for term, result in zip(wanted, results, strict=True)})
 
     def __getitem__(self, key: tuple[Source, Term]) -> Tensor:
@@ -140,11 +144,11 @@ def _target_message(scores: Tensor, target: Tensor, expected: tuple[int, ...], *
     return message + "."
 
 
-class LabelCheck:
-    """Refuses labels outside 0..C-1 (or `ignore_index`) and labels that are no whole numbers.
+class CudaLabelCheck:
+    """Range check of labels on a GPU, without a stall.
 
-    On a GPU the first call waits for the answer; later calls do not stall the device: each one enqueues its check and
-    reports what an earlier call found. Until then a wrong label is clamped, never an index error on the device.
+    The first call waits for the answer. A later call enqueues its check and reports what an earlier one found; until
+    then a wrong label is clamped, never an index error on the device. (On the CPU the kernels check as they count.)
     """
 
     def __init__(self) -> None:
@@ -152,19 +156,18 @@ class LabelCheck:
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __call__(self, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
-        if torch.compiler.is_compiling() or target.dtype == torch.bool:
+        if target.device.type != "cuda" or torch.compiler.is_compiling() or target.dtype == torch.bool:
             return
-        if target.device.type != "cuda" or not self._checked:
+        if not self._checked:
             self._checked = True
-            wrong = any(bool(_wrong(part, num_classes, ignore_index)) for part in target.flatten().split(_CHECK_LENGTH))
-            if wrong:
+            if _wrong(target, num_classes, ignore_index).item():
                 raise ValueError(_labels_message(target, num_classes, ignore_index))
             return
         if self._pending is not None and self._pending[1].query():
-            if self._pending[0].item():
-                self._pending = None
-                raise ValueError(f"an earlier call had a wrong target: {_expected_labels(num_classes, ignore_index)}.")
+            found = bool(self._pending[0])
             self._pending = None
+            if found:
+                raise ValueError(f"an earlier call had a wrong target: {_expected_labels(num_classes, ignore_index)}.")
         if self._pending is None:
             flag = torch.empty((), dtype=torch.bool, pin_memory=True)
             flag.copy_(_wrong(target, num_classes, ignore_index), non_blocking=True)
@@ -176,17 +179,11 @@ class LabelCheck:
         return {"_checked": False, "_pending": None}  # an event can be neither copied nor pickled
 
 
-_CHECK_LENGTH = 1 << 17
-
-
 def _wrong(labels: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """Whether any label is wrong, as a tensor."""
     index = labels.to(torch.int64)
-    lowest, highest = torch.aminmax(index)
-    wrong = (lowest < 0) | (highest >= num_classes)
-    if ignore_index is not None:
-        wrong = wrong & (((index < 0) | (index >= num_classes)) & (index != ignore_index)).any()
-    return wrong | (index != labels).any() if labels.is_floating_point() else wrong
+    wrong = (index < 0) | (index >= num_classes) | (index != labels)
+    return (wrong if ignore_index is None else wrong & (index != ignore_index)).any()
 
 
 def _expected_labels(num_classes: int, ignore_index: int | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops import label_kernels
-from monai_extra_losses.ops.slabs import Layout, Voxels, write
+from monai_extra_losses.ops.slabs import Layout, Voxels, writable, write
 from monai_extra_losses.ops.terms import TargetSums, Term, VoxelMap, sum_dtype
 
 
@@ -46,14 +46,17 @@ class _FusedSums(torch.autograd.Function):
         ctx.save_for_backward(scores, layout.target, layout.mask)
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         outs = tuple(_empty(layout, term) for term in terms)
-        kernels = layout.labels and label_kernels.supports(_differentiable(terms))
+        kernels = layout.labels and label_kernels.supports(terms)
+        if layout.labels and not kernels:
+            label_kernels.check_labels(layout)
         for sample in range(scores.shape[0]):
             for slab, voxels in layout.slabs(sample):
-                if not kernels:
-                    for term, out in zip(terms, outs, strict=True):
-                        _store(term, out, sample, voxels, term.definition(slab))
+                slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
+                if kernels:
+                    label_kernels.kernel(slab, terms).forward(terms, slab_outs)
                     continue
-                _forward_labels(slab, terms, outs, sample, voxels)
+                for term, out in zip(terms, slab_outs, strict=True):
+                    out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
         return outs
 
     @staticmethod
@@ -78,31 +81,17 @@ class _FusedSums(torch.autograd.Function):
         for sample in range(scores.shape[0]):
             for slab, voxels in layout.slabs(sample):
                 slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in wanted]
-                if kernels:
-                    d = label_kernels.LabelSlab(slab, terms[0].activation).backward(terms, slab_grads)
+                if not kernels:
+                    write(gradient[sample], voxels, _differentiate(slab, terms, slab_grads))
+                    continue
+                out = writable(gradient[sample], voxels, layout.dtype)
+                if out is not None:
+                    label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
                 else:
-                    d = _differentiate(slab, terms, slab_grads)
-                write(gradient[sample], voxels, d)
+                    out = torch.empty_like(slab.scores[0])
+                    label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
+                    write(gradient[sample], voxels, out)
         return gradient, None, None
-
-
-def _differentiable(terms: Sequence[Term]) -> list[Term]:
-    return [term for term in terms if not isinstance(term, TargetSums)]
-
-
-def _forward_labels(slab: Voxels, terms: Sequence[Term], outs: Sequence[Tensor], sample: int, voxels: slice) -> None:
-    rest, rest_outs = [], []
-    for term, out in zip(terms, outs, strict=True):
-        if isinstance(term, TargetSums):
-            assert slab.index is not None
-            weight = None if slab.weight is None else slab.weight[0]
-            out[0, sample] += label_kernels.sum_by_label(slab.index[0], weight, slab.scores.shape[1])
-            out[1, sample] += slab.scores.shape[2] if weight is None else weight.sum(dtype=sum_dtype(weight.device))
-        else:
-            rest.append(term)
-            rest_outs.append(_slab_of(term, out, sample, voxels))
-    if rest:
-        label_kernels.LabelSlab(slab, rest[0].activation).forward(rest, rest_outs)
 
 
 def _empty(layout: Layout, term: Term) -> Tensor:
@@ -120,18 +109,11 @@ def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:
     return result[:, sample]
 
 
-def _store(term: Term, out: Tensor, sample: int, voxels: slice, value: Tensor) -> None:
-    if isinstance(term, VoxelMap):
-        out[sample].flatten(1)[:, voxels] = value[0]
-    else:
-        out[:, sample] += value[:, 0]
-
-
 def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
     """(C, m) gradient of the plain definitions on one slab."""
     with torch.enable_grad():
         leaf = slab.scores.detach().requires_grad_()
-        v = Voxels(leaf, slab.index, slab.target, slab.weight)
+        v = Voxels(leaf, slab.labels, slab.target, slab.weight)
         values = [term.definition(v) for term in terms]
         shaped = [
             grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1) for term, grad in zip(terms, grads, strict=True)

@@ -11,174 +11,347 @@ every voxel of a class (`base`, `square`) and a part at the true class alone (`t
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slabs import Voxels
-from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, Term, VoxelFormula, VoxelMap, VoxelSums
+from monai_extra_losses.ops.slabs import Layout, Voxels
+from monai_extra_losses.ops.terms import CountSums, LogSums, TargetSums, Term, VoxelFormula, VoxelMap, VoxelSums
 
 # Below this, log p_t is taken from the scores: a float32 softmax underflows at 1e-38 and has lost digits before.
 _SMALL = 1e-30
 
 
+class WrongLabelsError(ValueError):
+    """A label outside 0..C-1, or no whole number."""
+
+
 def supports(terms: Sequence[Term]) -> bool:
     """Whether the kernels compute these terms for a label map."""
-    activations = {term.activation for term in terms}
-    if activations not in ({"softmax"}, {"sigmoid"}):
+    reading = [term for term in terms if not isinstance(term, TargetSums)]
+    if {term.activation for term in reading} not in ({"softmax"}, {"sigmoid"}, set()):
         return False
-    return not any(
-        (isinstance(term, VoxelSums) and term.one_vs_rest == (term.activation == "softmax"))
-        or (isinstance(term, VoxelMap) and term.sums.one_vs_rest == (term.activation == "softmax"))
-        or (isinstance(term, LogSums) and term.activation == "sigmoid")
-        for term in terms
-    )
+    for term in reading:
+        sums = term.sums if isinstance(term, VoxelMap) else term
+        if isinstance(sums, VoxelSums | LogSums) and sums.one_vs_rest == (sums.activation == "softmax"):
+            return False
+        if isinstance(sums, LogSums) and sums.one_vs_rest:
+            return False
+    return True
 
 
-class LabelSlab:
-    """One slab of one sample with a label map."""
+def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | TwoClassSlab":
+    """The kernel for one slab of one sample with a label map.
 
-    def __init__(self, v: Voxels, activation: Activation) -> None:
-        assert v.index is not None
+    Its `forward(terms, outs)` adds the slab to the sums `outs` (rows, C), or fills the slab (channels, m) of a map; its
+    `backward(terms, grads, out)` writes the (C, m) gradient with respect to the scores, from the gradients of those.
+    """
+    if any(term.activation == "sigmoid" for term in terms):
+        return SigmoidSlab(v)
+    return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v)
+
+
+def check_labels(layout: Layout) -> None:
+    """Refuse wrong labels on the CPU; the kernels do so themselves.
+
+    Raises:
+        WrongLabelsError: see there.
+    """
+    if layout.scores.device.type == "cpu":
+        for sample in range(layout.scores.shape[0]):
+            for slab, _ in layout.slabs(sample):
+                _LabelSlab(slab).check()
+
+
+class _LabelSlab:
+    """What the kernels of any number of classes share."""
+
+    def __init__(self, v: Voxels) -> None:
         self.x = v.scores[0]
-        self.t = v.index[0]
+        self.t = v.index()[0]
         self.w = None if v.weight is None else v.weight[0]
-        self.softmax = activation == "softmax"
+        self.labels = v.labels
 
-    def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
-        """Add this slab to the sums `outs` (rows, C), or fill the slab (channels, m) of a map."""
-        counts = any(isinstance(term, CountSums) for term in terms)
-        p = self._probabilities() if self.softmax or counts else None
-        for term, out in zip(terms, outs, strict=True):
-            if isinstance(term, CountSums):
-                assert p is not None
-                self._count(p, term, out)
-            elif isinstance(term, LogSums):
-                out[0] += self._sum(F.log_softmax(self.x, 0))
-            elif isinstance(term, VoxelSums):
-                self._voxel_sums(p, term, out)
-            elif isinstance(term, VoxelMap):
-                out.copy_(self._weighted(self._voxel_loss(p, term.sums)))
+    def check(self) -> None:
+        """Refuse wrong labels before they are used as an index."""
+        if self.t.device.type == "cpu":
+            self.volumes  # noqa: B018  counting finds them
 
-    def backward(self, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
-        """(C, m) gradient with respect to the scores, from the gradients of what `forward` gave."""
-        x = self.x
-        base, square, true, log_base = (x.new_zeros(x.shape[0]) for _ in range(4))
-        squares = False
-        voxelwise: Tensor | None = None  # v: (m,) under softmax, (C, m) under sigmoid
-        p = self._probabilities()
-        for term, grad in zip(terms, grads, strict=True):
-            grad = grad.to(x.dtype)
-            if isinstance(term, CountSums):
-                true += grad[0]
-                base += grad[1]
-                if term.squares:
-                    squares = True
-                    square += grad[2]
-            elif isinstance(term, LogSums):
-                log_base += grad[0]
-            else:
-                v = self._voxel_gradient(p, term, grad)
-                voxelwise = v if voxelwise is None else voxelwise + v
-        if not self.softmax:
-            return self._weighted(self._sigmoid_gradient(p, base, square if squares else None, true, voxelwise))
-        jump = self._at(p) * true.index_select(0, self.t)
-        if voxelwise is not None:
-            jump += voxelwise
-        inner = torch.addmv(jump, p.t(), base)
-        if squares:
-            inner += 2 * (square @ (p * p))
-        inner += log_base.sum()
-        d = base.unsqueeze(1) - inner
-        if squares:
-            d.addcmul_(square.unsqueeze(1), p, value=2)
-        d.mul_(p)
-        if any(isinstance(term, LogSums) for term in terms):
-            d += log_base.unsqueeze(1)
-        d.scatter_add_(0, self.t.unsqueeze(0), jump.unsqueeze(0))
-        return self._weighted(d)
+    @cached_property
+    def volumes(self) -> Tensor:
+        """(C,) number of voxels of each label."""
+        if self.t.device.type != "cpu":
+            return sum_by_label(self.t, None, self.x.shape[0])
+        if self.t.numel() and self.t.min() < 0:
+            raise WrongLabelsError
+        volumes = torch.bincount(self.t, minlength=self.x.shape[0])
+        if volumes.shape[0] > self.x.shape[0]:
+            raise WrongLabelsError
+        if self.labels is not None and self.labels.is_floating_point():
+            # Truncation only lowers labels >= 0: the sums agree where every label is a whole number.
+            whole = (volumes * torch.arange(volumes.shape[0])).sum()
+            if self.labels.sum(dtype=torch.float64) != whole:
+                raise WrongLabelsError
+        return volumes
 
-    def _probabilities(self) -> Tensor:
-        return torch.softmax(self.x, 0) if self.softmax else torch.sigmoid(self.x)
+    @cached_property
+    def p(self) -> Tensor:
+        raise NotImplementedError
 
-    def _at(self, values: Tensor) -> Tensor:
+    def count(self, term: CountSums | TargetSums, out: Tensor) -> None:
+        if isinstance(term, TargetSums):
+            out[0] += self.volumes if self.w is None else sum_by_label(self.t, self.w, self.x.shape[0])
+            out[1] += self.t.numel() if self.w is None else self.w.sum(dtype=out.dtype)
+            return
+        out[0] += self.by_class(self.at_true(self.p))
+        out[1] += self.sum(self.p)
+        if term.squares:
+            out[2] += self.sum(self.p * self.p)
+            out[3] += self.volumes if self.w is None else sum_by_label(self.t, self.w, self.x.shape[0])  # g^2 = g
+
+    def at_true(self, values: Tensor) -> Tensor:
         """(m,) value of each voxel's own class."""
         return values.gather(0, self.t.unsqueeze(0))[0]
 
-    def _sum(self, values: Tensor) -> Tensor:
+    def sum(self, values: Tensor) -> Tensor:
         """(C,) weighted sums over the voxels. Float32 within a slab (pairwise in torch), float64 across slabs."""
         return values.sum(1) if self.w is None else values @ self.w
 
-    def _by_class(self, values: Tensor) -> Tensor:
+    def by_class(self, values: Tensor) -> Tensor:
         """(C,) weighted sums of (m,) values over the voxels of each class."""
         return sum_by_label(self.t, values if self.w is None else values * self.w, self.x.shape[0])
 
-    def _weighted(self, values: Tensor) -> Tensor:
+    def weighted(self, values: Tensor) -> Tensor:
         return values if self.w is None else values.mul_(self.w)
 
-    def _count(self, p: Tensor, term: CountSums, out: Tensor) -> None:
-        out[0] += self._by_class(self._at(p))
-        out[1] += self._sum(p)
-        if term.squares:
-            out[2] += self._sum(p * p)
-            out[3] += sum_by_label(self.t, self.w, self.x.shape[0])  # g^2 = g
 
-    def _log_true(self, p: Tensor) -> Tensor:
-        """(m,) log p_t under softmax."""
-        p_true = self._at(p)
-        if p_true.device.type == "cpu" and p_true.min() > _SMALL:
-            return p_true.log_()
-        return self._at(F.log_softmax(self.x, 0))
+class SoftmaxSlab(_LabelSlab):
+    """Three classes and more under a softmax."""
 
-    def _voxel_loss(self, p: Tensor | None, term: VoxelSums) -> Tensor:
-        """(1, m) loss under softmax, (C, m) under sigmoid."""
-        if self.softmax:
-            assert p is not None
-            return term.formula(self._log_true(p)).unsqueeze(0)
-        loss = term.formula(F.logsigmoid(-self.x))
-        return loss.scatter_(0, self.t.unsqueeze(0), term.formula(F.logsigmoid(self._at(self.x))).unsqueeze(0))
+    @cached_property
+    def p(self) -> Tensor:
+        return torch.softmax(self.x, 0)
 
-    def _voxel_sums(self, p: Tensor | None, term: VoxelSums, out: Tensor) -> None:
-        loss = self._voxel_loss(p, term)
-        if not self.softmax:
-            out[0] += self._by_class(self._at(loss))
-            out[1] += self._sum(loss.scatter_(0, self.t.unsqueeze(0), 0.0))
-        elif term.by_class:
-            out[0] += self._by_class(loss[0])
+    @cached_property
+    def p_true(self) -> Tensor:
+        return self.at_true(self.p)
+
+    @cached_property
+    def log_true(self) -> Tensor:
+        """(m,) log p_t."""
+        if self.p_true.device.type == "cpu" and self.p_true.min() > _SMALL:
+            return self.p_true.log()
+        return self.at_true(F.log_softmax(self.x, 0))
+
+    def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
+        self.check()
+        for term, out in zip(terms, outs, strict=True):
+            if isinstance(term, TargetSums | CountSums):
+                self.count(term, out)
+            elif isinstance(term, LogSums):
+                out[0] += self.sum(F.log_softmax(self.x, 0))
+            elif isinstance(term, VoxelMap):
+                out[0] = self.weighted(term.sums.formula(self.log_true))
+            elif isinstance(term, VoxelSums) and term.by_class:
+                out[0] += self.by_class(term.formula(self.log_true))
+            elif isinstance(term, VoxelSums):
+                out[0, 0] += self.sum(term.formula(self.log_true).unsqueeze(0))[0]
+
+    def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
+        base = square = log_base = None
+        jump: Tensor | None = None  # p_t dL/dp_t of the true class alone, plus dL/dlog p_t
+        for term, grad in zip(terms, grads, strict=True):
+            grad = grad.to(self.x.dtype)
+            if isinstance(term, CountSums):
+                jump = _plus(jump, self.p_true * grad[0].index_select(0, self.t))
+                base = _plus(base, grad[1])
+                square = _plus(square, grad[2]) if term.squares else square
+            elif isinstance(term, LogSums):
+                log_base = _plus(log_base, grad[0])
+            else:
+                jump = _plus(jump, self.voxel_gradient(term, grad))
+        inner = self.x.new_zeros(()) if jump is None else jump
+        if base is not None:
+            inner = inner + base @ self.p
+        if square is not None:
+            inner = inner + 2 * (square @ (self.p * self.p))
+        if log_base is not None:
+            inner = inner + log_base.sum()
+        if base is None:
+            torch.mul(self.p, -inner, out=out)
         else:
-            out[0, 0] += self._sum(loss)[0]
+            torch.sub(base.unsqueeze(1), inner, out=out).mul_(self.p)
+        if square is not None:
+            out.addcmul_(self.p * square.unsqueeze(1), self.p, value=2)
+        if log_base is not None:
+            out += log_base.unsqueeze(1)
+        if jump is not None:
+            out.scatter_add_(0, self.t.unsqueeze(0), jump.expand_as(self.t).unsqueeze(0))
+        self.weighted(out)
 
-    def _voxel_gradient(self, p: Tensor, term: Term, grad: Tensor) -> Tensor:
-        """dL/dlog p_t (m,) under softmax; dL/dx (C, m) under sigmoid."""
+    def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
+        """dL/dlog p_t, (m,) or, where it is the same everywhere, a scalar."""
         if isinstance(term, VoxelMap):
-            sums, positive, negative = term.sums, grad, grad
-        else:
-            assert isinstance(term, VoxelSums)
-            sums, positive, negative = term, grad[0], grad[1].unsqueeze(1)
-        if self.softmax:
-            slope = derivative(sums.formula, self._log_true(p))
-            if isinstance(term, VoxelMap):
-                return slope.mul_(positive[0])
-            return slope.mul_(positive.index_select(0, self.t) if sums.by_class else positive[0])
-        # d logsigmoid(-x) / dx = -p and d logsigmoid(x) / dx = 1 - p
-        slope = derivative(sums.formula, F.logsigmoid(-self.x)).mul_(p).mul_(negative).neg_()
-        at_true = derivative(sums.formula, F.logsigmoid(self._at(self.x))) * (1 - self._at(p))
-        at_true *= self._at(positive) if isinstance(term, VoxelMap) else positive.index_select(0, self.t)
-        return slope.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+            return grad[0] * self.slope(term.sums)
+        assert isinstance(term, VoxelSums)
+        return (grad[0].index_select(0, self.t) if term.by_class else grad[0, 0]) * self.slope(term)
 
-    def _sigmoid_gradient(
-        self, p: Tensor, base: Tensor, square: Tensor | None, true: Tensor, voxelwise: Tensor | None
-    ) -> Tensor:
-        slope = p * (1 - p)
-        d = (
-            slope * base.unsqueeze(1)
-            if square is None
-            else slope * torch.addcmul(base[:, None], square[:, None], p, value=2)
-        )
-        at_true = self._at(slope) * true.index_select(0, self.t)
-        d.scatter_add_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
-        return d if voxelwise is None else d.add_(voxelwise)
+    def slope(self, term: VoxelSums) -> Tensor | float:
+        return derivative(term.formula, self.log_true) if term.slope is None else term.slope
+
+
+class SigmoidSlab(_LabelSlab):
+    """Every channel a decision of its own."""
+
+    @cached_property
+    def p(self) -> Tensor:
+        return torch.sigmoid(self.x)
+
+    def log_true(self) -> Tensor:
+        """(C, m) log-probability of each channel's outcome: logsigmoid(x) at the true class, else logsigmoid(-x)."""
+        signed = self.x.neg()
+        signed.scatter_(0, self.t.unsqueeze(0), self.x.gather(0, self.t.unsqueeze(0)))
+        return F.logsigmoid(signed)
+
+    def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
+        self.check()
+        for term, out in zip(terms, outs, strict=True):
+            if isinstance(term, TargetSums | CountSums):
+                self.count(term, out)
+            elif isinstance(term, VoxelMap):
+                out.copy_(self.weighted(term.sums.formula(self.log_true())))
+            elif isinstance(term, VoxelSums):
+                loss = term.formula(self.log_true())
+                out[0] += self.by_class(self.at_true(loss))
+                out[1] += self.sum(loss.scatter_(0, self.t.unsqueeze(0), 0.0))
+
+    def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
+        d: Tensor | None = None
+        for term, grad in zip(terms, grads, strict=True):
+            grad = grad.to(self.x.dtype)
+            d = _plus(
+                d, self.count_gradient(term, grad) if isinstance(term, CountSums) else self.voxel_gradient(term, grad)
+            )
+        assert d is not None
+        out.copy_(self.weighted(d))
+
+    def count_gradient(self, term: CountSums, grad: Tensor) -> Tensor:
+        d = torch.addcmul(self.p, self.p, self.p, value=-1)
+        at_true = self.at_true(d) * grad[0].index_select(0, self.t)
+        base = grad[1].unsqueeze(1)
+        d *= base + 2 * grad[2].unsqueeze(1) * self.p if term.squares else base
+        return d.scatter_add_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+
+    def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
+        """dL/dx: d logsigmoid(-x)/dx = -p = -(1 - p_t), and +(1 - p_t) at the true class."""
+        sums = term.sums if isinstance(term, VoxelMap) else term
+        assert isinstance(sums, VoxelSums)
+        log_true = self.log_true()
+        d = derivative(sums.formula, log_true) if sums.slope is None else torch.full_like(log_true, sums.slope)
+        d.mul_(torch.expm1(log_true))  # -(1 - p_t)
+        at_true = -self.at_true(d)
+        if isinstance(term, VoxelMap):
+            at_true *= self.at_true(grad)
+            d *= grad
+        else:
+            at_true *= grad[0].index_select(0, self.t)
+            d *= grad[1].unsqueeze(1)
+        return d.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+
+
+class TwoClassSlab:
+    """The same for a softmax of two classes, where everything is a function of z = x_1 - x_0.
+
+    p_1 = sigmoid(z), log p_t = logsigmoid(+-z), and the gradients of the two channels are d and -d.
+    """
+
+    def __init__(self, v: Voxels) -> None:
+        assert v.labels is not None
+        self.z = v.scores[0, 1] - v.scores[0, 0]
+        self.g = v.labels[0].to(self.z.dtype)
+        self.w = None if v.weight is None else v.weight[0]
+
+    def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
+        """As `LabelSlab.forward`."""
+        if self.g.device.type == "cpu":
+            lowest, highest = torch.aminmax(self.g)
+            # g^2 < g between 0 and 1
+            if not (lowest >= 0 and highest <= 1) or torch.dot(self.g, self.g) != self.g.sum():
+                raise WrongLabelsError
+        n = self.z.numel() if self.w is None else self.w.sum(dtype=torch.float64)
+        volume = self._sum(self.g)
+        p = torch.sigmoid(self.z) if any(isinstance(term, CountSums) for term in terms) else self.z
+        for term, out in zip(terms, outs, strict=True):
+            if isinstance(term, TargetSums):
+                out += torch.stack([n - volume, volume, out.new_tensor(n), out.new_tensor(n)]).view(2, 2)
+            elif isinstance(term, CountSums):
+                overlap, total = self._sum(p * self.g), self._sum(p)
+                rows = [n - total - volume + overlap, overlap, n - total, total]
+                if term.squares:
+                    square = self._sum(p * p)
+                    rows += [n - 2 * total + square, square, n - volume, volume]  # (1-p)^2 = 1 - 2p + p^2
+                out += torch.stack(rows).view(-1, 2)
+            elif isinstance(term, LogSums):
+                out += torch.stack([self._sum(F.logsigmoid(-self.z)), self._sum(F.logsigmoid(self.z))])
+            elif isinstance(term, VoxelSums):
+                loss = term.formula(self._log_true())
+                out[0, 0] += self._sum(loss)
+                if term.by_class:
+                    positive = self._sum(loss * self.g)
+                    out[0, 0] -= positive
+                    out[0, 1] += positive
+            elif isinstance(term, VoxelMap):
+                loss = term.sums.formula(self._log_true())
+                out.copy_(loss if self.w is None else loss * self.w)
+
+    def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
+        """As `LabelSlab.backward`."""
+        p, g = torch.sigmoid(self.z), self.g
+        d: Tensor | None = None
+        for term, grad in zip(terms, grads, strict=True):
+            if isinstance(term, CountSums):
+                true, base = grad[0].tolist(), grad[1].tolist()
+                # dL/dp_1 - dL/dp_0 = constant + slope g (+ curve p)
+                constant, slope = base[1] - base[0] - true[0], true[0] + true[1]
+                part = g * slope
+                part += constant
+                if term.squares:
+                    square = grad[2].tolist()
+                    part.add_(p, alpha=2 * (square[0] + square[1])).sub_(2 * square[0])
+                part *= torch.addcmul(p, p, p, value=-1)
+            elif isinstance(term, LogSums):
+                lower, upper = grad[0].tolist()
+                part = upper - (lower + upper) * p
+            else:
+                sums = term.sums if isinstance(term, VoxelMap) else term
+                assert isinstance(sums, VoxelSums)
+                part = g - p
+                part *= derivative(sums.formula, self._log_true()) if sums.slope is None else sums.slope
+                if isinstance(term, VoxelMap):
+                    part *= grad[0]
+                elif sums.by_class:
+                    lower, upper = grad[0].tolist()
+                    part *= g * (upper - lower) + lower
+                else:
+                    part *= grad[0, 0].item()
+            d = part if d is None else d.add_(part)
+        assert d is not None
+        if self.w is not None:
+            d *= self.w
+        torch.neg(d, out=out[0])
+        out[1] = d
+
+    def _log_true(self) -> Tensor:
+        return F.logsigmoid((2 * self.g - 1) * self.z)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return (values if self.w is None else values * self.w).sum(dtype=torch.float64)
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total + part
 
 
 def derivative(formula: VoxelFormula, log_pt: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements (channels x voxels) of one slab. On the CPU three such float32 buffers stay in the cache of two cores;
-# on a GPU a slab only has to be long enough to keep the device busy.
-_CPU_SLAB = 1 << 18
+# Elements (channels x voxels) of one slab. On the CPU a few such float32 buffers stay in the cache; on a GPU a slab
+# only has to be long enough to keep the device busy.
+_CPU_SLAB = 1 << 17
 _GPU_SLAB = 1 << 24
+_FEWEST_SLABS = 48  # the buffers of a slab, a dozen at most, stay small beside the scores of a small patch too
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,23 +20,29 @@ class Voxels:
 
     Attributes:
         scores: (B, C, M) what the network gave, float32 or float64.
-        index: (B, M) int64, the class of each voxel, for a target of labels. A voxel that does not count has class 0.
-        target: (B, C, M) one-hot, multi-label or soft target, where `index` is None.
+        labels: (B, M) class of each voxel in the target's dtype, for a target of labels; 0 where it is ignored.
+        target: (B, C, M) one-hot, multi-label or soft target, where `labels` is None.
         weight: (B, M) what each voxel counts; None where each counts 1.
     """
 
     scores: Tensor
-    index: Tensor | None
+    labels: Tensor | None
     target: Tensor | None
     weight: Tensor | None
+
+    def index(self) -> Tensor:
+        """(B, M) int64 class of each voxel of a target of labels."""
+        assert self.labels is not None
+        index = self.labels.to(torch.int64)
+        # The range check of a call on a GPU may come one call late.
+        return index.clamp(0, self.scores.shape[1] - 1) if index.device.type == "cuda" else index
 
     def one_hot(self) -> Tensor:
         """(B, C, M) target in the dtype of the scores."""
         if self.target is not None:
             return self.target
-        assert self.index is not None
         classes = torch.arange(self.scores.shape[1], device=self.scores.device)
-        return (self.index.unsqueeze(1) == classes.view(1, -1, 1)).to(self.scores.dtype)
+        return (self.index().unsqueeze(1) == classes.view(1, -1, 1)).to(self.scores.dtype)
 
     def weighted(self, values: Tensor) -> Tensor:
         """`values` (B, C, M) or (B, 1, M), times the weight of each voxel."""
@@ -100,16 +107,13 @@ class Layout:
             weight = counts.to(self.dtype) if weight is None else weight * counts
             target = target * counts.unsqueeze(1).to(target.dtype)
         if self.labels:
-            index = target[:, 0].to(torch.int64)
-            if index.device.type == "cuda":
-                index = index.clamp(0, scores.shape[1] - 1)  # the range check of a GPU call may come one call late
-            return Voxels(scores, index, None, weight)
+            return Voxels(scores, target[:, 0], None, weight)
         return Voxels(scores, None, target.to(self.dtype), weight)
 
     def _counts(self, target: Tensor) -> Tensor:
         """(B, M) what `ignore_index` leaves of each voxel."""
         if self.labels or target.shape[1] == 1:
-            return target[:, 0] != self.ignore_index
+            return torch.ne(target[:, 0], self.ignore_index)
         return 1 - target[:, self.ignore_index].to(self.dtype)
 
 
@@ -125,7 +129,10 @@ def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
     """Ranges of flat voxel positions; `whole_rows`: cut between indices of the first spatial axis only."""
     channels, spatial = scores.shape[1], scores.shape[2:]
     voxels = math.prod(spatial)
-    length = max((_CPU_SLAB if scores.device.type == "cpu" else _GPU_SLAB) // channels, 1024)
+    elements = _GPU_SLAB
+    if scores.device.type == "cpu":
+        elements = min(_CPU_SLAB, scores.numel() // _FEWEST_SLABS)
+    length = max(elements // channels, 1024)
     if whole_rows:
         row = voxels // max(spatial[0], 1)
         length = max(length // max(row, 1), 1) * row
@@ -136,6 +143,12 @@ def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
 def read(view: Tensor | None, tensor: Tensor, voxels: slice) -> Tensor:
     """(C, m) slab of a (C, *spatial) tensor; only a tensor without a flat view is copied, one slab at a time."""
     return view[:, voxels] if view is not None else _rows(tensor, voxels).reshape(tensor.shape[0], -1)
+
+
+def writable(tensor: Tensor, voxels: slice, dtype: torch.dtype) -> Tensor | None:
+    """(C, m) view of a slab of a (C, *spatial) tensor, where its strides allow one and its dtype is `dtype`."""
+    view = _flat_view(tensor) if tensor.dtype == dtype else None
+    return None if view is None else view[:, voxels]
 
 
 def write(tensor: Tensor, voxels: slice, values: Tensor) -> None:

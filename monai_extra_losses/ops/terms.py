@@ -78,16 +78,18 @@ class VoxelSums:
     """Sums of a voxel-wise loss of the true class's log-probability: result (2, B, C).
 
     Categorical (softmax, or probabilities of C > 1 channels): row 0 is sum g f(log p), row 1 is 0.
-    One-vs-rest: every channel is a decision of its own; row 0 is sum g f(log p), row 1 is sum (1-g) f(log(1-p)), so that
-    a factor of positives and one of negatives can be applied afterwards.
+    One-vs-rest: every channel is a decision of its own; row 0 is sum g f(log p), row 1 is sum (1-g) f(log(1-p)), so
+    that a factor of positives and one of negatives can be applied afterwards.
 
     Attributes:
         activation: how the scores become probabilities.
         formula: f, elementwise, of the log-probability of the true outcome.
         one_vs_rest: whether every channel is a decision of its own.
-        binary: a loss l(log p, log(1-p), g) for targets of C channels that is not linear in g: g l and (1-g) l are summed.
+        binary: a loss l(log p, log(1-p), g) for targets of C channels that is not linear in g: g l and (1-g) l are
+            summed.
         by_class: False: row 0 holds the sum over all classes in its first column (a categorical loss without class
             weights needs no more, and it costs less).
+        slope: f' where it is a constant; None: it is differentiated.
     """
 
     activation: Activation
@@ -95,6 +97,7 @@ class VoxelSums:
     one_vs_rest: bool
     binary: BinaryFormula | None = None
     by_class: bool = True
+    slope: float | None = None
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]
@@ -110,7 +113,7 @@ class VoxelSums:
         """(B, C, M) losses of each one-vs-rest decision, as a positive and as a negative."""
         log_p, log_not_p = binary_log_probabilities(v.scores, self.activation)
         g = v.one_hot()
-        if self.binary is not None and v.index is None:
+        if self.binary is not None and v.labels is None:
             loss = self.binary(log_p, log_not_p, g)
             return g * loss, (1 - g) * loss
         return g * self.formula(log_p), (1 - g) * self.formula(log_not_p)
@@ -128,7 +131,7 @@ class LogSums:
 
     def definition(self, v: Voxels) -> Tensor:
         if self.one_vs_rest:
-            log_p = sum(binary_log_probabilities(v.scores, self.activation))
+            log_p = torch.add(*binary_log_probabilities(v.scores, self.activation))
         else:
             log_p = log_probabilities(v.scores, self.activation)
         return _total(v.weighted(log_p)).unsqueeze(0)
@@ -155,10 +158,10 @@ class VoxelMap:
 
     def definition(self, v: Voxels) -> Tensor:
         if self.sums.one_vs_rest:
-            return v.weighted(sum(self.sums.binary_losses(v)))
+            return v.weighted(torch.add(*self.sums.binary_losses(v)))
         log_p = log_probabilities(v.scores, self.activation)
-        if v.index is not None:
-            return v.weighted(self.sums.formula(log_p.gather(1, v.index.unsqueeze(1))))
+        if v.labels is not None:
+            return v.weighted(self.sums.formula(log_p.gather(1, v.index().unsqueeze(1))))
         return v.weighted(v.one_hot() * self.sums.formula(log_p))
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,14 @@ from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
-from monai_extra_losses.run_folder import RunFolder, RunRecord, open_folder, refuse_unwritable, write_whole
+from monai_extra_losses.run_folder import (
+    ResultsFolder,
+    RunFolder,
+    RunRecord,
+    open_folder,
+    refuse_unwritable,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,98 +46,34 @@ _CHANGE_ON_RESUME = {"version", "dataset_dir", "epochs", "val_interval", "batch_
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
-class RecordedSettings:
-    """The values of a run record as the configs ask for them."""
+class RunSetUp:
+    """What the training configs ask of a set-up, whether it starts a run or evaluates one.
 
-    record: RunRecord
+    Args:
+        folder: of the run.
+        record: of the run.
+        training, validation: cases.
+        resume: go on from the last checkpoint.
+    """
 
-    @property
-    def num_classes(self) -> int:
-        """Classes with background."""
-        return len(self.record.labels)
-
-    @property
-    def label_values(self) -> list[int]:
-        """The data set's label values, in the order of the network's classes."""
-        return list(self.record.labels)
-
-    @property
-    def classes(self) -> list[int]:
-        """The network's classes, 0 to num_classes - 1."""
-        return list(range(self.num_classes))
-
-    @property
-    def foreground(self) -> dict[int, str]:
-        """Class -> name, without background."""
-        return dict(list(enumerate(self.record.labels.values()))[1:])
-
-    @property
-    def in_channels(self) -> int:
-        """Image channels."""
-        return self.record.in_channels
-
-    @property
-    def patch_size(self) -> tuple[int, int, int]:
-        """Voxels per axis of a patch."""
-        return self.record.patch_size
-
-    @property
-    def pixdim(self) -> tuple[float, float, float] | None:
-        """Spacing in mm to resample to, or None."""
-        return self.record.pixdim
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels per level of the U-Net."""
-        return self.record.channels
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Every level halves the volume."""
-        return (2,) * (len(self.record.channels) - 1)
-
-    @property
-    def num_res_units(self) -> int:
-        """Residual units per level of the U-Net."""
-        return self.record.num_res_units
-
-    @property
-    def seed(self) -> int:
-        """Of folds, weights and patches."""
-        return self.record.seed
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the training."""
-        return self.record.epochs
-
-    @property
-    def val_interval(self) -> int:
-        """Epochs between validations."""
-        return self.record.val_interval
-
-    @property
-    def batch_size(self) -> int:
-        """Patches per step."""
-        return self.record.batch_size
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the first step."""
-        return self.record.learning_rate
-
-    @property
-    def is_first_process(self) -> bool:
-        """Whether this process is the one that writes files."""
-        return is_first_process()
-
-    @property
-    def show_progress(self) -> bool:
-        """Progress bars on a terminal only."""
-        return sys.stderr.isatty() and is_first_process()
+    def __init__(
+        self,
+        folder: RunFolder,
+        record: RunRecord,
+        training: Sequence[LabelledCase],
+        validation: Sequence[LabelledCase],
+        resume: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.record = record
+        self.training_cases = [_item(case) for case in training]
+        self.validation_cases = [_item(case) for case in validation]
+        self.resume = resume
+        self.is_first_process = is_first_process()
+        self.show_progress = self.is_first_process and sys.stderr.isatty()
 
 
-class TrainingSetUp(RecordedSettings):
+class TrainingSetUp(RunSetUp):
     """Options, data and folder of a training, checked.
 
     Args:
@@ -174,58 +118,43 @@ class TrainingSetUp(RecordedSettings):
         resume: Any = False,
         overwrite: Any = False,
     ) -> None:
-        trained: dict[str, Any] = {
+        step = 2 ** (len(levels := _levels(channels)) - 1)
+        chosen: dict[str, Any] = {
+            "pixdim": numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]"),
+            "channels": levels,
+            "num_res_units": whole_number("num_res_units", num_res_units, least=0),
+            "num_folds": whole_number("num_folds", num_folds, least=0),
+            "fold": whole_number("fold", fold, least=0),
+            "seed": whole_number("seed", seed, least=0),
+            "limit": None if literal(limit) is None else whole_number("limit", limit, least=1),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
             "batch_size": whole_number("batch_size", batch_size, least=1),
             "learning_rate": positive_number("learning_rate", learning_rate),
         }
-        seed = whole_number("seed", seed, least=0)
-        self.resume = yes_or_no("resume", resume)
+        patch = _given_patch(patch_size, step)
+        going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
-        folds = whole_number("num_folds", num_folds, least=0), whole_number("fold", fold, least=0)
-        first = None if literal(limit) is None else whole_number("limit", limit, least=1)
-        spacing = numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]")
-        levels = _levels(channels)
-        units = whole_number("num_res_units", num_res_units, least=0)
-        patch = _given_patch(patch_size, step=2 ** (len(levels) - 1))
-
-        self.folder = RunFolder(Path(str(bundle_root)))
-        self._refuse_folder()
+        folder = RunFolder(Path(str(bundle_root)))
+        _refuse_run_folder(folder, going_on, self.overwrite)
         case_list = _cases_of(dataset_dir)
+        case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
         with _problems_as_refusal():
-            case_list = dataclasses.replace(case_list, cases=case_list.cases[:first], unlabelled=())
-            self._training, self._validation = split_cases(case_list.cases, *folds, seed)
+            training, validation = split_cases(case_list.cases, chosen["num_folds"], chosen["fold"], chosen["seed"])
             summaries = check_cases(case_list)
-        self.record = RunRecord(
+        record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
-            patch_size=patch or _automatic_patch(case_list, summaries, spacing),
-            pixdim=spacing,
-            channels=levels,
-            num_res_units=units,
+            patch_size=patch or _automatic_patch(case_list, summaries, chosen["pixdim"], step),
             loss=type(loss).__name__,
             dataset_dir=str(case_list.folder.absolute()),
-            num_folds=folds[0],
-            fold=folds[1],
-            seed=seed,
-            limit=first,
-            training=tuple(case.name for case in self._training),
-            validation=tuple(case.name for case in self._validation),
-            **trained,
+            training=tuple(case.name for case in training),
+            validation=tuple(case.name for case in validation),
+            **chosen,
         )
-        if self.resume and self.folder.last.exists():
-            _refuse_other_run(RunRecord.read(self.folder.record), self.record)
-
-    @property
-    def training_cases(self) -> list[dict[str, Any]]:
-        """Items of the training data set."""
-        return [_item(case) for case in self._training]
-
-    @property
-    def validation_cases(self) -> list[dict[str, Any]]:
-        """Items of the validation data set."""
-        return [_item(case) for case in self._validation]
+        if going_on and folder.last.exists():
+            _refuse_other_run(RunRecord.read(folder.record), record)
+        super().__init__(folder, record, training, validation, going_on)
 
     def open_run(self) -> None:
         """Make the run folder and write its record; one process of a distributed training does it."""
@@ -233,33 +162,19 @@ class TrainingSetUp(RecordedSettings):
             return
         if self.overwrite and not self.resume:
             self.folder.remove_run()
-        for folder in (self.folder.model.parent, self.folder.results):
+        for folder in (self.folder.model.parent, self.folder.results.root):
             open_folder("bundle_root", folder)
         self.record.write(self.folder.record)
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
         logger.info(
-            f"{len(self._training)} training and {len(self._validation)} validation cases, "
-            f"{self.in_channels} channel(s), classes {', '.join(self.record.labels.values())}, "
-            f"patch {' x '.join(map(str, self.patch_size))}, {self.record.loss}"
+            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases, "
+            f"{self.record.in_channels} channel(s), classes {', '.join(self.record.labels.values())}, "
+            f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
         )
 
-    def _refuse_folder(self) -> None:
-        root = self.folder.root
-        refuse_unwritable("bundle_root", root)
-        found = self.folder.existing_run()
-        if self.resume and found and not self.folder.last.exists():
-            raise StartUpRefused(
-                f"Expected {self.folder.last} to resume from, got none; train again with --overwrite True."
-            )
-        if found and not self.resume and not self.overwrite:
-            raise StartUpRefused(
-                f"{root} already holds a run ({found.relative_to(root)}); go on with it by --resume True, "
-                "replace it by --overwrite True, or choose another --bundle_root (--run on the short command line)."
-            )
 
-
-class EvaluationSetUp(RecordedSettings):
+class EvaluationSetUp(RunSetUp):
     """A trained run and the cases to evaluate it on, checked.
 
     Args:
@@ -288,42 +203,34 @@ class EvaluationSetUp(RecordedSettings):
         model_file: Any = None,
         overlays: Any = True,
     ) -> None:
-        self.folder = RunFolder(Path(str(bundle_root)))
-        self.record = RunRecord.read(self.folder.record)
-        self.model_file = _trained_weights(model_file, self.folder)
-        self.resume = False
+        folder = RunFolder(Path(str(bundle_root)))
+        record = RunRecord.read(folder.record)
+        self.model_file = _trained_weights(model_file, folder)
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.overlays = yes_or_no("overlays", overlays)
-        self.output_dir = self.folder.results if output_dir is None else Path(str(output_dir))
-        refuse_unwritable("output_dir", self.output_dir)
-        written = self.output_dir / "cases.csv"
-        if written.exists() and not yes_or_no("overwrite", overwrite):
-            raise StartUpRefused(f"{written} exists; replace it by --overwrite True, or choose another --output_dir.")
-        source = self.record.dataset_dir if dataset_dir is None else dataset_dir
-        case_list = _cases_of(source)
-        chosen = _chosen_cases(case_list, split, self.record)
+        self.results = ResultsFolder(folder.results.root if output_dir is None else Path(str(output_dir)))
+        refuse_unwritable("output_dir", self.results.root)
+        if self.results.cases_csv.exists() and not yes_or_no("overwrite", overwrite):
+            raise StartUpRefused(
+                f"{self.results.cases_csv} exists; replace it by --overwrite True, or choose another --output_dir."
+            )
+        case_list = _cases_of(record.dataset_dir if dataset_dir is None else dataset_dir)
+        chosen = _chosen_cases(case_list, split, record)
         with _problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
-        _refuse_other_data(summaries, self.record, case_list.folder)
-        self._cases = chosen
-        self._training = [case for case in case_list.cases if case.name in self.record.training]
-
-    @property
-    def training_cases(self) -> list[dict[str, Any]]:
-        """Items that the run was trained on; MONAI's property check asks for the training data set."""
-        return [_item(case) for case in self._training]
-
-    @property
-    def validation_cases(self) -> list[dict[str, Any]]:
-        """Items of the data set to evaluate."""
-        return [_item(case) for case in self._cases]
+        _refuse_other_data(summaries, record, case_list.folder)
+        # the training cases are for MONAI's property check alone, which builds the training part of the configs too
+        training = [case for case in case_list.cases if case.name in record.training]
+        super().__init__(folder, record, training, chosen)
 
     def open_results(self) -> None:
-        """Make the folder of the results."""
-        open_folder("output_dir", self.output_dir)
+        """Make the folder of the results, without those of an earlier evaluation."""
+        if is_first_process():
+            self.results.remove()
+            open_folder("output_dir", self.results.root)
 
 
-class InferenceSetUp(RecordedSettings):
+class InferenceSetUp:
     """A trained run and the volumes to segment, checked.
 
     Args:
@@ -356,8 +263,8 @@ class InferenceSetUp(RecordedSettings):
             return
         self.model_file  # noqa: B018  a missing file is refused now
         refuse_unwritable("output_dir", self.output_dir)
-        for name, files in _volumes_of(Path(str(input)), self.in_channels).items():
-            _refuse_other_channels(files, self.in_channels)
+        for name, files in _volumes_of(Path(str(input)), self.record.in_channels).items():
+            _refuse_other_channels(files, self.record.in_channels)
             self._items.append({"image": [str(file) for file in files], "case": name})
 
     @property
@@ -376,7 +283,8 @@ class InferenceSetUp(RecordedSettings):
         return self.output_dir / ".unfinished"
 
     def open_output(self) -> None:
-        """Make the output folder."""
+        """Make the output folder; what a killed run left half written goes."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
         open_folder("output_dir", self.output_dir)
 
     def items_to_do(self) -> list[dict[str, Any]]:
@@ -391,6 +299,18 @@ class InferenceSetUp(RecordedSettings):
         return to_do
 
 
+def _refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+    refuse_unwritable("bundle_root", folder.root)
+    found = folder.existing_run()
+    if resume and found and not folder.last.exists():
+        raise StartUpRefused(f"Expected {folder.last} to resume from, got none; train again with --overwrite True.")
+    if found and not resume and not overwrite:
+        raise StartUpRefused(
+            f"{folder.root} already holds a run ({found.relative_to(folder.root)}); go on with it by --resume True, "
+            "replace it by --overwrite True, or choose another --bundle_root (--run on the short command line)."
+        )
+
+
 def _levels(channels: Any) -> tuple[int, ...]:
     given = literal(channels)
     if not isinstance(given, list | tuple) or len(given) < 2:
@@ -400,7 +320,7 @@ def _levels(channels: Any) -> tuple[int, ...]:
     return tuple(whole_number("channels", number, least=1) for number in given)
 
 
-def _given_patch(patch_size: Any, *, step: int) -> tuple[int, int, int] | None:
+def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
     numbers = numbers_per_axis("patch_size", patch_size, example="[96, 96, 32]")
     if numbers is None:
         return None
@@ -414,7 +334,7 @@ def _given_patch(patch_size: Any, *, step: int) -> tuple[int, int, int] | None:
 
 
 def _automatic_patch(
-    case_list: CaseList, summaries: CaseSummaries, pixdim: tuple[float, float, float] | None
+    case_list: CaseList, summaries: CaseSummaries, pixdim: tuple[float, float, float] | None, step: int
 ) -> tuple[int, int, int]:
     """Per axis the median shape, rounded down to a multiple of 16 and kept within 16 and 96."""
     shapes = []
@@ -425,9 +345,9 @@ def _automatic_patch(
             millimetres = summary.shape[axis] * summary.spacing[axis]
             turned[int(world)] = summary.shape[axis] if pixdim is None else round(millimetres / pixdim[int(world)])
         shapes.append(turned)
-    step = _AUTOMATIC_PATCH_STEP
+    step = max(step, _AUTOMATIC_PATCH_STEP)
     medians = (int(statistics.median(axis)) // step * step for axis in zip(*shapes, strict=True))
-    first, second, third = (min(max(median, step), _LARGEST_AUTOMATIC_PATCH) for median in medians)
+    first, second, third = (max(min(median, _LARGEST_AUTOMATIC_PATCH), step) for median in medians)
     return first, second, third
 
 
@@ -626,10 +546,3 @@ def with_weights(network: torch.nn.Module, model_file: str, device: torch.device
             f"{len(loaded) + len(unchanged)} tensors fit); pass the network options of the training."
         ) from None
     return network.to(device)
-
-
-def run_inference(evaluator: Any, setup: InferenceSetUp) -> None:
-    """Segment what is left to do; ignite refuses an empty list of volumes."""
-    if len(evaluator.data_loader):
-        evaluator.run()
-    logger.info(f"Segmentations: {setup.output_dir}")

@@ -28,7 +28,7 @@ from monai.transforms import Orientation
 
 from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.run_folder import RunFolder, write_whole
+from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -302,16 +302,16 @@ class CaseReport:
     (C,X,Y,Z), the intensities on that grid, and `case`, the name.
 
     Args:
-        output_dir: folder of tables and pictures.
+        folder: of tables and pictures.
         labels: class -> name, without background.
         surface_tolerance_mm: distance at which two surfaces count as one, in mm.
         overlays: draw the pictures.
     """
 
     def __init__(
-        self, *, output_dir: Path, labels: Mapping[int, str], surface_tolerance_mm: float, overlays: bool = True
+        self, *, folder: ResultsFolder, labels: Mapping[int, str], surface_tolerance_mm: float, overlays: bool = True
     ) -> None:
-        self.output_dir = output_dir
+        self.folder = folder
         self.labels = dict(labels)
         self.surface_tolerance_mm = surface_tolerance_mm
         self.overlays = overlays
@@ -326,7 +326,9 @@ class CaseReport:
     def _measure(self, engine: Engine) -> None:
         for item in items_of(engine):
             turn = Orientation("RAS", labels=None)
-            prediction, target, picture = (cast(MetaTensor, turn(item[key])) for key in ("pred", "label", "picture"))
+            prediction, target, picture = (
+                cast(MetaTensor, turn(item[key]).cpu()) for key in ("pred", "label", "picture")
+            )
             spacing = [float(mm) for mm in target.pixdim]
             for number, name in self.labels.items():
                 measured = case_metrics(
@@ -346,7 +348,7 @@ class CaseReport:
                     prediction[0].numpy().astype(int),
                     spacing=spacing,
                     labels=self.labels,
-                    out=self.output_dir / "overlays" / f"{item['case']}.png",
+                    out=self.folder.overlays / f"{item['case']}.png",
                     title=f"{item['case']}, mean Dice {mean:.3f}",
                 )
 
@@ -356,18 +358,18 @@ class CaseReport:
             return
         summary = summarise(rows, list(self.labels.values()))
         cells = [{k: v if isinstance(v, str) else _cell(v) for k, v in row.items()} for row in rows]
-        write_whole(self.output_dir / "cases.csv", _csv_text(_CASE_COLUMNS, cells))
+        write_whole(self.folder.cases_csv, _csv_text(_CASE_COLUMNS, cells))
         write_whole(
-            self.output_dir / "summary.csv",
+            self.folder.summary_csv,
             _csv_text(
                 list(summary[0]),
                 [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
             ),
         )
         logger.info(_table(summary))
-        logger.info(f"Tables: {self.output_dir / 'cases.csv'}, {self.output_dir / 'summary.csv'}")
+        logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
         if self.overlays:
-            logger.info(f"Pictures: {self.output_dir / 'overlays'}")
+            logger.info(f"Pictures: {self.folder.overlays}")
 
     def _rows_of_all_processes(self) -> list[dict[str, Any]]:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -39,34 +39,62 @@ class RunFolder:
         return self.root / "models" / "datalist.json"
 
     @property
-    def results(self) -> Path:
+    def results(self) -> "ResultsFolder":
         """Folder of tables and pictures."""
-        return self.root / "eval"
+        return ResultsFolder(self.root / "eval")
 
     @property
     def training_csv(self) -> Path:
         """One row per epoch."""
-        return self.results / "training.csv"
+        return self.results.root / "training.csv"
 
     @property
     def curves(self) -> Path:
         """Picture of training.csv."""
-        return self.results / "curves.png"
+        return self.results.root / "curves.png"
 
     @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
-        return self.results / "tensorboard"
+        return self.results.root / "tensorboard"
 
     def existing_run(self) -> Path | None:
         """A file that shows that somebody trained here, or None."""
         return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
 
     def remove_run(self) -> None:
-        """Delete the files that a training writes, and nothing else."""
+        """Delete the files that a training and its evaluation write, and nothing else."""
         for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
+        self.results.remove()
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultsFolder:
+    """Names of the files of one evaluation."""
+
+    root: Path
+
+    @property
+    def cases_csv(self) -> Path:
+        """One row per case and class."""
+        return self.root / "cases.csv"
+
+    @property
+    def summary_csv(self) -> Path:
+        """One row per class, and their mean."""
+        return self.root / "summary.csv"
+
+    @property
+    def overlays(self) -> Path:
+        """Folder of one picture per case."""
+        return self.root / "overlays"
+
+    def remove(self) -> None:
+        """Delete the tables and pictures of an evaluation, and nothing else."""
+        for path in (self.cases_csv, self.summary_csv, *self.overlays.glob("*.png")):
+            path.unlink(missing_ok=True)
 
 
 def refuse_unwritable(option: str, folder: Path) -> None:
@@ -138,6 +166,31 @@ class RunRecord:
     batch_size: int
     learning_rate: float
     version: str = __version__
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with background."""
+        return len(self.labels)
+
+    @property
+    def classes(self) -> list[int]:
+        """The network's classes, 0 to num_classes - 1."""
+        return list(range(self.num_classes))
+
+    @property
+    def label_values(self) -> list[int]:
+        """The data set's label values, in the order of the network's classes."""
+        return list(self.labels)
+
+    @property
+    def foreground(self) -> dict[int, str]:
+        """Class -> name, without background."""
+        return dict(list(enumerate(self.labels.values()))[1:])
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Every level of the network halves the volume."""
+        return (2,) * (len(self.channels) - 1)
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""

@@ -158,9 +158,11 @@ def test_a_run_is_replaced_only_when_asked(copy_of: RunFolder, phantom_folder: P
         train(phantom_folder, copy_of.root)
     assert copy_of.model.read_bytes() == before
     (copy_of.root / "notes.txt").write_text("mine")
+    evaluate(copy_of, overlays=False)
     train(phantom_folder, copy_of.root, overwrite="True", seed=1)
     assert RunRecord.read(copy_of.record).seed == 1
     assert len(table(copy_of.training_csv)) == 1
+    assert not copy_of.results.cases_csv.exists()  # of the model that is gone
     assert (copy_of.root / "notes.txt").read_text() == "mine"
 
 
@@ -179,8 +181,8 @@ def set_up(phantom_folder: Path, tmp_path: Path) -> Callable[..., TrainingSetUp]
 
 def test_options_are_typed(set_up: Callable[..., TrainingSetUp], tmp_path: Path) -> None:
     built = set_up(epochs="3", learning_rate="1e-3", resume="false", patch_size="[16, 16, 16]", limit="None")
-    assert (built.epochs, built.learning_rate, built.resume) == (3, 0.001, False)
-    assert built.patch_size == (16, 16, 16)
+    assert (built.record.epochs, built.record.learning_rate, built.resume) == (3, 0.001, False)
+    assert built.record.patch_size == (16, 16, 16)
     assert built.record.limit is None
     assert not (tmp_path / "run").exists()  # building a set-up writes nothing
 
@@ -213,9 +215,9 @@ def test_an_option_that_cannot_work_is_one_sentence(
 def test_the_automatic_patch_follows_the_turned_and_resampled_volume(
     set_up: Callable[..., TrainingSetUp], phantom_folder: Path, tmp_path: Path
 ) -> None:
-    assert set_up().patch_size == (32, 32, 16)
+    assert set_up().record.patch_size == (32, 32, 16)
     # 32 x 32 x 16 voxels of 1 x 1 x 3 mm
-    assert set_up(pixdim=[1, 2, 1]).patch_size == (32, 16, 48)
+    assert set_up(pixdim=[1, 2, 1]).record.patch_size == (32, 16, 48)
 
     turned = tmp_path / "turned"
     shutil.copytree(phantom_folder, turned)
@@ -225,12 +227,12 @@ def test_the_automatic_patch_follows_the_turned_and_resampled_volume(
         axes = np.asarray(volume.dataobj).transpose(2, 0, 1)
         nibabel.save(nibabel.Nifti1Image(axes, volume.affine[:, [2, 0, 1, 3]]), file)
     built = TrainingSetUp(dataset_dir=turned, bundle_root=tmp_path / "run", loss=DiceCELoss(), num_folds=3)
-    assert built.patch_size == (32, 32, 16)
+    assert built.record.patch_size == (32, 32, 16)
 
 
 def test_the_hippocampus_gets_the_patch_of_the_prototype(hippocampus: Path, tmp_path: Path) -> None:
     built = TrainingSetUp(dataset_dir=hippocampus, bundle_root=tmp_path / "run", loss=DiceCELoss())
-    assert built.patch_size == (32, 48, 32)
+    assert built.record.patch_size == (32, 48, 32)
 
 
 def test_the_hippocampus_trains(hippocampus: Path, tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_the_hippocampus_trains(hippocampus: Path, tmp_path: Path) -> None:
     first, second = table(run.training_csv)
     assert float(second["train_loss"]) < float(first["train_loss"])
     evaluate(run, overlays=False)
-    assert {row["label"] for row in table(run.results / "summary.csv")} == {"Anterior", "Posterior", "mean"}
+    assert {row["label"] for row in table(run.results.summary_csv)} == {"Anterior", "Posterior", "mean"}
 
 
 # ---- evaluation ----------------------------------------------------------------------
@@ -246,22 +248,23 @@ def test_the_hippocampus_trains(hippocampus: Path, tmp_path: Path) -> None:
 
 def test_evaluation_writes_tables_and_pictures(copy_of: RunFolder) -> None:
     evaluate(copy_of)
-    rows = table(copy_of.results / "cases.csv")
+    rows = table(copy_of.results.cases_csv)
     validation = RunRecord.read(copy_of.record).validation
     assert [(row["case"], row["label"]) for row in rows] == [
         (case, label) for case in validation for label in ("organ", "lesion")
     ]
     assert all(float(row["target_ml"]) > 0 for row in rows if row["label"] == "organ")
-    summary = table(copy_of.results / "summary.csv")
+    summary = table(copy_of.results.summary_csv)
     assert [row["label"] for row in summary] == ["organ", "lesion", "mean"]
     organ = [float(row["dice"]) for row in rows if row["label"] == "organ"]
     assert float(summary[0]["dice_mean"]) == pytest.approx(np.mean(organ), abs=1e-5)
-    assert {path.stem for path in (copy_of.results / "overlays").iterdir()} == set(validation)
+    assert {path.stem for path in copy_of.results.overlays.iterdir()} == set(validation)
 
     with pytest.raises(StartUpRefused, match=r"cases\.csv exists; replace it by --overwrite True"):
         evaluate(copy_of, split="training")
     evaluate(copy_of, split="training", overwrite=True, overlays=False)
-    assert {row["case"] for row in table(copy_of.results / "cases.csv")} == set(RunRecord.read(copy_of.record).training)
+    assert not list(copy_of.results.overlays.iterdir())  # pictures of other cases would mislead
+    assert {row["case"] for row in table(copy_of.results.cases_csv)} == set(RunRecord.read(copy_of.record).training)
 
 
 def test_every_labelled_case_of_any_folder_can_be_evaluated(
@@ -301,6 +304,8 @@ def test_inference_segments_once(
     trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    (out / ".unfinished").mkdir(parents=True)  # as a killed run leaves it
+    (out / ".unfinished" / "half.nii.gz").write_bytes(b"half")
     infer(trained, phantom_folder / "imagesTs", out)
     assert sorted(path.name for path in out.iterdir()) == [
         "phantom_test_000_seg.nii.gz",
@@ -334,7 +339,7 @@ def test_label_values_and_geometry_are_those_of_the_files(phantom_folder: Path, 
     learning = {"epochs": 30, "val_interval": 30, "batch_size": 2, "learning_rate": 0.01, "channels": [8, 16, 32]}
     run = train(data, tmp_path / "run", pixdim=[1.5, 1.5, 3], patch_size=[48, 48, 32], **learning)
     evaluate(run, overlays=False)
-    dice = {row["label"]: float(row["dice_mean"]) for row in table(run.results / "summary.csv")}
+    dice = {row["label"]: float(row["dice_mean"]) for row in table(run.results.summary_csv)}
     validated = float(table(run.training_csv)[-1]["val_dice_organ"])
     # on the files' own grids the agreement is about that on the network's grid: nothing was flipped or shifted
     assert dice["organ"] == pytest.approx(validated, abs=0.05)
@@ -347,6 +352,22 @@ def test_label_values_and_geometry_are_those_of_the_files(phantom_folder: Path, 
     np.testing.assert_allclose(segmentation.affine, image.affine, atol=1e-5)
     assert segmentation.get_data_dtype() == np.uint16
     assert set(np.unique(np.asarray(segmentation.dataobj))) <= {0, 2, 300}
+
+
+def test_a_file_may_hold_all_channels(phantom_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "channels"
+    shutil.copytree(phantom_folder, data)
+    (data / "dataset.json").unlink()
+    for file in (*data.glob("imagesTr/*"), *data.glob("imagesTs/*")):
+        volume = nibabel.load(file)
+        voxels = np.asarray(volume.dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.stack([voxels, -voxels, voxels], axis=-1), volume.affine), file)
+    run = train(data, tmp_path / "run")
+    assert RunRecord.read(run.record).in_channels == 3
+    evaluate(run)
+    infer(run, data / "imagesTs", tmp_path / "out")
+    segmentation = nibabel.load(tmp_path / "out" / "phantom_test_001_seg.nii.gz")
+    assert segmentation.shape == (32, 32, 16)
 
 
 def test_channel_files_make_one_case(phantom_folder: Path, tmp_path: Path) -> None:
@@ -395,8 +416,8 @@ def test_without_a_run_the_metadata_hold(tmp_path: Path) -> None:
     metadata = json.loads((CONFIGS / "metadata.json").read_text())
     built = InferenceSetUp(bundle_root=tmp_path, metadata=metadata)
     formats = metadata["network_data_format"]
-    assert built.in_channels == formats["inputs"]["image"]["num_channels"]
-    assert built.num_classes == formats["outputs"]["pred"]["num_channels"]
+    assert built.record.in_channels == formats["inputs"]["image"]["num_channels"]
+    assert built.record.num_classes == formats["outputs"]["pred"]["num_channels"]
 
 
 # ---- the table of losses -------------------------------------------------------------
@@ -476,6 +497,6 @@ def test_two_processes_train_and_evaluate_as_one(phantom_folder: Path, tmp_path:
     assert [row["epoch"] for row in table(run.training_csv)] == ["1", "2"]
     assert not any(key.startswith("module.") for key in torch.load(run.model, weights_only=True))
     in_two_processes(("train", "evaluate", "multi_gpu_evaluate"), "--bundle_root", str(run.root))
-    together = table(run.results / "cases.csv")
+    together = table(run.results.cases_csv)
     evaluate(run, overwrite=True, overlays=False)
-    assert table(run.results / "cases.csv") == together
+    assert table(run.results.cases_csv) == together

@@ -27,13 +27,13 @@ class FusedDiceLoss(RegionLoss):
     mean; an all-zero voxel of a (B, C, ..) target is background, never "ignored".
 
     Args:
-        include_background: see `SegmentationLoss`, as the other options without a word here.
+        include_background, to_onehot_y, sigmoid, softmax, other_act, ignore_index, sync_batch: see `SegmentationLoss`.
+        reduction, batch, weight, soft_label, absent_class: see `RegionLoss`.
         squared_pred: sum p^2 + sum g^2 in the denominator (V-Net's form).
         jaccard: 1 - (2 TP + s) / (2 (TP + FP + FN) + s).
         smooth_nr: s of the numerator. `smooth_nr=smooth_dr=1` is the "+1" form of teaching material: it halves the loss
             of a missed lesion of one voxel, 0.5 instead of 1.0.
         smooth_dr: s of the denominator.
-        absent_class: see `RegionLoss`.
 
     Shapes, raises: see `SegmentationLoss`.
 
@@ -140,8 +140,8 @@ class FusedTverskyLoss(RegionLoss):
         alpha: weight of false positives, >= 0. Salehi's names, and MONAI's; Abraham, Jadon and Yeung swap the two. The
             paper's best for lesions is alpha=0.3, beta=0.7.
         beta: weight of false negatives, >= 0.
-        include_background: see `SegmentationLoss`, as the other options.
-        weight, absent_class: see `RegionLoss`.
+        include_background, to_onehot_y, sigmoid, softmax, other_act, ignore_index, sync_batch: see `SegmentationLoss`.
+        reduction, smooth_nr, smooth_dr, batch, soft_label, weight, absent_class: see `RegionLoss`.
 
     Shapes, raises: see `SegmentationLoss`.
 

@@ -105,13 +105,15 @@ class Layout:
         if self._ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
-            target = target * counts.unsqueeze(1).to(target.dtype)
+        if weight is not None:  # whatever stands in a voxel that does not count, it is no class
+            target = target.masked_fill(weight.unsqueeze(1) == 0, 0)
         if self.labels:
             return Voxels(scores, target[:, 0], None, weight)
         return Voxels(scores, None, target.to(self.dtype), weight)
 
     def _counts(self, target: Tensor) -> Tensor:
         """(B, M) what `ignore_index` leaves of each voxel."""
+        assert self.ignore_index is not None
         if self.labels or target.shape[1] == 1:
             return torch.ne(target[:, 0], self.ignore_index)
         return 1 - target[:, self.ignore_index].to(self.dtype)

@@ -1,0 +1,183 @@
+"""The package as it is installed: names, signatures, wheel, README."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import monai.losses
+import pytest
+import torch
+import yaml
+from monai.bundle.config_item import ComponentLocator
+
+import monai_extra_losses
+from monai_extra_losses import drop_in, losses
+from monai_extra_losses.losses.base import SegmentationLoss
+
+ROOT = Path(__file__).parents[1]
+LOSSES = [name for name in losses.__all__ if name.endswith("Loss")]
+
+
+def _definitions() -> Iterator[str]:
+    """Names of all classes and functions that our modules define, public or private."""
+    for info in pkgutil.walk_packages(monai_extra_losses.__path__, "monai_extra_losses."):
+        module = importlib.import_module(info.name)
+        for name, value in vars(module).items():
+            if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__:
+                yield name
+
+
+def test_no_definition_shares_a_name_with_monai() -> None:
+    locator = ComponentLocator()
+    locator.get_component_module_name("UNet")  # fills the table
+    assert locator._components_table
+    theirs = {
+        name
+        for name, modules in locator._components_table.items()
+        if not all(module.startswith("monai_extra_losses") for module in modules)
+    }
+    assert {"DiceLoss", "UNet", "one_hot"} <= theirs
+    assert set(_definitions()) & theirs == set()
+
+
+def test_the_collision_test_would_see_a_collision() -> None:
+    assert {"FusedDiceLoss", "SegmentationLoss", "_FusedSums", "write_phantom"} <= set(_definitions())
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert losses.__all__ == sorted(losses.__all__)
+    assert all(getattr(monai_extra_losses, name) is getattr(losses, name) for name in losses.__all__)
+
+
+def test_an_unknown_name_of_the_package_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'FancyLoss'"):
+        monai_extra_losses.FancyLoss  # noqa: B018
+
+
+def test_importing_the_command_line_loads_neither_torch_nor_monai() -> None:
+    code = "import sys, monai_extra_losses.cli; print([m for m in ('torch', 'monai', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_short_name_works_in_a_config_once_the_package_is_imported() -> None:
+    code = (
+        "from monai.bundle import ConfigParser; import monai_extra_losses; "
+        "parser = ConfigParser({'loss': {'_target_': 'JaccardLoss', 'softmax': True}}); "
+        "print(type(parser.get_parsed_content('loss')).__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == "monai_extra_losses.losses.region"
+
+
+def test_monai_s_short_names_stay_monai_s_when_ours_is_imported_first() -> None:
+    code = (
+        "import monai_extra_losses.drop_in; from monai.bundle import ConfigParser; "
+        "parser = ConfigParser({'loss': {'_target_': 'DiceLoss'}}); "
+        "print(type(parser.get_parsed_content('loss')).__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == "monai.losses.dice"
+
+
+@pytest.mark.parametrize("name", drop_in.__all__)
+def test_a_drop_in_is_a_plain_alias(name: str) -> None:
+    assert getattr(drop_in, name).__name__ == f"Fused{name}"
+
+
+@pytest.mark.parametrize("name", drop_in.__all__)
+def test_a_drop_in_has_monai_s_parameters_then_ours_by_keyword_only(name: str) -> None:
+    ours = list(inspect.signature(getattr(drop_in, name)).parameters.values())
+    theirs = list(inspect.signature(getattr(monai.losses, name)).parameters.values())
+    assert [(p.name, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.kind) for p in theirs]
+    for mine, monais in zip(ours, theirs, strict=False):
+        assert mine.default == getattr(monais.default, "value", monais.default)
+    assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_signature_lists_every_option(name: str) -> None:
+    parameters = inspect.signature(getattr(losses, name)).parameters
+    assert "options" not in parameters
+    assert {"include_background", "to_onehot_y", "reduction", "ignore_index"} <= set(parameters)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_docstring_has_all_its_parts(name: str) -> None:
+    loss = getattr(losses, name)
+    text = inspect.getdoc(loss) or ""
+    for part in ("Args:", "Shapes", "Example:", ">>> ", "Reference:"):
+        assert part in text, part
+    assert re.search(r"[Rr]aises", text)
+    described = set(re.findall(r"^ {4}([\w, *]+):", text.split("Args:")[1], re.M))
+    words = set(re.findall(r"\w+", " ".join(described)))
+    own = vars(loss).get("__init__", lambda self: None)
+    own = {p for p, v in inspect.signature(own).parameters.items() if v.kind is not v.VAR_KEYWORD} - {"self"}
+    assert own <= words, own - words
+
+
+def test_every_loss_is_in_the_table_of_configs() -> None:
+    table = yaml.safe_load((monai_extra_losses.config_dir() / "losses.yaml").read_text())["losses"]
+    assert {entry["_target_"].rpartition(".")[2] for entry in table.values()} == set(LOSSES)
+    for key, entry in table.items():
+        name = entry["_target_"].rpartition(".")[2].removeprefix("Fused").removesuffix("Loss")
+        assert key == re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_in_the_table_of_the_readme(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+
+
+def test_every_loss_derives_from_the_one_base() -> None:
+    assert all(issubclass(getattr(losses, name), SegmentationLoss) for name in LOSSES)
+
+
+def test_the_first_lines_of_the_readme_run() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert code
+    names: dict[str, torch.Tensor] = {}
+    exec(code.group(1), names)
+    assert names["value"].ndim == 0
+    assert names["logits"].grad is not None
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from a clean export of what git tracks."""
+    folder = tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if files.returncode:
+        pytest.skip("the wheel test needs a git checkout: it builds from what git tracks.")
+    for name in filter(None, files.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            target = folder / "export" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, folder / "export"],
+        check=True,
+        capture_output=True,
+    )
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+def test_the_wheel_holds_the_configs_the_code_and_the_licence(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    configs = {path.name for path in (ROOT / "configs").iterdir()}
+    assert {"train.yaml", "losses.yaml", "evaluate.yaml", "inference.yaml", "metadata.json"} <= configs
+    assert {f"monai_extra_losses/configs/{name}" for name in configs} <= names
+    assert {"monai_extra_losses/py.typed", "monai_extra_losses/losses/region.py"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith(("tests", "configs", "benchmarks")) for name in names)
+
+
+def test_the_wheel_has_the_version_of_the_package(wheel: zipfile.ZipFile) -> None:
+    version = monai_extra_losses.__version__
+    assert f"monai_extra_losses-{version}.dist-info/METADATA" in wheel.namelist()

@@ -220,7 +220,7 @@ class FocalTverskyLoss(RegionLoss):
         >>> import torch
         >>> loss = FocalTverskyLoss(to_onehot_y=True, softmax=True)
         >>> round(loss(torch.zeros(1, 2, 8, 8), torch.zeros(1, 1, 8, 8)).item(), 4)
-        0.7568
+        0.757
 
     Reference: Abraham and Khan 2019, arXiv:1810.07842.
     """

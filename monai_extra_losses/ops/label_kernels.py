@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_extra_losses.ops.slabs import Layout, Voxels
-from monai_extra_losses.ops.terms import CountSums, LogSums, TargetSums, Term, VoxelFormula, VoxelMap, VoxelSums
+from monai_extra_losses.ops.terms import (
+    CountSums,
+    LogSums,
+    TargetSums,
+    Term,
+    VoxelFormula,
+    VoxelMap,
+    VoxelSums,
+    sum_dtype,
+)
 
 # Below this, log p_t is taken from the scores: a float32 softmax underflows at 1e-38 and has lost digits before.
 _SMALL = 1e-30
@@ -280,12 +289,12 @@ class TwoClassSlab:
             # g^2 < g between 0 and 1
             if not (lowest >= 0 and highest <= 1) or torch.dot(self.g, self.g) != self.g.sum():
                 raise WrongLabelsError
-        n = self.z.numel() if self.w is None else self.w.sum(dtype=torch.float64)
         volume = self._sum(self.g)
+        n = volume.new_tensor(self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
         p = torch.sigmoid(self.z) if any(isinstance(term, CountSums) for term in terms) else self.z
         for term, out in zip(terms, outs, strict=True):
             if isinstance(term, TargetSums):
-                out += torch.stack([n - volume, volume, out.new_tensor(n), out.new_tensor(n)]).view(2, 2)
+                out += torch.stack([n - volume, volume, n, n]).view(2, 2)
             elif isinstance(term, CountSums):
                 overlap, total = self._sum(p * self.g), self._sum(p)
                 rows = [n - total - volume + overlap, overlap, n - total, total]
@@ -347,7 +356,7 @@ class TwoClassSlab:
         return F.logsigmoid((2 * self.g - 1) * self.z)
 
     def _sum(self, values: Tensor) -> Tensor:
-        return (values if self.w is None else values * self.w).sum(dtype=torch.float64)
+        return (values if self.w is None else values * self.w).sum(dtype=sum_dtype(values.device))
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

@@ -103,20 +103,20 @@ class TrainingSetUp(RunSetUp):
         dataset_dir: Any,
         bundle_root: Any,
         loss: torch.nn.Module,
-        num_folds: Any = 5,
-        fold: Any = 0,
-        seed: Any = 0,
-        limit: Any = None,
-        patch_size: Any = None,
-        pixdim: Any = None,
-        channels: Any = (16, 32, 64, 128),
-        num_res_units: Any = 2,
-        epochs: Any = 40,
-        val_interval: Any = 2,
-        batch_size: Any = 4,
-        learning_rate: Any = 2e-3,
-        resume: Any = False,
-        overwrite: Any = False,
+        num_folds: Any,
+        fold: Any,
+        seed: Any,
+        limit: Any,
+        patch_size: Any,
+        pixdim: Any,
+        channels: Any,
+        num_res_units: Any,
+        epochs: Any,
+        val_interval: Any,
+        batch_size: Any,
+        learning_rate: Any,
+        resume: Any,
+        overwrite: Any,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -517,6 +517,11 @@ def join_processes(device: torch.device) -> None:
     # ignite makes a process group when first asked for a rank. All processes must do that together: a handler that is
     # built on rank 0 alone would wait for the others for ever.
     idist.sync()
+
+
+def half_precision(amp: Any, device: torch.device) -> bool:
+    """Whether to compute in half precision; None is yes on a GPU."""
+    return torch.device(device).type == "cuda" if literal(amp) is None else yes_or_no("amp", amp)
 
 
 def loss_for_training(loss: Any, device: torch.device) -> torch.nn.Module:

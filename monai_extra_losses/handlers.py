@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import math
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -77,10 +78,8 @@ class EpochProgress:
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`'s iterations."""
-        if is_first_process():
-            bar = ProgressBar(
-                desc="epoch", disable=None, bar_format="{desc}[{n_fmt}/{total_fmt}] {bar} {postfix} {eta}"
-            )
+        if is_first_process() and sys.stderr.isatty():
+            bar = ProgressBar(bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left ")
             bar.attach(engine, output_transform=lambda output: {"loss": loss_of_output(output).item()})
 
 

@@ -20,7 +20,7 @@ from monai.losses import DiceCELoss
 
 import monai_extra_losses
 from monai_extra_losses import losses
-from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
+from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp, half_precision
 from monai_extra_losses.commands import run_workflow
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.run_folder import RunFolder, RunRecord
@@ -169,12 +169,16 @@ def test_a_run_is_replaced_only_when_asked(copy_of: RunFolder, phantom_folder: P
 # ---- options -------------------------------------------------------------------------
 
 
+def start_up(data: Path, run: Path, **options: Any) -> TrainingSetUp:
+    defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
+    return TrainingSetUp(**{**values, "dataset_dir": data, "bundle_root": run, "loss": DiceCELoss(), **options})
+
+
 @pytest.fixture
 def set_up(phantom_folder: Path, tmp_path: Path) -> Callable[..., TrainingSetUp]:
     def build(**options: Any) -> TrainingSetUp:
-        return TrainingSetUp(
-            dataset_dir=phantom_folder, bundle_root=tmp_path / "run", loss=DiceCELoss(), num_folds=3, **options
-        )
+        return start_up(phantom_folder, tmp_path / "run", num_folds=3, **options)
 
     return build
 
@@ -226,12 +230,12 @@ def test_the_automatic_patch_follows_the_turned_and_resampled_volume(
         # the file's axes become S, R, A
         axes = np.asarray(volume.dataobj).transpose(2, 0, 1)
         nibabel.save(nibabel.Nifti1Image(axes, volume.affine[:, [2, 0, 1, 3]]), file)
-    built = TrainingSetUp(dataset_dir=turned, bundle_root=tmp_path / "run", loss=DiceCELoss(), num_folds=3)
+    built = start_up(turned, tmp_path / "run", num_folds=3)
     assert built.record.patch_size == (32, 32, 16)
 
 
 def test_the_hippocampus_gets_the_patch_of_the_prototype(hippocampus: Path, tmp_path: Path) -> None:
-    built = TrainingSetUp(dataset_dir=hippocampus, bundle_root=tmp_path / "run", loss=DiceCELoss())
+    built = start_up(hippocampus, tmp_path / "run")
     assert built.record.patch_size == (32, 48, 32)
 
 
@@ -453,6 +457,12 @@ def test_train_yaml_alone_has_the_default_of_the_table() -> None:
     table_yaml = yaml.safe_load((CONFIGS / "losses.yaml").read_text())
     assert table_yaml["loss"] == "@losses::dice_ce"
     assert train_yaml["loss"] == {key: value for key, value in TABLE["dice_ce"].items() if key != "_desc_"}
+
+
+def test_half_precision_is_typed() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [half_precision(None, device) for device in (cpu, gpu)] == [False, True]
+    assert [half_precision("false", device) for device in (cpu, gpu)] == [False, False]
 
 
 def test_the_configs_agree_on_network_and_preparation() -> None:

@@ -26,11 +26,13 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
         One tensor per term: (rows, B, C) sums in float64, or a (B, channels, *spatial) map. Differentiable once, with
         respect to the scores.
     """
-    if torch.compiler.is_compiling():
-        return [_definition(layout, term) for term in terms]
     if not terms:
         return []
-    return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
+    # Autocast would take the matrix products of the kernels, which are sums over voxels, in half precision.
+    with torch.autocast(layout.scores.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            return [_definition(layout, term) for term in terms]
+        return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
 
 
 def _definition(layout: Layout, term: Term) -> Tensor:
@@ -43,6 +45,7 @@ def _definition(layout: Layout, term: Term) -> Tensor:
 class _FusedSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, layout: Layout, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, layout.target, layout.mask)
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         outs = tuple(_empty(layout, term) for term in terms)
@@ -69,7 +72,7 @@ class _FusedSums(torch.autograd.Function):
         scores, target, mask = ctx.saved_tensors
         layout = Layout(scores, target, mask, ctx.labels, ctx.ignore_index)
         wanted = [
-            (term, grad)
+            (term, grad.contiguous())  # a map's may be an expanded scalar
             for term, grad in zip(ctx.terms, grads, strict=True)
             if grad is not None and not isinstance(term, TargetSums)
         ]
@@ -77,21 +80,27 @@ class _FusedSums(torch.autograd.Function):
         gradient = torch.empty_like(scores) if wanted else torch.zeros_like(scores)
         if not wanted:
             return gradient, None, None
-        kernels = layout.labels and label_kernels.supports(terms)
-        for sample in range(scores.shape[0]):
-            for slab, voxels in layout.slabs(sample):
-                slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in wanted]
-                if not kernels:
-                    write(gradient[sample], voxels, _differentiate(slab, terms, slab_grads))
-                    continue
-                out = writable(gradient[sample], voxels, layout.dtype)
-                if out is not None:
-                    label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
-                else:
-                    out = torch.empty_like(slab.scores[0])
-                    label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
-                    write(gradient[sample], voxels, out)
+        with torch.autocast(scores.device.type, enabled=False):
+            _write_gradient(gradient, layout, terms, [grad for _, grad in wanted])
         return gradient, None, None
+
+
+def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor]) -> None:
+    """Fill `gradient` (B, C, *spatial), slab by slab, from the gradients of the results."""
+    kernels = layout.labels and label_kernels.supports(terms)
+    for sample in range(layout.scores.shape[0]):
+        for slab, voxels in layout.slabs(sample):
+            slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
+            if not kernels:
+                write(gradient[sample], voxels, _differentiate(slab, terms, slab_grads))
+                continue
+            out = writable(gradient[sample], voxels, layout.dtype)
+            if out is not None:
+                label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
+            else:
+                out = torch.empty_like(slab.scores[0])
+                label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
+                write(gradient[sample], voxels, out)
 
 
 def _empty(layout: Layout, term: Term) -> Tensor:

@@ -43,12 +43,10 @@ def train(context: click.Context, data: Path, run: Path, loss: str, epochs: int 
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     """
-    overrides = _overrides(context.args)
+    options: dict[str, Any] = {"dataset_dir": str(data.absolute()), "bundle_root": str(run.absolute()), "loss": loss}
     if epochs is not None:
-        overrides["epochs"] = epochs
-    run_workflow(
-        ("train", "losses"), dataset_dir=str(data.absolute()), bundle_root=str(run.absolute()), loss=loss, **overrides
-    )
+        options["epochs"] = epochs
+    run_workflow(("train", "losses"), **options | _overrides(context.args))
 
 
 @commands.command(context_settings=_with_overrides)
@@ -69,14 +67,10 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     monai-extra-losses evaluate --run runs/ft
     monai-extra-losses evaluate --run runs/ft --data OTHER_DIR --split all --output_dir results/other
     """
-    given = {} if data is None else {"dataset_dir": str(data.absolute())}
-    run_workflow(
-        ("train", "losses", "evaluate"),
-        bundle_root=str(run.absolute()),
-        split=split,
-        **given,
-        **_overrides(context.args),
-    )
+    options: dict[str, Any] = {"bundle_root": str(run.absolute()), "split": split}
+    if data is not None:
+        options["dataset_dir"] = str(data.absolute())
+    run_workflow(("train", "losses", "evaluate"), **options | _overrides(context.args))
 
 
 @commands.command(context_settings=_with_overrides)
@@ -90,14 +84,13 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     \b
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
     """
-    run_workflow(
-        ("inference",),
-        workflow_type="infer",
-        bundle_root=str(run.absolute()),
-        input=str(source.absolute()),
-        output_dir=str(output.absolute()),
-        **_overrides(context.args),
-    )
+    options = {
+        "workflow_type": "infer",
+        "bundle_root": str(run.absolute()),
+        "input": str(source.absolute()),
+        "output_dir": str(output.absolute()),
+    }
+    run_workflow(("inference",), **options | _overrides(context.args))
 
 
 @commands.command()
@@ -166,11 +159,7 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None)
     """
     started = time.perf_counter()
     overrides = _overrides(context.args)
-    if loss not in _loss_table():
-        # the phantom need not be written for a mistyped name
-        from monai_extra_losses.workflow import checked_overrides
-
-        checked_overrides({"losses": _loss_table()}, {"loss": loss})
+    _check_options(("train", "losses"), {"loss": loss} | overrides)  # before anything is written
     out = (_free_folder(Path("runs") / f"demo_{loss}") if out is None else out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StartUpRefused(f"Expected a new or empty folder as --out, got {out}, which is in use; name another.")
@@ -180,7 +169,8 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None)
         overrides.setdefault("epochs", _DEMO_EPOCHS)
     data = data.absolute()
     click.echo("\n== Training ==")
-    run_workflow(("train", "losses"), dataset_dir=str(data), bundle_root=str(out), loss=loss, **overrides)
+    options = {"dataset_dir": str(data), "bundle_root": str(out), "loss": loss}
+    run_workflow(("train", "losses"), **options | overrides)
     click.echo("\n== Evaluation on the validation cases ==")
     run_workflow(("train", "losses", "evaluate"), bundle_root=str(out))
     click.echo("\n== Segmenting one volume ==")
@@ -198,7 +188,7 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None)
     )
 
 
-def run_workflow(configs: Sequence[str], **options: Any) -> None:
+def run_workflow(configs: Sequence[str], /, **options: Any) -> None:
     """Run the bundle's configs in this process.
 
     Args:
@@ -211,11 +201,23 @@ def run_workflow(configs: Sequence[str], **options: Any) -> None:
         from monai_extra_losses.workflow import SegmentationWorkflow
 
         logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
-        folder = monai_extra_losses.config_dir()
-        workflow = SegmentationWorkflow([str(folder / f"{name}.yaml") for name in configs], **options)
+        workflow = SegmentationWorkflow(_config_files(configs), **options)
         workflow.initialize()
         workflow.run()
         workflow.finalize()
+
+
+def _config_files(configs: Sequence[str]) -> list[str]:
+    folder = monai_extra_losses.config_dir()
+    return [str(folder / f"{name}.yaml") for name in configs]
+
+
+def _check_options(configs: Sequence[str], options: Mapping[str, Any]) -> None:
+    from monai.bundle import ConfigParser
+
+    from monai_extra_losses.workflow import checked_overrides
+
+    checked_overrides(ConfigParser.load_config_files(_config_files(configs)), options)
 
 
 def _overrides(arguments: Sequence[str]) -> dict[str, Any]:

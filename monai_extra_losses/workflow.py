@@ -35,7 +35,7 @@ class SegmentationWorkflow(ConfigWorkflow):
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
         own = {key: value for key, value in options.items() if key in _OWN_OPTIONS}
-        overrides = {key.replace("#", "::"): value for key, value in options.items() if key not in _OWN_OPTIONS}
+        overrides = {key: value for key, value in options.items() if key not in _OWN_OPTIONS}
         parser = ConfigParser()
         parser.read_config(f=config_file)
         super().__init__(config_file, **own, **checked_overrides(parser.get(), overrides))
@@ -64,7 +64,7 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
     Raises:
         StartUpRefused: the first id or loss that the config does not know, with the nearest that it does.
     """
-    checked = dict(overrides)
+    checked = {key.replace("#", "::"): value for key, value in overrides.items()}
     loss = checked.get("loss", config.get("loss"))
     name = _name_in_table(loss)
     if name is not None:

@@ -132,8 +132,9 @@ def test_an_unknown_option_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_demo_refuses_a_mistyped_loss_at_once(tmp_path: Path) -> None:
+def test_the_demo_refuses_a_mistyped_option_at_once(tmp_path: Path) -> None:
     assert "did you mean 'dice_ce'?" in sentence_of("demo", "--loss", "dicece", "--out", tmp_path / "out")
+    assert "did you mean 'epochs'?" in sentence_of("demo", "--epoch", "3", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

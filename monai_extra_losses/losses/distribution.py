@@ -95,7 +95,8 @@ class FusedFocalLoss(DistributionLoss):
     channels that count (MONAI's is C times too large); `include_background=False` with `use_softmax` drops the
     background of the result (MONAI drops it before the softmax); one channel with `use_softmax` warns and is a sigmoid
     (MONAI returns 0 for anything); inputs (B, C) without spatial axes are summed by "sum" (MONAI averages them);
-    gamma < 1 has a finite gradient at p_t = 1.
+    gamma < 1 has a finite gradient at p_t = 1; with sigmoid, a sequence `alpha` and soft targets the factor is
+    g alpha_c + (1 - g) (MONAI's jumps from 1 to alpha_c at g = 1).
 
     Args:
         include_background: see `SegmentationLoss`.

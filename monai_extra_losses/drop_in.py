@@ -4,8 +4,10 @@ Plain aliases: MONAI's config parser looks short names up among definitions, and
 """
 
 from monai_extra_losses.losses import FusedDiceCELoss as DiceCELoss
+from monai_extra_losses.losses import FusedDiceFocalLoss as DiceFocalLoss
 from monai_extra_losses.losses import FusedDiceLoss as DiceLoss
 from monai_extra_losses.losses import FusedFocalLoss as FocalLoss
+from monai_extra_losses.losses import FusedGeneralizedDiceLoss as GeneralizedDiceLoss
 from monai_extra_losses.losses import FusedTverskyLoss as TverskyLoss
 
-__all__ = ["DiceCELoss", "DiceLoss", "FocalLoss", "TverskyLoss"]
+__all__ = ["DiceCELoss", "DiceFocalLoss", "DiceLoss", "FocalLoss", "GeneralizedDiceLoss", "TverskyLoss"]

@@ -1,17 +1,95 @@
 """The losses, one public name per line."""
 
-from monai_extra_losses.losses.compound import FusedDiceCELoss
-from monai_extra_losses.losses.distribution import CrossEntropyLoss, FusedFocalLoss
-from monai_extra_losses.losses.inputs import ShapeMismatchError
-from monai_extra_losses.losses.region import FocalTverskyLoss, FusedDiceLoss, FusedTverskyLoss, JaccardLoss
+from monai_extra_losses.losses.compound import (
+    ComboLoss,
+    CompoundLoss,
+    DiceTopKLoss,
+    ExponentialLogarithmicLoss,
+    FusedDiceCELoss,
+    FusedDiceFocalLoss,
+    UnifiedFocalLoss,
+)
+from monai_extra_losses.losses.distribution import (
+    BalancedCrossEntropyLoss,
+    CategoricalHingeLoss,
+    CrossEntropyLoss,
+    FusedFocalLoss,
+    GeneralizedCrossEntropyLoss,
+    HingeLoss,
+    PolyLoss,
+    SquaredHingeLoss,
+    TopKLoss,
+    WeightedCrossEntropyLoss,
+)
+from monai_extra_losses.losses.inputs import (
+    ShapeMismatchError,
+)
+from monai_extra_losses.losses.region import (
+    BoundaryDoULoss,
+    FocalTverskyLoss,
+    FusedDiceLoss,
+    FusedGeneralizedDiceLoss,
+    FusedTverskyLoss,
+    JaccardLoss,
+    LogCoshDiceLoss,
+    NoiseRobustDiceLoss,
+    SensitivitySpecificityLoss,
+    TwoClassDiceLoss,
+)
+from monai_extra_losses.losses.regression import (
+    CosineSimilarityLoss,
+    HuberLoss,
+    KLDivergenceLoss,
+    LogCoshLoss,
+    MeanAbsoluteErrorLoss,
+    MeanAbsolutePercentageErrorLoss,
+    MeanSquaredErrorLoss,
+    MeanSquaredLogarithmicErrorLoss,
+    PoissonLoss,
+)
+from monai_extra_losses.losses.structure import (
+    CorrelationMaximizedStructuralSimilarityLoss,
+    LovaszLoss,
+)
 
 __all__ = [
+    "BalancedCrossEntropyLoss",
+    "BoundaryDoULoss",
+    "CategoricalHingeLoss",
+    "ComboLoss",
+    "CompoundLoss",
+    "CorrelationMaximizedStructuralSimilarityLoss",
+    "CosineSimilarityLoss",
     "CrossEntropyLoss",
+    "DiceTopKLoss",
+    "ExponentialLogarithmicLoss",
     "FocalTverskyLoss",
     "FusedDiceCELoss",
+    "FusedDiceFocalLoss",
     "FusedDiceLoss",
     "FusedFocalLoss",
+    "FusedGeneralizedDiceLoss",
     "FusedTverskyLoss",
+    "GeneralizedCrossEntropyLoss",
+    "HingeLoss",
+    "HuberLoss",
     "JaccardLoss",
+    "KLDivergenceLoss",
+    "LogCoshDiceLoss",
+    "LogCoshLoss",
+    "LovaszLoss",
+    "MeanAbsoluteErrorLoss",
+    "MeanAbsolutePercentageErrorLoss",
+    "MeanSquaredErrorLoss",
+    "MeanSquaredLogarithmicErrorLoss",
+    "NoiseRobustDiceLoss",
+    "PoissonLoss",
+    "PolyLoss",
+    "SensitivitySpecificityLoss",
     "ShapeMismatchError",
+    "SquaredHingeLoss",
+    "TopKLoss",
+    "TwoClassDiceLoss",
+    "UnifiedFocalLoss",
+    "WeightedCrossEntropyLoss",
 ]

@@ -12,7 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from monai_extra_losses.losses.inputs import CudaLabelCheck, LossInputs, Source, check_shapes, plain
-from monai_extra_losses.ops.terms import Activation, BinaryFormula, CountSums, TargetSums, Term, VoxelMap, VoxelSums
+from monai_extra_losses.ops.terms import (
+    Activation,
+    BinaryFormula,
+    CountSums,
+    ErrorSums,
+    TargetSums,
+    Term,
+    VoxelMap,
+    VoxelSums,
+)
 
 Reduction = Literal["mean", "sum", "none"]
 AbsentClass = Literal["smooth", "skip"]
@@ -58,6 +67,9 @@ class SoftCounts:
         tn: sum (1-p)(1-g).
         p_squared: sum p^2, for a loss with `squares`.
         g_squared: sum g^2, likewise.
+        positive_error: sum g |p - g|^q, for a loss with `error_power` q.
+        negative_error: sum (1-g) |p - g|^q, likewise.
+        contour: number of target voxels with a face neighbour outside the class, for a loss with `contours`.
     """
 
     tp: Tensor
@@ -66,6 +78,9 @@ class SoftCounts:
     tn: Tensor
     p_squared: Tensor | None = None
     g_squared: Tensor | None = None
+    positive_error: Tensor | None = None
+    negative_error: Tensor | None = None
+    contour: Tensor | None = None
 
 
 def one_of(name: str, value: object, choices: Any) -> Any:
@@ -134,6 +149,7 @@ class SegmentationLoss(nn.Module):
     """
 
     class_weight: Tensor | None
+    shares_inputs = True  # whether `terms` and `value` of LossInputs are all there is
     _spatial = range(1, 4)
 
     def __init__(
@@ -284,6 +300,9 @@ class RegionLoss(SegmentationLoss):
         self.soft_label = soft_label
         self.absent_class = one_of("absent_class", absent_class, AbsentClass)
 
+    error_power: float | None = None  # q, where the formula reads sum |p - g|^q
+    contours = False  # whether it reads the size of the target's contour
+
     @property
     def squares(self) -> bool:
         """Whether the formula reads sum p^2 and sum g^2."""
@@ -298,22 +317,39 @@ class RegionLoss(SegmentationLoss):
         return (numerator + self.smooth_nr) / (denominator + self.smooth_dr)
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return self._count_term(inputs), TARGET_SUMS
+        errors = [] if self.error_power is None else [self._error_term(inputs)]
+        return self._count_term(inputs), TARGET_SUMS, *errors
 
     def value(self, inputs: LossInputs) -> Tensor:
-        parts = torch.cat([inputs[self._count_term(inputs)], inputs[TARGET_SUMS]])
+        rows = [inputs[self._count_term(inputs)], inputs[TARGET_SUMS]]
+        if self.error_power is not None:
+            rows.append(inputs[self._error_term(inputs)])
+        if self.contours:
+            rows.append(inputs.contour_sizes().unsqueeze(0))
+        parts = torch.cat(rows)
         if self.batch:
             parts = self.summed_over_ranks(parts.sum(1, keepdim=True))
-        tp, p, *squares, g, n = self.kept(parts, axis=2)
-        p_squared, g_squared = squares or (None, None)
-        values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, p_squared, g_squared))
+        kept = iter(self.kept(parts, axis=2))
+        tp, p = next(kept), next(kept)
+        squares = (next(kept), next(kept)) if self.squares else (None, None)
+        g, n = next(kept), next(kept)
+        errors = (next(kept), next(kept)) if self.error_power is not None else (None, None)
+        contour = next(kept) if self.contours else None
+        values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, *squares, *errors, contour))
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
-        keep = None if inputs.counts_all else n > 0
+        return self._reduced(values, self.counted(inputs, g, n), inputs.scores.ndim - 2)
+
+    def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
+        """Which samples and classes enter the mean, from (B, C') sum g and sum 1; None for all."""
         if self.absent_class == "skip":
-            keep = g > 0
-        return self._reduced(values, keep, inputs.scores.ndim - 2)
+            return g > 0
+        return None if inputs.counts_all else n > 0
+
+    def _error_term(self, inputs: LossInputs) -> tuple[Source, Term]:
+        assert self.error_power is not None
+        return "activated", ErrorSums(self.activation(inputs), self.error_power)
 
     def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         activation = self.activation(inputs)
@@ -366,6 +402,11 @@ class DistributionLoss(SegmentationLoss):
         """Whether the sums of the classes are needed apart."""
         return self.class_weight is not None
 
+    @property
+    def keeps_map(self) -> bool:
+        """Whether the loss of every voxel is needed."""
+        return self.reduction == "none"
+
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         """Whether every channel is a decision of its own."""
         return self.sigmoid or inputs.scores.shape[1] == 1
@@ -388,7 +429,7 @@ class DistributionLoss(SegmentationLoss):
             by_class=self.by_class,
             slope=self.slope,
         )
-        return self.source, VoxelMap(sums) if self.reduction == "none" else sums
+        return self.source, VoxelMap(sums) if self.keeps_map else sums
 
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         """Reduce (B, C) sums of the losses of positive and negative decisions."""

@@ -1,6 +1,11 @@
 """Compound losses: weighted sums whose parts share one pass over the data."""
 
-from torch import Tensor
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
 
 from monai_extra_losses.losses.base import (
     TARGET_SUMS,
@@ -8,15 +13,40 @@ from monai_extra_losses.losses.base import (
     DistributionLoss,
     OtherAct,
     Reduction,
+    RegionLoss,
+    RegionOptions,
     SegmentationLoss,
+    SegmentationOptions,
+    SoftCounts,
     Terms,
     Weight,
     class_weights,
 )
-from monai_extra_losses.losses.distribution import CrossEntropyLoss
-from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.distribution import (
+    BalancedCrossEntropyLoss,
+    CrossEntropyLoss,
+    FusedFocalLoss,
+    TopKLoss,
+)
+from monai_extra_losses.losses.inputs import LossInputs, Source
 from monai_extra_losses.losses.region import FusedDiceLoss
-from monai_extra_losses.ops.terms import Activation
+from monai_extra_losses.ops.terms import Activation, Term, VoxelSums
+
+
+class _Dice(RegionLoss):
+    """Dice of each class."""
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        return 1 - self.ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn)
+
+
+class _FixedBalance(BalancedCrossEntropyLoss):
+    """-(beta g log p + (1-beta) (1-g) log(1-p)) of fixed beta, without background where that is left out."""
+
+    def __init__(self, beta: float, **options: Unpack[SegmentationOptions]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super().__init__(beta_range=(beta, beta), **options)
 
 
 class _ScoreCrossEntropy(CrossEntropyLoss):
@@ -54,7 +84,114 @@ class _ScoreCrossEntropy(CrossEntropyLoss):
         return self._mean_or_sum(loss.sum(), counts.sum())
 
 
-class FusedDiceCELoss(SegmentationLoss):
+class CompoundLoss(nn.Module):
+    """Weighted sum of losses: sum_k lambda_k L_k.
+
+    Losses of this package that read the target alike share one pass over the data.
+
+    Args:
+        losses: the parts: a list, or a dict of name and loss.
+        weights: lambda of each part, >= 0; 1 each by default. `weights` of the object may be set at any time, by a
+            schedule say.
+
+    Attributes:
+        components: dict of name and last value of each part, detached, before its weight.
+
+    Shapes: those of the parts, which must agree on the input.
+
+    Raises:
+        TypeError: a part that is no torch.nn.Module.
+        ValueError: no parts, a number of weights other than that of the parts, a negative weight, a part with
+            reduction="none".
+
+    Example:
+        >>> import torch
+        >>> from monai_extra_losses import CrossEntropyLoss, FusedDiceLoss
+        >>> options = {"to_onehot_y": True, "softmax": True}
+        >>> loss = CompoundLoss([FusedDiceLoss(**options), CrossEntropyLoss(**options)], weights=[1.0, 0.5])
+        >>> value = loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))
+        >>> sorted(loss.components)
+        ['CrossEntropyLoss', 'FusedDiceLoss']
+
+    Reference: none; compounds are compared in Ma et al. 2021, doi:10.1016/j.media.2021.102035.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[nn.Module] | Mapping[str, nn.Module],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        named = dict(losses) if isinstance(losses, Mapping) else _named(losses)
+        if not named:
+            raise ValueError("expected at least one loss, got none.")
+        for name, loss in named.items():
+            if not isinstance(loss, nn.Module):
+                raise TypeError(f"expected losses that are torch.nn.Module, got {type(loss).__name__} as {name}.")
+            if getattr(loss, "reduction", "mean") == "none":
+                raise ValueError(f"expected reduction 'mean' or 'sum' of every part, got 'none' of {name}.")
+        self.losses = nn.ModuleDict(named)
+        self.weights = [1.0] * len(named) if weights is None else [float(weight) for weight in weights]
+        if len(self.weights) != len(named):
+            raise ValueError(f"expected {len(named)} weights, one per loss, got {len(self.weights)}.")
+        if min(self.weights) < 0:
+            raise ValueError(f"expected weights >= 0, got {self.weights}.")
+        self.components: dict[str, Tensor] = {}
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The weighted sum; arguments as of the parts."""
+        shared: dict[object, tuple[LossInputs, list[SegmentationLoss]]] = {}
+        for loss in self.losses.values():
+            if isinstance(loss, SegmentationLoss) and loss.shares_inputs:
+                key = (loss.to_onehot_y, loss.ignore_index, loss.other_act)
+                if key not in shared:
+                    shared[key] = (loss.prepare(input, target, mask), [])
+                shared[key][1].append(loss)
+        for inputs, parts in shared.values():
+            inputs.compute([term for part in parts for term in part.terms(inputs)])
+        values = {}
+        for name, loss in self.losses.items():
+            if isinstance(loss, SegmentationLoss) and loss.shares_inputs:
+                inputs = shared[(loss.to_onehot_y, loss.ignore_index, loss.other_act)][0]
+                values[name] = loss.value(inputs)
+            else:
+                values[name] = loss(input, target) if mask is None else loss(input, target, mask)
+        self.components = {name: value.detach() for name, value in values.items()}
+        total = sum(weight * value for weight, value in zip(self.weights, values.values(), strict=True))
+        return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _named(losses: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Losses by class name; a second one of a class gets a number."""
+    named: dict[str, nn.Module] = {}
+    for loss in losses:
+        name = base = type(loss).__name__
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{base}_{number}"
+        named[name] = loss
+    return named
+
+
+class _WeightedParts(SegmentationLoss):
+    """Base of the compounds with fixed parts: a weighted sum in one pass.
+
+    `parts()` names the parts and their weights.
+    """
+
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        """Weight and loss of each part."""
+        raise NotImplementedError
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return tuple(term for _, part in self.parts() for term in part.terms(inputs))
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        return sum((weight * part.value(inputs) for weight, part in self.parts()), torch.zeros(()))
+
+
+class FusedDiceCELoss(_WeightedParts):
     """Dice plus cross-entropy in one pass; a drop-in for `monai.losses.DiceCELoss`. With sigmoid: Dice plus BCE.
 
     lambda_dice Dice + lambda_ce CE
@@ -126,10 +263,7 @@ class FusedDiceCELoss(SegmentationLoss):
         )
         if self.reduction == "none":
             raise ValueError("expected reduction 'mean' or 'sum', got 'none': Dice has no loss per voxel.")
-        if lambda_dice < 0.0:
-            raise ValueError(f"lambda_dice should be no less than 0.0, got {lambda_dice}.")
-        if lambda_ce < 0.0:
-            raise ValueError(f"lambda_ce should be no less than 0.0, got {lambda_ce}.")
+        _check_factors(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
         class_weight = class_weights(weight)
         per_class = class_weight is not None and class_weight.ndim > 0
         self.dice = FusedDiceLoss(
@@ -165,8 +299,447 @@ class FusedDiceCELoss(SegmentationLoss):
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
 
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        return (self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)
+
+
+class FusedDiceFocalLoss(_WeightedParts):
+    """Dice plus focal loss in one pass; a drop-in for `monai.losses.DiceFocalLoss`.
+
+    lambda_dice Dice + lambda_focal Focal
+
+    The focal loss always reads the raw scores. Departs from MONAI 1.6.1: with `softmax=True` the focal loss is a
+    softmax one (MONAI's stays a sigmoid one); and see `FusedDiceLoss` and `FusedFocalLoss`.
+
+    Args:
+        include_background, to_onehot_y, sigmoid, softmax, other_act, ignore_index, sync_batch: see `SegmentationLoss`.
+        reduction: "mean" or "sum"; "none" adds the Dice of each sample and class to the focal map.
+        squared_pred, jaccard, smooth_nr, smooth_dr, batch: of Dice, see `FusedDiceLoss`.
+        gamma, alpha: of the focal loss, see `FusedFocalLoss`.
+        weight: one number, or one per class kept; multiplies both parts.
+        lambda_dice: factor of Dice, >= 0.
+        lambda_focal: factor of the focal loss, >= 0.
+        absent_class: of Dice, see `RegionLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: a negative lambda; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = FusedDiceFocalLoss(to_onehot_y=True, softmax=True)
+        >>> labels = torch.zeros(1, 1, 4, 4)
+        >>> labels[..., 2:] = 1
+        >>> round(loss(torch.zeros(1, 2, 4, 4), labels).item(), 4)  # 1/2 + ln 2 / 8
+        0.5866
+
+    Reference: Zhu et al. 2018 (AnatomyNet), arXiv:1808.05238.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherAct = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: Reduction = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        weight: Weight = None,
+        lambda_dice: float = 1.0,
+        lambda_focal: float = 1.0,
+        alpha: float | None = None,
+        *,
+        ignore_index: int | None = None,
+        absent_class: AbsentClass = "smooth",
+        sync_batch: bool = False,
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+        )
+        _check_factors(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+        self.dice = FusedDiceLoss(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            squared_pred=squared_pred,
+            jaccard=jaccard,
+            reduction=reduction,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            ignore_index=ignore_index,
+            absent_class=absent_class,
+            sync_batch=sync_batch,
+        )
+        self.focal = FusedFocalLoss(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            gamma=gamma,
+            alpha=alpha,
+            weight=weight,
+            reduction=reduction,
+            use_softmax=softmax,
+            ignore_index=ignore_index,
+            sync_batch=sync_batch,
+        )
+        self.lambda_dice = lambda_dice
+        self.lambda_focal = lambda_focal
+
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        return (self.lambda_dice, self.dice), (self.lambda_focal, self.focal)
+
+
+class DiceTopKLoss(_WeightedParts):
+    """Dice plus top-k cross-entropy.
+
+    lambda_dice Dice + lambda_topk TopK
+
+    Args:
+        k: per cent of the voxels that count, see `TopKLoss`; 10 as usual.
+        lambda_dice: factor of Dice, >= 0.
+        lambda_topk: factor of the top-k cross-entropy, >= 0.
+        **options: see `RegionLoss`; `batch` pools both parts, `weight` has one number per class kept for Dice only.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: a negative lambda, reduction="none"; else see `TopKLoss` and `RegionLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = DiceTopKLoss(to_onehot_y=True, softmax=True)
+        >>> labels = torch.zeros(1, 1, 4, 4)
+        >>> labels[..., 2:] = 1
+        >>> round(loss(torch.zeros(1, 2, 4, 4), labels).item(), 4)  # 1/2 + ln 2
+        1.1931
+
+    Reference: Isensee et al. 2020, arXiv:1904.08128; Ma et al. 2021, doi:10.1016/j.media.2021.102035.
+    """
+
+    def __init__(
+        self,
+        k: float = 10.0,
+        lambda_dice: float = 1.0,
+        lambda_topk: float = 1.0,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__(**_segmentation_options(options))
+        _refuse_none(self.reduction)
+        _check_factors(lambda_dice=lambda_dice, lambda_topk=lambda_topk)
+        self.dice = _Dice(**options)
+        self.topk = TopKLoss(k=k, batch=options.get("batch", False), **_for_cross_entropy(options))
+        self.lambda_dice = lambda_dice
+        self.lambda_topk = lambda_topk
+
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        return (self.lambda_dice, self.dice), (self.lambda_topk, self.topk)
+
+
+class ComboLoss(_WeightedParts):
+    """Combo loss: weighted cross-entropy and Dice.
+
+    alpha mCE + (1-alpha) (1 - Dice), mCE = -mean(beta g log p + (1-beta) (1-g) log(1-p)) one-vs-rest, per class kept
+
+    The paper subtracts Dice; this is that plus (1-alpha), so >= 0. In the paper's printed form a bracket makes the
+    ratio of false negatives and false positives 1/(1-beta), and the authors' code has a sign that rewards an
+    all-foreground prediction: not these.
+
+    Args:
+        alpha: in [0, 1], share of the cross-entropy; 0.5 as in the paper.
+        beta: in (0, 1); above 0.5 missed voxels cost more than false positives; 0.5 as in the paper.
+        **options: see `RegionLoss`. Dice's smoothing is 1 by default (`smooth_nr=smooth_dr=1`).
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: alpha or beta out of range, reduction="none"; else see `RegionLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = ComboLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=0.0)
+        >>> round(loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)  # (ln 2 / 2 + 1/3) / 2
+        0.34
+
+    Reference: Taghanaki et al. 2019, arXiv:1805.02798.
+    """
+
+    def __init__(self, alpha: float = 0.5, beta: float = 0.5, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**_segmentation_options(options))
+        _refuse_none(self.reduction)
+        _refuse_weight(self)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"expected alpha in [0, 1], got {alpha}.")
+        if not 0 < beta < 1:
+            raise ValueError(f"expected beta in (0, 1), got {beta}.")
+        self.dice = _Dice(**({"smooth_nr": 1.0, "smooth_dr": 1.0} | options))
+        self.cross_entropy = _FixedBalance(beta, **_segmentation_options(options))
+        self.alpha = alpha
+        self.beta = beta
+
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        return (self.alpha, self.cross_entropy), (1 - self.alpha, self.dice)
+
+
+class _LogDice(RegionLoss):
+    """(-ln D)^gamma of each class present in the sample."""
+
+    def __init__(self, gamma: float, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**(options | {"absent_class": "skip"}))
+        self.gamma = gamma
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        dice = self.ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn)
+        return (-dice.clamp(1e-7, 1 - 1e-6).log()) ** self.gamma  # the power's gradient is infinite at D = 1
+
+
+class _FrequencyCrossEntropy(DistributionLoss):
+    """mean w_t (-ln p_t)^gamma with w_c = (sum_k f_k / f_c)^(1/2)."""
+
+    by_class = True
+
+    def __init__(self, gamma: float, class_frequencies: Weight, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        self.gamma = gamma
+        self.register_buffer("class_frequencies", class_weights(class_frequencies))
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return (-log_pt).clamp_min(1e-7) ** self.gamma  # likewise at p_t = 1
+
+    def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
+        volumes, voxels = inputs[TARGET_SUMS]
+        one_vs_rest = self.one_vs_rest(inputs)
+        frequencies, rest = self._frequencies(volumes, voxels)
+        total = frequencies.sum() if not one_vs_rest else frequencies + rest
+        loss = positive * _root_ratio(total, frequencies)
+        if one_vs_rest:
+            loss = self.kept(loss + negative * _root_ratio(total, rest))
+        counts = self.kept(voxels) if one_vs_rest else voxels[:, :1]
+        return self._mean_or_sum(loss.sum(), counts.sum())
+
+    def _frequencies(self, volumes: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
+        """(C,) how often each class is there, and how often not."""
+        if self.class_frequencies is None:
+            sums = self.summed_over_ranks(torch.stack([volumes.sum(0), voxels.sum(0)]))
+            return sums[0], sums[1] - sums[0]
+        given = self.class_frequencies.to(volumes)
+        if given.ndim != 1 or given.shape[0] != volumes.shape[1]:
+            raise ValueError(
+                f"expected class_frequencies of {volumes.shape[1]} numbers, one per channel, got {given.tolist()}."
+            )
+        return given, given.sum().clamp_min(1.0) - given
+
+
+def _root_ratio(total: Tensor, part: Tensor) -> Tensor:
+    """(total / part)^(1/2), 0 where part is 0."""
+    return torch.where(part > 0, total / torch.where(part > 0, part, 1), 0).sqrt()
+
+
+class ExponentialLogarithmicLoss(_WeightedParts):
+    """Exponential logarithmic loss: powers of the logarithms of Dice and of the cross-entropy, for tiny classes.
+
+    w_dice mean_c (-ln D_c)^gamma_dice + w_ce mean_n w_t (-ln p_t)^gamma_ce, w_c = (sum_k f_k / f_c)^(1/2)
+
+    D is clamped at 1 - 1e-6 and -ln p at 1e-7, where the powers have no finite gradient, so a perfect prediction gives
+    about 0.014. A class that is absent from the batch has w = 0; one that is absent from a sample leaves that sample's
+    mean of D. Everything ignored gives 0. One-vs-rest, a class and its rest are the two classes of w.
+
+    Args:
+        weight_dice: 0.8 as in the paper.
+        weight_cross_entropy: 0.2 as in the paper.
+        gamma_dice: exponent, > 0; 0.3 as in the paper. Below 1 gradients grow for nearly right classes.
+        gamma_cross_entropy: likewise; 0.3.
+        class_frequencies: f, one number >= 0 per channel; None: the voxels of the batch (of all ranks with
+            `sync_batch`).
+        **options: see `RegionLoss`. Dice's smoothing is 1 by default (`smooth_nr=smooth_dr=1`).
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: a negative weight, a gamma <= 0, frequencies of the wrong length, `weight`, reduction="none"; else
+            see `RegionLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = ExponentialLogarithmicLoss(to_onehot_y=True, softmax=True)
+        >>> labels = (torch.arange(16) % 2).view(1, 1, 4, 4)
+        >>> right = 9.0 * torch.stack([1 - labels[:, 0], labels[:, 0]], 1)
+        >>> bool(loss(right, labels) < loss(torch.zeros(1, 2, 4, 4), labels) < loss(-right, labels))
+        True
+
+    Reference: Wong et al. 2018, arXiv:1809.00076.
+    """
+
+    def __init__(
+        self,
+        weight_dice: float = 0.8,
+        weight_cross_entropy: float = 0.2,
+        gamma_dice: float = 0.3,
+        gamma_cross_entropy: float = 0.3,
+        class_frequencies: Weight = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__(**_segmentation_options(options))
+        _refuse_none(self.reduction)
+        _refuse_weight(self)
+        _check_factors(weight_dice=weight_dice, weight_cross_entropy=weight_cross_entropy)
+        for name, gamma in (("gamma_dice", gamma_dice), ("gamma_cross_entropy", gamma_cross_entropy)):
+            if gamma <= 0:
+                raise ValueError(f"expected {name} > 0, got {gamma}.")
+        self.dice = _LogDice(gamma_dice, **({"smooth_nr": 1.0, "smooth_dr": 1.0} | options))
+        self.cross_entropy = _FrequencyCrossEntropy(
+            gamma_cross_entropy, class_frequencies, **_for_cross_entropy(options)
+        )
+        self.weight_dice = weight_dice
+        self.weight_cross_entropy = weight_cross_entropy
+
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        return (self.weight_dice, self.dice), (self.weight_cross_entropy, self.cross_entropy)
+
+
+class _UnifiedTversky(RegionLoss):
+    def __init__(self, delta: float, gamma: float, asymmetric: bool, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**options)
+        self.delta, self.gamma, self.asymmetric = delta, gamma, asymmetric
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        index = self.ratio(c.tp, c.tp + self.delta * c.fn + (1 - self.delta) * c.fp)
+        focal = (1 - index).clamp_min(1e-7) ** (1 - self.gamma)
+        background_first = self.asymmetric and self.include_background and index.shape[1] > 1 and not self.sigmoid
+        return torch.cat([(1 - index)[:, :1], focal[:, 1:]], 1) if background_first else focal
+
+
+class _UnifiedFocal(DistributionLoss):
+    by_class = True
+
+    def __init__(self, delta: float, gamma: float, asymmetric: bool, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        self.delta, self.gamma, self.asymmetric = delta, gamma, asymmetric
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return (-torch.expm1(log_pt)).clamp_min(1e-30) ** self.gamma * -log_pt
+
     def terms(self, inputs: LossInputs) -> Terms:
-        return *self.dice.terms(inputs), *self.cross_entropy.terms(inputs)
+        return *super().terms(inputs), *([self._plain_term(inputs)] if self.asymmetric else [])
 
     def value(self, inputs: LossInputs) -> Tensor:
-        return self.lambda_dice * self.dice.value(inputs) + self.lambda_ce * self.cross_entropy.value(inputs)
+        focal = inputs[self._voxel_term(inputs)]
+        plain = inputs[self._plain_term(inputs)] if self.asymmetric else focal
+        voxels = inputs[TARGET_SUMS][1]
+        if self.one_vs_rest(inputs):
+            loss, counts = self.kept(self.delta * plain[0] + (1 - self.delta) * focal[1]), self.kept(voxels)
+        else:
+            foreground, background = self.delta * plain[0][:, 1:], (1 - self.delta) * focal[0][:, :1]
+            loss, counts = torch.cat([background, foreground], 1), voxels[:, :1]
+        return self._mean_or_sum(loss.sum(), counts.sum())
+
+    def _plain_term(self, inputs: LossInputs) -> tuple[Source, Term]:
+        return self.source, VoxelSums(
+            self.activation(inputs), torch.neg, one_vs_rest=self.one_vs_rest(inputs), slope=-1.0
+        )
+
+
+class UnifiedFocalLoss(_WeightedParts):
+    """Unified focal loss: focal cross-entropy and focal Tversky with shared parameters, for any number of classes.
+
+    lambda F + (1-lambda) FT, TI = (TP + s) / (TP + delta FN + (1-delta) FP + s)
+
+    symmetric: F = mean w_t (1-p_t)^gamma (-log p_t), FT = mean_c (1-TI_c)^(1-gamma); asymmetric: (1-p_t)^gamma on
+    background only; (1-TI)^(1-gamma) on foreground only, 1-TI on background. w = 1-delta for background, delta for
+    foreground. Channel 0 is the background of a softmax; one-vs-rest every channel is foreground against its rest.
+
+    MONAI's `AsymmetricUnifiedFocalLoss` takes two classes, applies no activation and ignores `reduction`. Everything
+    ignored gives 0; 1 - TI is clamped at 1e-7.
+
+    Args:
+        weight_focal: lambda in [0, 1]; 0.5 as in the paper.
+        delta: in (0, 1); above 0.5 missed foreground costs more; 0.6 as in the paper.
+        gamma: in [0, 1); 0.5 as in the paper. Raises the stress on hard voxels in F, on nearly right classes in FT.
+        asymmetric: see above.
+        **options: see `RegionLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: weight_focal, delta or gamma out of range, `weight`, reduction="none"; else see `RegionLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = UnifiedFocalLoss(to_onehot_y=True, softmax=True, asymmetric=True)
+        >>> labels = (torch.arange(16) % 2).view(1, 1, 4, 4)
+        >>> bool(loss(torch.zeros(1, 2, 4, 4), labels) > 0)
+        True
+
+    Reference: Yeung et al. 2022, arXiv:2102.04525, as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        weight_focal: float = 0.5,
+        delta: float = 0.6,
+        gamma: float = 0.5,
+        asymmetric: bool = False,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__(**_segmentation_options(options))
+        _refuse_none(self.reduction)
+        _refuse_weight(self)
+        if not 0 <= weight_focal <= 1:
+            raise ValueError(f"expected weight_focal in [0, 1], got {weight_focal}.")
+        if not 0 < delta < 1:
+            raise ValueError(f"expected delta in (0, 1), got {delta}.")
+        if not 0 <= gamma < 1:
+            raise ValueError(f"expected gamma in [0, 1), got {gamma}.")
+        self.focal = _UnifiedFocal(delta, gamma, asymmetric, **_for_cross_entropy(options))
+        self.tversky = _UnifiedTversky(delta, gamma, asymmetric, **options)
+        self.weight_focal = weight_focal
+
+    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
+        return (self.weight_focal, self.focal), (1 - self.weight_focal, self.tversky)
+
+
+def _check_factors(**factors: float) -> None:
+    for name, factor in factors.items():
+        if factor < 0.0:
+            raise ValueError(f"{name} should be no less than 0.0, got {factor}.")
+
+
+def _refuse_none(reduction: str) -> None:
+    if reduction == "none":
+        raise ValueError("expected reduction 'mean' or 'sum', got 'none': Dice has no loss per voxel.")
+
+
+def _refuse_weight(loss: SegmentationLoss) -> None:
+    if loss.class_weight is not None:
+        raise ValueError(f"expected weight=None, got a weight: {type(loss).__name__} weights the classes itself.")
+
+
+def _segmentation_options(options: RegionOptions) -> SegmentationOptions:
+    """The options that are not those of region losses alone."""
+    names = SegmentationOptions.__optional_keys__
+    return {name: value for name, value in options.items() if name in names}  # type: ignore[return-value]
+
+
+def _for_cross_entropy(options: RegionOptions) -> SegmentationOptions:
+    """Options of a cross-entropy part: a softmax one keeps the background, and class weights are the region part's."""
+    shared = _segmentation_options(options)
+    shared["weight"] = None
+    if not shared.get("sigmoid", False):
+        shared["include_background"] = True
+    return shared

@@ -1,8 +1,10 @@
 """Distribution losses: formulas of the log-probability of each voxel's true class."""
 
+import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,12 @@ from monai_extra_losses.losses.base import (
     SegmentationOptions,
     Terms,
     Weight,
+    one_of,
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
-from monai_extra_losses.ops.terms import Activation, LogSums, Term
+from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term
+
+BetaMode = Literal["fixed", "prediction", "target"]
 
 
 class CrossEntropyLoss(DistributionLoss):
@@ -239,3 +244,372 @@ class FusedFocalLoss(DistributionLoss):
         else:
             loss = loss * positive[axes] * (g if inputs.labels else 1)
         return self.kept(loss)
+
+
+class PolyLoss(DistributionLoss):
+    """Poly-1 loss: cross-entropy with its leading term made larger.
+
+    -log p_t + epsilon (1 - p_t)
+
+    epsilon=0 is cross-entropy. A perfect prediction gives 0, everything ignored gives 0.
+
+    Args:
+        epsilon: >= -1; 1 as the paper's default. Above 0 it raises the gradient of voxels that are nearly right.
+        **options: see `DistributionLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: epsilon < -1 (the loss would fall as a right voxel gets worse); else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = PolyLoss(to_onehot_y=True, softmax=True)
+        >>> round(loss(torch.zeros(1, 2, 8, 8), torch.zeros(1, 1, 8, 8)).item(), 4)  # ln 2 + 1/2
+        1.1931
+
+    Reference: Leng et al. 2022, arXiv:2204.12511.
+    """
+
+    def __init__(self, epsilon: float = 1.0, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if epsilon < -1:
+            raise ValueError(f"expected epsilon >= -1, got {epsilon}.")
+        self.epsilon = epsilon
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return -log_pt - self.epsilon * torch.expm1(log_pt)  # 1 - p_t = -expm1(log p_t)
+
+
+class GeneralizedCrossEntropyLoss(DistributionLoss):
+    """Generalized cross-entropy: between cross-entropy (q to 0) and the mean absolute error (q = 1), for noisy labels.
+
+    (1 - p_t^q) / q
+
+    A perfect prediction gives 0, everything ignored gives 0.
+
+    Args:
+        q: in (0, 1]; 0.7 as in the paper. Higher counts voxels that contradict their label less.
+        **options: see `DistributionLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: q outside (0, 1]; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = GeneralizedCrossEntropyLoss(q=1.0, to_onehot_y=True, softmax=True)
+        >>> round(loss(torch.zeros(1, 2, 8, 8), torch.zeros(1, 1, 8, 8)).item(), 4)
+        0.5
+
+    Reference: Zhang and Sabuncu 2018, arXiv:1805.07836.
+    """
+
+    def __init__(self, q: float = 0.7, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if not 0 < q <= 1:
+            raise ValueError(f"expected q in (0, 1], got {q}.")
+        self.q = q
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return -torch.expm1(self.q * log_pt) / self.q
+
+
+class _OneVsRestCrossEntropy(DistributionLoss):
+    """Base of the cross-entropies that weight positives and negatives of each class, under softmax too."""
+
+    slope = -1.0
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return -log_pt
+
+    def one_vs_rest(self, inputs: LossInputs) -> bool:
+        return True
+
+    @abstractmethod
+    def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        """(B, C) factors of positives and negatives, without gradient."""
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        result = inputs[self._voxel_term(inputs)]
+        positive, negative = self.factors(inputs)
+        if self.reduction != "none":
+            return self._reduced(inputs, result[0] * positive, result[1] * negative)
+        g = inputs.whole().one_hot().reshape(inputs.scores.shape)
+        axes = (slice(None), slice(None), *[None] * (g.ndim - 2))
+        return self._weighted_map(inputs, result * (g * positive[axes] + (1 - g) * negative[axes]).to(result))
+
+
+class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
+    """Weighted cross-entropy: positives of each class count beta times. One-vs-rest, under softmax too.
+
+    -(beta g log p + (1-g) log(1-p)), mean over voxels and classes
+
+    Jadon's code uses beta/(1-beta) instead of beta. A perfect prediction gives 0, everything ignored gives 0.
+
+    Args:
+        beta: > 0, for mode="fixed"; above 1 cuts false negatives, below 1 false positives.
+        mode: "fixed"; "prediction": beta = (N - sum p) / sum p (Sudre's WCE); "target": beta = (N - sum g) / sum g; per
+            sample and class, without gradient, kept within 1e-3 and 1e3.
+        **options: see `DistributionLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: beta <= 0, an unknown mode; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = WeightedCrossEntropyLoss(beta=3.0, sigmoid=True)
+        >>> round(loss(torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)).item(), 4)  # 3 ln 2
+        2.0794
+
+    Reference: Jadon 2020, arXiv:2006.14822; Sudre et al. 2017, arXiv:1707.03237.
+    """
+
+    def __init__(self, beta: float = 1.0, mode: BetaMode = "fixed", **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if beta <= 0:
+            raise ValueError(f"expected beta > 0, got {beta}.")
+        self.beta = beta
+        self.mode = one_of("mode", mode, BetaMode)
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return *super().terms(inputs), *([self._count_term(inputs)] if self.mode == "prediction" else [])
+
+    def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        volumes, voxels = inputs[TARGET_SUMS]
+        if self.mode == "prediction":
+            volumes = inputs[self._count_term(inputs)][1].detach()
+        beta = torch.full_like(volumes, self.beta) if self.mode == "fixed" else (voxels - volumes) / volumes
+        return beta.clamp(1e-3, 1e3).nan_to_num(1.0) if self.mode != "fixed" else beta, torch.ones_like(beta)
+
+    def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
+        return self.source, CountSums(self.activation(inputs))
+
+
+class BalancedCrossEntropyLoss(_OneVsRestCrossEntropy):
+    """Balanced cross-entropy: positives and negatives of a class weigh the same. One-vs-rest, under softmax too.
+
+    -(beta g log p + (1-beta) (1-g) log(1-p)), beta = 1 - sum g / N per sample and class
+
+    A perfect prediction gives 0, everything ignored gives 0.
+
+    Args:
+        beta_range: beta is kept within it. A sample without the class would have beta = 1, and so no loss for
+            whatever is predicted there; (0, 1) is the paper's form.
+        **options: see `DistributionLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: a beta_range that is not increasing within [0, 1]; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = BalancedCrossEntropyLoss(sigmoid=True)
+        >>> target = (torch.arange(64) < 16).float().view(1, 1, 8, 8)
+        >>> round(loss(torch.zeros(1, 1, 8, 8), target).item(), 4)  # 2 * 3/4 * 1/4 * ln 2
+        0.2599
+
+    Reference: Xie and Tu 2015, arXiv:1504.06375.
+    """
+
+    def __init__(self, beta_range: tuple[float, float] = (0.05, 0.95), **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        low, high = beta_range
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"expected beta_range (low, high) with 0 <= low <= high <= 1, got {beta_range}.")
+        self.beta_range = (float(low), float(high))
+
+    def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        volumes, voxels = inputs[TARGET_SUMS]
+        beta = (1 - volumes / voxels.clamp_min(1)).clamp(*self.beta_range)
+        return beta, 1 - beta
+
+
+class TopKLoss(DistributionLoss):
+    """Top-k cross-entropy: the mean over the k % of voxels with the largest cross-entropy, of each sample.
+
+    k=100 is the mean of the samples' cross-entropies. Public versions give NaN when k % rounds to no voxel: at least
+    one counts here. Everything ignored gives 0; a sample in which everything is ignored leaves the mean.
+
+    Args:
+        k: per cent of the voxels kept that count, in (0, 100]; 10 as is usual: max(1, floor(n k / 100)) of n voxels.
+        batch: pool the voxels of all samples.
+        **options: see `DistributionLoss`; `weight` multiplies the voxel loss before ranking and is not normalised, and
+            so does a float mask, where 0 leaves a voxel out. One-vs-rest the decisions of all channels are ranked
+            together. "none" gives the cross-entropy of each voxel, unranked.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: k outside (0, 100]; sync_batch=True (ranks cannot be added up); else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = TopKLoss(k=25, to_onehot_y=True, softmax=True)
+        >>> logits = torch.zeros(1, 2, 2, 2)
+        >>> logits[0, 1, 0, 0] = 20.0
+        >>> round(loss(logits, torch.zeros(1, 1, 2, 2)).item(), 3)  # the worst of four voxels
+        20.0
+
+    Reference: Wu et al. 2016, arXiv:1605.06885.
+    """
+
+    slope = -1.0
+
+    def __init__(self, k: float = 10.0, batch: bool = False, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if not 0 < k <= 100:
+            raise ValueError(f"expected k in (0, 100] per cent, got {k}.")
+        if self.sync_batch:
+            raise ValueError("expected sync_batch=False, got True: the largest losses of ranks cannot be added up.")
+        self.k = k
+        self.batch = batch
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return -log_pt
+
+    @property
+    def keeps_map(self) -> bool:
+        return True
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        loss = self._weighted_map(inputs, inputs[self._voxel_term(inputs)])
+        if self.reduction == "none":
+            return loss
+        weight = inputs.voxel_weights()
+        losses = loss.flatten(1)
+        kept = None if weight is None else (weight > 0).expand(-1, loss.shape[1], -1).flatten(1)
+        if self.batch:
+            losses = losses.flatten().unsqueeze(0)
+            kept = None if kept is None else kept.flatten().unsqueeze(0)
+        number = losses.shape[1] if kept is None else kept.sum(1, keepdim=True)
+        most = self._count(losses.shape[1])
+        largest = losses.topk(most, dim=1).values.to(torch.float64)
+        if kept is None:
+            means = largest.mean(1)
+            return means.sum() if self.reduction == "sum" else means.mean()
+        # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
+        count = (number * self.k / 100).floor().clamp_min(1)
+        ranked = torch.arange(most, device=losses.device) < count
+        means = (largest * ranked).sum(1) / count[:, 0]
+        present = number[:, 0] > 0
+        total = torch.where(present, means, 0).sum()
+        return total if self.reduction == "sum" else total / present.sum().clamp_min(1)
+
+    def _count(self, voxels: int) -> int:
+        return max(1, math.floor(voxels * self.k / 100))
+
+
+class _MarginLoss(DistributionLoss):
+    """Base of the losses of the margin of raw scores."""
+
+    source = "scores"
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return self._margin_term(inputs), TARGET_SUMS
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        source, term = self._margin_term(inputs)
+        if self.reduction != "none":
+            return self._reduced(inputs, *inputs[source, term])
+        v = inputs.whole()
+        loss = v.weighted(torch.add(*term.losses(v))).reshape(inputs.scores.shape)
+        loss = loss if self.one_vs_rest(inputs) or not inputs.labels else loss.sum(1, keepdim=True)
+        return self._weighted_map(inputs, loss)
+
+    def _margin_term(self, inputs: LossInputs) -> tuple[Source, MarginSums]:
+        return self.source, MarginSums(self.formula, self.one_vs_rest(inputs))
+
+
+class HingeLoss(_MarginLoss):
+    """Hinge loss of each class against the rest, on raw scores.
+
+    max(0, 1 - y s), y = 2g - 1, mean over voxels and classes
+
+    Args:
+        **options: see `DistributionLoss`; no activation: `input` is raw scores.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: an activation; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = HingeLoss(to_onehot_y=True)
+        >>> round(loss(torch.full((1, 2, 4, 4), -1.0), torch.zeros(1, 1, 4, 4)).item(), 4)  # (2 + 0) / 2
+        1.0
+
+    Reference: Cortes and Vapnik 1995, doi:10.1007/BF00994018.
+    """
+
+    def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if self.sigmoid or self.softmax or self.other_act is not None:
+            raise ValueError(f"expected no activation: {type(self).__name__} is a loss of raw scores.")
+
+    def one_vs_rest(self, inputs: LossInputs) -> bool:
+        return True
+
+    def formula(self, margin: Tensor) -> Tensor:
+        return F.relu(1 - margin)
+
+
+class SquaredHingeLoss(HingeLoss):
+    """Squared hinge loss of each class against the rest, on raw scores.
+
+    max(0, 1 - y s)^2, y = 2g - 1, mean over voxels and classes
+
+    Args:
+        **options: see `DistributionLoss`; no activation: `input` is raw scores.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: an activation; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = SquaredHingeLoss(to_onehot_y=True)
+        >>> round(loss(torch.full((1, 2, 4, 4), -1.0), torch.zeros(1, 1, 4, 4)).item(), 4)  # (4 + 0) / 2
+        2.0
+
+    Reference: Cortes and Vapnik 1995, doi:10.1007/BF00994018.
+    """
+
+    def formula(self, margin: Tensor) -> Tensor:
+        return F.relu(1 - margin) ** 2
+
+
+class CategoricalHingeLoss(HingeLoss):
+    """Multi-class hinge loss on raw scores: the true class must win by a margin of one.
+
+    max(0, 1 + max_{c != t} s_c - s_t), mean over voxels
+
+    Keras' version of this name takes max((1-y) s), which cannot fall below 0: not this.
+
+    Args:
+        **options: see `DistributionLoss`; no activation: `input` is raw scores of at least two channels.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: an activation, one channel; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = CategoricalHingeLoss(to_onehot_y=True)
+        >>> loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)).item()
+        1.0
+
+    Reference: Crammer and Singer 2001, JMLR 2:265-292.
+    """
+
+    def one_vs_rest(self, inputs: LossInputs) -> bool:
+        if inputs.scores.shape[1] == 1:
+            raise ValueError("expected at least two channels, got one: HingeLoss takes one.")
+        return False

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.label_kernels import WrongLabelsError
 from monai_extra_losses.ops.slabs import Layout, Voxels
@@ -68,6 +69,15 @@ class LossInputs:
         """(B, *spatial) int64 class of each voxel of a label map; 0 where the label is ignored."""
         index = self.target[:, 0].to(torch.int64)
         return index if self.ignore_index is None else index.masked_fill(index == self.ignore_index, 0)
+
+    def contour_sizes(self) -> Tensor:
+        """(B, C) number of target voxels with a face neighbour outside their class, the border counting as outside."""
+        return contour_sizes(self._layout(self.scores))
+
+    def voxel_weights(self) -> Tensor | None:
+        """(B, 1, M) what each voxel counts; None where each counts 1."""
+        weight = self.whole().weight
+        return None if weight is None else weight.unsqueeze(1)
 
     def whole(self) -> Voxels:
         """All voxels at once, for what cannot be computed slab by slab."""

@@ -1,7 +1,11 @@
 """Region losses: formulas of the soft counts of each sample and class."""
 
-from typing import Unpack
+import math
+from typing import Literal, Unpack
 
+import torch
+import torch.nn.functional as F
+from monai.utils import Weight as WeightType
 from torch import Tensor
 
 from monai_extra_losses.losses.base import (
@@ -12,7 +16,11 @@ from monai_extra_losses.losses.base import (
     RegionOptions,
     SoftCounts,
     Weight,
+    one_of,
 )
+from monai_extra_losses.losses.inputs import LossInputs
+
+WeightChoice = Literal["square", "simple", "uniform"]
 
 
 class FusedDiceLoss(RegionLoss):
@@ -236,3 +244,271 @@ class FocalTverskyLoss(RegionLoss):
     def formula(self, c: SoftCounts) -> Tensor:
         index = self.ratio(c.tp, c.tp + self.alpha * c.fp + self.beta * c.fn)
         return (1 - index).clamp_min(1e-7) ** (1 / self.gamma)
+
+
+class LogCoshDiceLoss(RegionLoss):
+    """Log-cosh Dice loss: Dice with a smooth, bounded gradient near 0.
+
+    log cosh(D), D = 1 - (2 TP + s) / (2 TP + FP + FN + s), per class, then the mean.
+
+    Computed as D + softplus(-2D) - log 2. Public code applies log cosh to the mean over the classes. Near a perfect
+    prediction it is D^2/2; a class that is absent and not predicted gives 0, everything ignored gives 0.
+
+    Args:
+        **options: see `RegionLoss`.
+
+    Shapes, raises: see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = LogCoshDiceLoss(to_onehot_y=True, softmax=True)
+        >>> labels = torch.zeros(1, 1, 4, 4)
+        >>> labels[..., 2:] = 1
+        >>> round(loss(torch.zeros(1, 2, 4, 4), labels).item(), 4)  # log cosh(1/2)
+        0.1201
+
+    Reference: Jadon 2020, arXiv:2006.14822.
+    """
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        dice = 1 - self.ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn)
+        return dice + F.softplus(-2 * dice) - math.log(2)
+
+
+class FusedGeneralizedDiceLoss(RegionLoss):
+    """Generalized Dice loss; a drop-in for `monai.losses.GeneralizedDiceLoss`.
+
+    1 - (2 sum_c w_c TP_c + s) / (sum_c w_c (sum p + sum g) + s), w_c = 1/(sum g)^2 ("GDL_v")
+
+    A class that is absent gets the largest weight of those present. Departs from MONAI 1.6.1: the weights are divided
+    by their maximum before s is added, because next to weights of 1e-8 it would swamp the ratio and a missed large
+    object would cost less than a missed small one (equal with `smooth_nr=smooth_dr=0`); and see `FusedDiceLoss`.
+
+    Args:
+        include_background, to_onehot_y, sigmoid, softmax, other_act, ignore_index, sync_batch: see `SegmentationLoss`.
+        w_type: "square" 1/(sum g)^2, "simple" 1/sum g, "uniform" 1.
+        reduction: over the samples; "none" gives (B, 1, 1, ..).
+        smooth_nr, smooth_dr, batch, soft_label: see `RegionLoss`.
+        absent_class: "smooth" as above, or "skip": a class that is absent from the target has the weight 0.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: an unknown `w_type`; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = FusedGeneralizedDiceLoss(to_onehot_y=True, softmax=True)
+        >>> labels = torch.zeros(1, 1, 4, 4)
+        >>> labels[..., 2:] = 1
+        >>> round(loss(torch.zeros(1, 2, 4, 4), labels).item(), 4)
+        0.5
+
+    Reference: Sudre et al. 2017, arXiv:1707.03237; Crum et al. 2006, doi:10.1109/TMI.2006.880587.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherAct = None,
+        w_type: WeightType | str = WeightType.SQUARE,
+        reduction: Reduction = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+        *,
+        ignore_index: int | None = None,
+        absent_class: AbsentClass = "smooth",
+        sync_batch: bool = False,
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            soft_label=soft_label,
+            ignore_index=ignore_index,
+            absent_class=absent_class,
+            sync_batch=sync_batch,
+        )
+        self.w_type = one_of("w_type", w_type, WeightChoice)
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        weight = self._weights(c.tp + c.fn)
+        overlap = (weight * c.tp).sum(1, keepdim=True)
+        total = (weight * (2 * c.tp + c.fp + c.fn)).sum(1, keepdim=True)
+        return 1 - self.ratio(2 * overlap, total)
+
+    def _weights(self, volumes: Tensor) -> Tensor:
+        """(B, C) weights of the classes, at most 1."""
+        power = {"square": 2, "simple": 1, "uniform": 0}[self.w_type]
+        present = volumes > 0
+        weight = torch.where(present, volumes, 1) ** -power
+        weight = torch.where(present | (power == 0), weight, 0)
+        largest = weight.amax(1, keepdim=True)
+        if self.absent_class == "smooth":
+            weight = torch.where(weight > 0, weight, largest)
+        else:
+            weight = torch.where(present, weight, 0)
+        return weight / torch.where(largest > 0, largest, 1)
+
+    def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
+        return None if inputs.counts_all else n[:, :1] > 0
+
+
+class SensitivitySpecificityLoss(RegionLoss):
+    """Sensitivity-specificity loss: the mean squared error inside the class and outside it, weighted apart.
+
+    lambda sum g(g-p)^2 / (sum g + s) + (1-lambda) sum (1-g)(g-p)^2 / (sum (1-g) + s)
+
+    Public code swaps the two, or returns a score. A class that is absent leaves the second term alone.
+
+    Args:
+        sensitivity_weight: lambda in [0, 1], of the first (sensitivity) term; 0.05 as in Sudre et al. Raising it makes
+            missed voxels dearer and false positives cheaper.
+        **options: see `RegionLoss`; s is `smooth_dr`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: sensitivity_weight outside [0, 1]; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = SensitivitySpecificityLoss(to_onehot_y=True, softmax=True)
+        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.arange(16).view(1, 1, 4, 4) % 2).item(), 4)
+        0.25
+
+    Reference: Brosch et al. 2015, doi:10.1007/978-3-319-24574-4_1; Sudre et al. 2017, arXiv:1707.03237.
+    """
+
+    error_power = 2.0
+
+    def __init__(self, sensitivity_weight: float = 0.05, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**options)
+        if not 0 <= sensitivity_weight <= 1:
+            raise ValueError(f"expected sensitivity_weight in [0, 1], got {sensitivity_weight}.")
+        self.sensitivity_weight = sensitivity_weight
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        assert c.positive_error is not None
+        assert c.negative_error is not None
+        sensitivity = c.positive_error / (c.tp + c.fn + self.smooth_dr)
+        specificity = c.negative_error / (c.tn + c.fp + self.smooth_dr)
+        return self.sensitivity_weight * sensitivity + (1 - self.sensitivity_weight) * specificity
+
+
+class TwoClassDiceLoss(RegionLoss):
+    """Two-class Dice loss (DL2): the mean of the Dice losses of the class and of everything else.
+
+    1 - ((2 TP + s) / (2 TP + FP + FN + s) + (2 TN + s) / (2 TN + FP + FN + s)) / 2
+
+    For one sigmoid channel, where Dice alone has no gradient from true negatives. The smoothing printed in the paper
+    gives -0.5 for an empty target and an empty prediction; here it stands in numerator and denominator and gives 0.
+
+    Args:
+        **options: see `RegionLoss`.
+
+    Shapes, raises: see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = TwoClassDiceLoss(sigmoid=True)
+        >>> round(loss(torch.full((1, 1, 4, 4), -40.0), torch.zeros(1, 1, 4, 4)).item(), 4)
+        0.0
+
+    Reference: Sudre et al. 2017, arXiv:1707.03237.
+    """
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        errors = c.fp + c.fn
+        return 1 - (self.ratio(2 * c.tp, 2 * c.tp + errors) + self.ratio(2 * c.tn, 2 * c.tn + errors)) / 2
+
+
+class NoiseRobustDiceLoss(RegionLoss):
+    """Noise-robust Dice loss: between Dice (gamma 2) and the mean absolute error (gamma 1), for noisy labels.
+
+    sum |p - g|^gamma / (sum p^2 + sum g^2 + s)
+
+    gamma=2 is the V-Net Dice loss. A widely copied version forgets the squares. Empty target and prediction give 0.
+
+    Args:
+        gamma: in [1, 2]; 1.5 as in the paper. Lower counts large errors, where labels may be wrong, less.
+        **options: see `RegionLoss`; s is `smooth_dr`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: gamma outside [1, 2]; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = NoiseRobustDiceLoss(sigmoid=True)
+        >>> round(loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)  # 0.5^1.5 / 1.25
+        0.2828
+
+    Reference: Wang et al. 2020 (COPLE-Net), doi:10.1109/TMI.2020.3000314.
+    """
+
+    def __init__(self, gamma: float = 1.5, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**options)
+        if not 1 <= gamma <= 2:
+            raise ValueError(f"expected gamma in [1, 2], got {gamma}.")
+        self.gamma = self.error_power = gamma
+
+    @property
+    def squares(self) -> bool:
+        return True
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        assert c.positive_error is not None
+        assert c.negative_error is not None
+        assert c.p_squared is not None
+        assert c.g_squared is not None
+        return (c.positive_error + c.negative_error) / (c.p_squared + c.g_squared + self.smooth_dr)
+
+
+class BoundaryDoULoss(RegionLoss):
+    """Boundary difference-over-union loss: Dice-like, the more sensitive the larger an object is for its contour.
+
+    (sum p^2 + sum g^2 - 2 sum pg + s) / (sum p^2 + sum g^2 - (1+a) sum pg + s), a = min(1 - 2 (K+s)/(sum g + s), 0.8)
+
+    K is the number of target voxels with a face neighbour outside the class; the border of the volume counts as
+    outside, and so does an ignored voxel. Per sample and class, in 2D and 3D. An absent class has a = -1.
+
+    Args:
+        **options: see `RegionLoss`; s is `smooth_nr` above the bar and `smooth_dr` below it.
+
+    Shapes, raises: see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = BoundaryDoULoss(sigmoid=True)
+        >>> round(loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)  # K = 12 of 16
+        0.25
+
+    Reference: Sun et al. 2023, arXiv:2308.00220.
+    """
+
+    contours = True
+
+    @property
+    def squares(self) -> bool:
+        return True
+
+    def formula(self, c: SoftCounts) -> Tensor:
+        assert c.p_squared is not None
+        assert c.g_squared is not None
+        assert c.contour is not None
+        squares = c.p_squared + c.g_squared
+        a = (1 - 2 * self.ratio(c.contour, c.tp + c.fn)).clamp_max(0.8).detach()
+        return self.ratio(squares - 2 * c.tp, squares - (1 + a) * c.tp)

@@ -20,6 +20,8 @@ from torch import Tensor
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
+    ErrorSums,
+    MarginSums,
     LogSums,
     TargetSums,
     Term,
@@ -41,6 +43,8 @@ def supports(terms: Sequence[Term]) -> bool:
     """Whether the kernels compute these terms for a label map."""
     reading = [term for term in terms if not isinstance(term, TargetSums)]
     if {term.activation for term in reading} not in ({"softmax"}, {"sigmoid"}, set()):
+        return False
+    if any(isinstance(term, ErrorSums | MarginSums) for term in reading):
         return False
     for term in reading:
         sums = term.sums if isinstance(term, VoxelMap) else term

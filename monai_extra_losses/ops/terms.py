@@ -74,6 +74,49 @@ class CountSums:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorSums:
+    """sum g |p - g|^q and sum (1-g) |p - g|^q: result (2, B, C)."""
+
+    activation: Activation
+    power: float
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 2, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        g = v.one_hot()
+        errors = v.weighted((probabilities(v.scores, self.activation) - g).abs() ** self.power)
+        return torch.stack([_total(g * errors), _total((1 - g) * errors)])
+
+
+@dataclass(frozen=True, slots=True)
+class MarginSums:
+    """Sums of a loss of the margin of raw scores: result (2, B, C).
+
+    One-vs-rest: row 0 is sum g f(s), row 1 is sum (1-g) f(-s). Categorical: row 0 is sum g_c f(s_c - max_{k!=c} s_k),
+    row 1 is 0.
+    """
+
+    formula: VoxelFormula
+    one_vs_rest: bool
+    activation: Activation = "none"
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 2, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        return torch.stack([_total(v.weighted(part)) for part in self.losses(v)])
+
+    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        """(B, C, M) losses of each decision as a positive and as a negative."""
+        g = v.one_hot()
+        if self.one_vs_rest:
+            return g * self.formula(v.scores), (1 - g) * self.formula(-v.scores)
+        loss = g * self.formula(v.scores - _largest_other(v.scores))
+        return loss, torch.zeros_like(loss)
+
+
+@dataclass(frozen=True, slots=True)
 class VoxelSums:
     """Sums of a voxel-wise loss of the true class's log-probability: result (2, B, C).
 
@@ -194,8 +237,23 @@ def binary_log_probabilities(scores: Tensor, activation: Activation) -> tuple[Te
     if activation == "sigmoid":
         return F.logsigmoid(scores), F.logsigmoid(-scores)  # log(1 - sigmoid(x)) = logsigmoid(-x)
     if activation == "softmax":
-        raise NotImplementedError("one-vs-rest log-probabilities of a softmax are not needed by any loss yet.")
+        log_p = F.log_softmax(scores, 1)
+        # log(1 - p_c) = logsumexp of the other scores - logsumexp of all. For the largest score the others are summed
+        # without it; for every other p_c <= 1/2, and log1p(-p_c) loses nothing.
+        top = scores == scores.amax(1, keepdim=True)
+        first = top & (top.cumsum(1) == 1)
+        others = scores.masked_fill(first, -torch.inf).logsumexp(1, keepdim=True)
+        log_rest = others - scores.logsumexp(1, keepdim=True)
+        small = torch.where(first, 0.0, log_p.exp())
+        return log_p, torch.where(first, log_rest, torch.log1p(-small))
     return _safe_log(scores), _safe_log(1 - scores)
+
+
+def _largest_other(scores: Tensor) -> Tensor:
+    """(B, C, M) the largest score of the other channels."""
+    top, position = scores.topk(2, dim=1)
+    channel = torch.arange(scores.shape[1], device=scores.device).view(1, -1, 1)
+    return torch.where(channel == position[:, :1], top[:, 1:], top[:, :1])
 
 
 def _safe_log(p: Tensor) -> Tensor:

@@ -331,11 +331,15 @@ class RegionLoss(SegmentationLoss):
             parts = self.summed_over_ranks(parts.sum(1, keepdim=True))
         kept = iter(self.kept(parts, axis=2))
         tp, p = next(kept), next(kept)
-        squares = (next(kept), next(kept)) if self.squares else (None, None)
+        extras: dict[str, Tensor] = {}
+        if self.squares:
+            extras |= {"p_squared": next(kept), "g_squared": next(kept)}
         g, n = next(kept), next(kept)
-        errors = (next(kept), next(kept)) if self.error_power is not None else (None, None)
-        contour = next(kept) if self.contours else None
-        values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, *squares, *errors, contour))
+        if self.error_power is not None:
+            extras |= {"positive_error": next(kept), "negative_error": next(kept)}
+        if self.contours:
+            extras["contour"] = next(kept)
+        values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, **extras))
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight

@@ -157,7 +157,9 @@ class CompoundLoss(nn.Module):
             else:
                 values[name] = loss(input, target) if mask is None else loss(input, target, mask)
         self.components = {name: value.detach() for name, value in values.items()}
-        total = sum(weight * value for weight, value in zip(self.weights, values.values(), strict=True))
+        total = torch.zeros((), device=input.device)
+        for weight, value in zip(self.weights, values.values(), strict=True):
+            total = total + weight * value
         return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
 
 
@@ -513,6 +515,7 @@ class _FrequencyCrossEntropy(DistributionLoss):
     """mean w_t (-ln p_t)^gamma with w_c = (sum_k f_k / f_c)^(1/2)."""
 
     by_class = True
+    class_frequencies: Tensor | None
 
     def __init__(self, gamma: float, class_frequencies: Weight, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)

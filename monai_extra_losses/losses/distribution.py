@@ -486,13 +486,13 @@ class TopKLoss(DistributionLoss):
         if self.batch:
             losses = losses.flatten().unsqueeze(0)
             kept = None if kept is None else kept.flatten().unsqueeze(0)
-        number = losses.shape[1] if kept is None else kept.sum(1, keepdim=True)
         most = self._count(losses.shape[1])
         largest = losses.topk(most, dim=1).values.to(torch.float64)
         if kept is None:
             means = largest.mean(1)
             return means.sum() if self.reduction == "sum" else means.mean()
         # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
+        number = kept.sum(1, keepdim=True)
         count = (number * self.k / 100).floor().clamp_min(1)
         ranked = torch.arange(most, device=losses.device) < count
         means = (largest * ranked).sum(1) / count[:, 0]

@@ -16,7 +16,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
-_DEMO_EPOCHS = 150
+_DEMO_EPOCHS = 100
 
 _folder = click.Path(path_type=Path)
 _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}

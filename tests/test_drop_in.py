@@ -148,6 +148,8 @@ def departs(name: str, shape: tuple[int, ...], kind: str, options: dict[str, Any
         return False
     if channels == 1 and (softmax or options.get("alpha") == "list"):
         return True
+    if kind == "soft" and options.get("alpha") == "list" and not softmax:
+        return True
     if options.get("weight") == "list" and channels - (not background) <= 1:
         return True  # an error in MONAI
     if softmax and not background:
@@ -369,6 +371,21 @@ def test_departure_focal_sum_without_spatial_axes() -> None:
     options = {"reduction": "sum"}
     assert monai.losses.FocalLoss(**options)(scores, target).item() == pytest.approx(voxels.mean(), abs=1e-6)
     assert ours.FusedFocalLoss(**options)(scores, target).item() == pytest.approx(voxels.sum(), rel=1e-6)
+
+
+def test_departure_focal_list_of_alphas_with_soft_targets() -> None:
+    scores, target, _ = data((2, 3, 5, 6), "soft")
+    alpha = torch.tensor([0.5, 2.0, 0.25])
+    x, g = scores.double().numpy(), target.double().numpy()
+    # gamma=0 is the binary cross-entropy, whose positive share g has the factor alpha.
+    factor = 1 + g * (alpha.double().numpy().reshape(1, 3, 1, 1) - 1)
+    plain = ref.binary_cross_entropy_map(x, g)
+    options = {"alpha": alpha, "gamma": 0.0}
+    assert abs((factor * plain).mean() - plain.mean()) > 1e-2
+    assert monai.losses.FocalLoss(**options)(scores, target).item() == pytest.approx(
+        plain.mean(), abs=1e-6
+    )  # none is 1
+    assert ours.FusedFocalLoss(**options)(scores, target).item() == pytest.approx((factor * plain).mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("use_softmax", [False, True])

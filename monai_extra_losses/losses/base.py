@@ -88,7 +88,7 @@ def class_weights(weight: Weight) -> Tensor | None:
     tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).detach().clone()
     if tensor.ndim > 1:
         raise ValueError(f"expected a weight of one number or one per class, got shape {tuple(tensor.shape)}.")
-    if tensor.numel() and tensor.min() < 0:
+    if not bool((tensor >= 0).all()):  # NaN is not either
         raise ValueError(f"the value/values of the `weight` should be no less than 0, got {tensor.tolist()}.")
     return tensor
 
@@ -304,16 +304,24 @@ class RegionLoss(SegmentationLoss):
         parts = torch.cat([inputs[self._count_term(inputs)], inputs[TARGET_SUMS]])
         if self.batch:
             parts = self.summed_over_ranks(parts.sum(1, keepdim=True))
-        tp, p, *squares, g, n = self.kept(parts, axis=2)
+        parts = self.kept(parts, axis=2)
+        keep = self._counted(inputs, parts)
+        if keep is not None:
+            # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest.
+            parts = torch.where(keep, parts, 1)
+        tp, p, *squares, g, n = parts
         p_squared, g_squared = squares or (None, None)
         values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, p_squared, g_squared))
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
-        keep = None if inputs.counts_all else n > 0
-        if self.absent_class == "skip":
-            keep = g > 0
         return self._reduced(values, keep, inputs.scores.ndim - 2)
+
+    def _counted(self, inputs: LossInputs, parts: Tensor) -> Tensor | None:
+        """(B, C') which samples and classes enter the mean; None for all. The last rows of `parts` are sum g, sum 1."""
+        if self.absent_class == "skip":
+            return parts[-2] > 0
+        return None if inputs.counts_all else parts[-1] > 0
 
     def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         activation = self.activation(inputs)

@@ -81,7 +81,8 @@ class _LabelSlab:
         self.x = v.scores[0]
         self.t = v.index()[0]
         self.w = None if v.weight is None else v.weight[0]
-        self.labels = v.labels
+        assert v.labels is not None
+        self.labels = v.labels[0]
 
     def check(self) -> None:
         """Refuse wrong labels before they are used as an index."""
@@ -93,12 +94,9 @@ class _LabelSlab:
         """(C,) number of voxels of each label."""
         if self.t.device.type != "cpu":
             return sum_by_label(self.t, None, self.x.shape[0])
-        if self.t.numel() and self.t.min() < 0:
-            raise WrongLabelsError
+        _refuse_outside(self.labels, self.x.shape[0])
         volumes = torch.bincount(self.t, minlength=self.x.shape[0])
-        if volumes.shape[0] > self.x.shape[0]:
-            raise WrongLabelsError
-        if self.labels is not None and self.labels.is_floating_point():
+        if self.labels.is_floating_point():
             # Truncation only lowers labels >= 0: the sums agree where every label is a whole number.
             whole = (volumes * torch.arange(volumes.shape[0])).sum()
             if self.labels.sum(dtype=torch.float64) != whole:
@@ -285,9 +283,8 @@ class TwoClassSlab:
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         """As `LabelSlab.forward`."""
         if self.g.device.type == "cpu":
-            lowest, highest = torch.aminmax(self.g)
-            # g^2 < g between 0 and 1
-            if not (lowest >= 0 and highest <= 1) or torch.dot(self.g, self.g) != self.g.sum():
+            _refuse_outside(self.g, 2)
+            if torch.dot(self.g, self.g) != self.g.sum():  # g^2 < g between 0 and 1
                 raise WrongLabelsError
         volume = self._sum(self.g)
         n = volume.new_tensor(self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
@@ -357,6 +354,13 @@ class TwoClassSlab:
 
     def _sum(self, values: Tensor) -> Tensor:
         return (values if self.w is None else values * self.w).sum(dtype=sum_dtype(values.device))
+
+
+def _refuse_outside(labels: Tensor, num_classes: int) -> None:
+    if labels.numel() and labels.dtype != torch.bool:
+        lowest, highest = torch.aminmax(labels)
+        if not (lowest >= 0 and highest <= num_classes - 1):  # NaN is neither
+            raise WrongLabelsError
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

@@ -81,8 +81,11 @@ class Layout:
     def _ignores(self) -> bool:
         if self.ignore_index is None:
             return False
+        if self.labels or self.target.shape[1] == 1:
+            # Comparing uint8 labels with -1 would find 255.
+            return self.target.dtype.is_floating_point or _holds(self.target.dtype, self.ignore_index)
         # A sentinel (255, -1) has no channel: in a target of C channels it ignores nothing.
-        return self.labels or self.target.shape[1] == 1 or 0 <= self.ignore_index < self.target.shape[1]
+        return 0 <= self.ignore_index < self.target.shape[1]
 
     def whole(self) -> Voxels:
         """Everything at once, as the plain definitions want it."""
@@ -117,6 +120,13 @@ class Layout:
         if self.labels or target.shape[1] == 1:
             return torch.ne(target[:, 0], self.ignore_index)
         return 1 - target[:, self.ignore_index].to(self.dtype)
+
+
+def _holds(dtype: torch.dtype, value: int) -> bool:
+    """Whether an integer or bool dtype has this value."""
+    if dtype == torch.bool:
+        return value in (0, 1)
+    return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
 def _flat_view(tensor: Tensor) -> Tensor | None:

@@ -184,6 +184,14 @@ def test_focal_equals_monai(shape: tuple[int, ...], kind: str) -> None:
     assert compare("FocalLoss", shape, kind, option_sets(FOCAL_VALUES), weight_of_kept=True) > 20
 
 
+def test_label_smoothing_of_one_equals_monai() -> None:
+    """The end of the range that MONAI and torch document."""
+    scores, target, _ = data((2, 3, 5, 6), "labels")
+    options = {"to_onehot_y": True, "softmax": True, "label_smoothing": 1.0}
+    theirs = value_and_gradient(monai.losses.DiceCELoss(**options), scores, target)
+    assert difference(options, theirs, value_and_gradient(ours.FusedDiceCELoss(**options), scores, target)) == ""
+
+
 @pytest.mark.parametrize("shape", [(3, 1), (3, 4)])
 @pytest.mark.parametrize("use_softmax", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])

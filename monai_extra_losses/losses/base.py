@@ -383,11 +383,25 @@ class DistributionLoss(SegmentationLoss):
 
     def value(self, inputs: LossInputs) -> Tensor:
         result = inputs[self._voxel_term(inputs)]
-        if self.reduction == "none":
-            return self._weighted_map(inputs, result)
+        if self.keeps_map:
+            return self.kept(result) if self.one_vs_rest(inputs) else result
         return self._reduced(inputs, *result)
 
-    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, VoxelSums | VoxelMap]:
+    @property
+    def keeps_map(self) -> bool:
+        """Whether the loss of every voxel is needed."""
+        return self.reduction == "none"
+
+    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+        """The map of voxel losses, times the class weights."""
+        channels = inputs.scores.shape[1]
+        dropped = self.one_vs_rest(inputs) and not self.include_background and channels > 1
+        weight = self.weights_for(channels - dropped, inputs.scores)
+        if weight is not None and dropped:
+            weight = torch.cat([weight.new_ones(1), weight])
+        return VoxelMap(sums, weight, weight)
+
+    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         sums = VoxelSums(
             self.activation(inputs),
             self.formula,
@@ -396,7 +410,9 @@ class DistributionLoss(SegmentationLoss):
             by_class=self.by_class,
             slope=self.slope,
         )
-        return self.source, VoxelMap(sums) if self.reduction == "none" else sums
+        if self.keeps_map:
+            return inputs.remember(self, lambda: (self.source, self.voxel_map(sums, inputs)))
+        return self.source, sums
 
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         """Reduce (B, C) sums of the losses of positive and negative decisions."""
@@ -418,15 +434,3 @@ class DistributionLoss(SegmentationLoss):
         total, count = self.summed_over_ranks(torch.stack([total, count]))
         # Nothing kept: 0, with zero gradient.
         return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0)
-
-    def _weighted_map(self, inputs: LossInputs, loss: Tensor) -> Tensor:
-        """The map of voxel losses, times the class weights."""
-        if self.one_vs_rest(inputs):
-            loss = self.kept(loss)
-        one_vs_rest, channels = self.one_vs_rest(inputs), inputs.scores.shape[1]
-        weight = self.weights_for(loss.shape[1] if one_vs_rest else channels, loss)
-        if weight is not None and inputs.labels and not one_vs_rest:
-            return loss * weight[inputs.class_index()]
-        if weight is not None:
-            loss = loss * weight.view(1, -1, *[1] * (loss.ndim - 2))
-        return loss if one_vs_rest else loss.sum(1, keepdim=True)

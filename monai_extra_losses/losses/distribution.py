@@ -1,5 +1,6 @@
 """Distribution losses: formulas of the log-probability of each voxel's true class."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Unpack
@@ -18,7 +19,7 @@ from monai_extra_losses.losses.base import (
     Weight,
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
-from monai_extra_losses.ops.terms import Activation, LogSums, Term
+from monai_extra_losses.ops.terms import Activation, LogSums, Term, VoxelMap, VoxelSums
 
 
 class CrossEntropyLoss(DistributionLoss):
@@ -63,23 +64,21 @@ class CrossEntropyLoss(DistributionLoss):
         return -log_pt
 
     def terms(self, inputs: LossInputs) -> Terms:
-        if not self.label_smoothing or self.reduction == "none":
+        if not self.label_smoothing or self.keeps_map:
             return super().terms(inputs)
         return *super().terms(inputs), self._log_term(inputs)
 
     def value(self, inputs: LossInputs) -> Tensor:
-        if not self.label_smoothing:
+        if not self.label_smoothing or self.keeps_map:
             return super().value(inputs)
         share = self.label_smoothing / (2 if self.one_vs_rest(inputs) else inputs.scores.shape[1])
         keep = 1 - self.label_smoothing
-        if self.reduction == "none":
-            v = inputs.whole()
-            soft = (keep * v.one_hot() + share).reshape(inputs.scores.shape)
-            mask = None if v.weight is None else v.weight.reshape(inputs.scores[:, :1].shape)
-            return super().value(LossInputs(inputs.scores, soft, mask, labels=False, other_act=inputs.other_act))
         positive, negative = inputs[self._voxel_term(inputs)]
         log_p = inputs[self._log_term(inputs)][0]
         return self._reduced(inputs, keep * positive - share * log_p, keep * negative)
+
+    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+        return dataclasses.replace(super().voxel_map(sums, inputs), smoothing=self.label_smoothing)
 
     def _log_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         return self.source, LogSums(self.activation(inputs), self.one_vs_rest(inputs))
@@ -185,15 +184,19 @@ class FusedFocalLoss(DistributionLoss):
 
     def value(self, inputs: LossInputs) -> Tensor:
         result = inputs[self._voxel_term(inputs)]
-        positive_factor, negative_factor = self._factors(inputs, result)
-        if self.reduction == "none":
-            return self._map(inputs, result, positive_factor, negative_factor)
+        if self.keeps_map:
+            return self.kept(result)
         positive, negative = result
+        positive_factor, negative_factor = self._factors(inputs, result)
         loss = self.kept(positive * positive_factor + negative * negative_factor)
         voxels = self.kept(inputs[TARGET_SUMS][1])
         if self.reduction == "sum":
             return (loss / voxels.clamp_min(1e-7)).sum()
         return self._mean_or_sum(loss.sum(), voxels.sum())
+
+    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+        like = inputs.scores.new_zeros((), dtype=torch.float32)
+        return VoxelMap(sums, *self._factors(inputs, like), spread=True)
 
     def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
         inputs = super().prepare(input, target, mask)
@@ -230,12 +233,3 @@ class FusedFocalLoss(DistributionLoss):
             positive, negative = positive * weight, negative * weight
         dropped = (channels - kept, 0)  # the background's factor does not matter
         return F.pad(positive, dropped), F.pad(negative, dropped)
-
-    def _map(self, inputs: LossInputs, loss: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        axes = (None, slice(None), *[None] * (loss.ndim - 2))
-        g = inputs.whole().one_hot().reshape(inputs.scores.shape)
-        if self.one_vs_rest(inputs):
-            loss = loss * (g * positive[axes] + (1 - g) * negative[axes])
-        else:
-            loss = loss * positive[axes] * (g if inputs.labels else 1)
-        return self.kept(loss)

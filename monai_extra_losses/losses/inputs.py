@@ -43,6 +43,7 @@ class LossInputs:
         self.scores, self.target, self.mask = scores, target, mask
         self.labels, self.ignore_index, self.other_act = labels, ignore_index, other_act
         self._results: dict[tuple[Source, Term], Tensor] = {}
+        self._terms: dict[object, tuple[Source, Term]] = {}
 
     @property
     def counts_all(self) -> bool:
@@ -64,10 +65,11 @@ class LossInputs:
         self.compute([key])
         return self._results[self._key(key)]
 
-    def class_index(self) -> Tensor:
-        """(B, *spatial) int64 class of each voxel of a label map; 0 where the label is ignored."""
-        index = self.target[:, 0].to(torch.int64)
-        return index if self.ignore_index is None else index.masked_fill(index == self.ignore_index, 0)
+    def remember(self, owner: object, make: Callable[[], tuple[Source, Term]]) -> tuple[Source, Term]:
+        """The term that `owner` made for this call, so that a term with tensors in it is made once."""
+        if owner not in self._terms:
+            self._terms[owner] = make()
+        return self._terms[owner]
 
     def whole(self) -> Voxels:
         """All voxels at once, for what cannot be computed slab by slab."""

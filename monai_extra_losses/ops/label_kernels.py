@@ -43,6 +43,8 @@ def supports(terms: Sequence[Term]) -> bool:
     if {term.activation for term in reading} not in ({"softmax"}, {"sigmoid"}, set()):
         return False
     for term in reading:
+        if isinstance(term, VoxelMap) and term.smoothing:
+            return False
         sums = term.sums if isinstance(term, VoxelMap) else term
         if isinstance(sums, VoxelSums | LogSums) and sums.one_vs_rest == (sums.activation == "softmax"):
             return False
@@ -160,7 +162,11 @@ class SoftmaxSlab(_LabelSlab):
             elif isinstance(term, LogSums):
                 out[0] += self.sum(F.log_softmax(self.x, 0))
             elif isinstance(term, VoxelMap):
-                out[0] = self.weighted(term.sums.formula(self.log_true))
+                loss = self.weighted(term.sums.formula(self.log_true) * self.factor(term))
+                if term.spread:
+                    out.zero_().scatter_(0, self.t.unsqueeze(0), loss.unsqueeze(0))
+                else:
+                    out[0] = loss
             elif isinstance(term, VoxelSums) and term.by_class:
                 out[0] += self.by_class(term.formula(self.log_true))
             elif isinstance(term, VoxelSums):
@@ -201,9 +207,14 @@ class SoftmaxSlab(_LabelSlab):
     def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
         """dL/dlog p_t, (m,) or, where it is the same everywhere, a scalar."""
         if isinstance(term, VoxelMap):
-            return grad[0] * self.slope(term.sums)
+            wanted = self.at_true(grad) if term.spread else grad[0]
+            return wanted * self.slope(term.sums) * self.factor(term)
         assert isinstance(term, VoxelSums)
         return (grad[0].index_select(0, self.t) if term.by_class else grad[0, 0]) * self.slope(term)
+
+    def factor(self, term: VoxelMap) -> Tensor | float:
+        """(m,) factor of the loss of the true class."""
+        return 1.0 if term.positive is None else term.positive.to(self.x).index_select(0, self.t)
 
     def slope(self, term: VoxelSums) -> Tensor | float:
         return derivative(term.formula, self.log_true) if term.slope is None else term.slope
@@ -228,7 +239,7 @@ class SigmoidSlab(_LabelSlab):
             if isinstance(term, TargetSums | CountSums):
                 self.count(term, out)
             elif isinstance(term, VoxelMap):
-                out.copy_(self.weighted(term.sums.formula(self.log_true())))
+                out.copy_(self.weighted(self.scaled(term.sums.formula(self.log_true()), term)))
             elif isinstance(term, VoxelSums):
                 loss = term.formula(self.log_true())
                 out[0] += self.by_class(self.at_true(loss))
@@ -261,11 +272,24 @@ class SigmoidSlab(_LabelSlab):
         at_true = -self.at_true(d)
         if isinstance(term, VoxelMap):
             at_true *= self.at_true(grad)
+            if term.positive is not None:
+                at_true *= term.positive.to(self.x).index_select(0, self.t)
             d *= grad
+            if term.negative is not None:
+                d *= term.negative.to(self.x).unsqueeze(1)
         else:
             at_true *= grad[0].index_select(0, self.t)
             d *= grad[1].unsqueeze(1)
         return d.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+
+    def scaled(self, loss: Tensor, term: VoxelMap) -> Tensor:
+        """`loss` (C, m) times the factors of a map."""
+        at_true = self.at_true(loss)
+        if term.positive is not None:
+            at_true *= term.positive.to(self.x).index_select(0, self.t)
+        if term.negative is not None:
+            loss *= term.negative.to(self.x).unsqueeze(1)
+        return loss.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
 
 
 class TwoClassSlab:
@@ -309,8 +333,14 @@ class TwoClassSlab:
                     out[0, 0] -= positive
                     out[0, 1] += positive
             elif isinstance(term, VoxelMap):
-                loss = term.sums.formula(self._log_true())
-                out.copy_(loss if self.w is None else loss * self.w)
+                loss = term.sums.formula(self._log_true()) * self._factor(term)
+                if self.w is not None:
+                    loss *= self.w
+                if term.spread:
+                    torch.mul(loss, self.g, out=out[1])
+                    torch.sub(loss, out[1], out=out[0])
+                else:
+                    out[0] = loss
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
         """As `LabelSlab.backward`."""
@@ -336,7 +366,8 @@ class TwoClassSlab:
                 part = g - p
                 part *= derivative(sums.formula, self._log_true()) if sums.slope is None else sums.slope
                 if isinstance(term, VoxelMap):
-                    part *= grad[0]
+                    part *= torch.lerp(grad[0], grad[1], g) if term.spread else grad[0]
+                    part *= self._factor(term)
                 elif sums.by_class:
                     lower, upper = grad[0].tolist()
                     part *= g * (upper - lower) + lower
@@ -348,6 +379,13 @@ class TwoClassSlab:
             d *= self.w
         torch.neg(d, out=out[0])
         out[1] = d
+
+    def _factor(self, term: VoxelMap) -> Tensor | float:
+        """(m,) factor of the loss of the true class."""
+        if term.positive is None:
+            return 1.0
+        lower, upper = term.positive.to(self.z)
+        return self.g * (upper - lower) + lower
 
     def _log_true(self) -> Tensor:
         return F.logsigmoid((2 * self.g - 1) * self.z)

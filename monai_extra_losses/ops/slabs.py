@@ -11,7 +11,7 @@ from torch import Tensor
 # only has to be long enough to keep the device busy.
 _CPU_SLAB = 1 << 17
 _GPU_SLAB = 1 << 24
-_FEWEST_SLABS = 48  # the buffers of a slab, a dozen at most, stay small beside the scores of a small patch too
+_FEWEST_SLABS = 64  # the buffers of a slab, a dozen at most, stay small beside the scores of a small patch too
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,8 @@ def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
     voxels = math.prod(spatial)
     elements = _GPU_SLAB
     if scores.device.type == "cpu":
-        elements = min(_CPU_SLAB, scores.numel() // _FEWEST_SLABS)
+        # The buffers are float32 at least, whatever the scores are.
+        elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS))
     length = max(elements // channels, 1024)
     if whole_rows:
         row = voxels // max(spatial[0], 1)

@@ -77,6 +77,13 @@ def one_of(name: str, value: object, choices: Any) -> Any:
     return text
 
 
+def refuse_negative(**numbers: float) -> None:
+    """Refuse numbers below 0, and NaN, by name."""
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"expected {name} >= 0, got {number}: {name} should be no less than 0.0.")
+
+
 def class_weights(weight: Weight) -> Tensor | None:
     """A number, list, tuple or tensor as a float buffer of zero or one axes.
 
@@ -197,8 +204,8 @@ class SegmentationLoss(nn.Module):
 
     def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
         """Check one call's data and wrap it."""
-        scores, target = plain(input), plain(target)
-        mask = None if mask is None else plain(mask)
+        scores, target = plain("input", input), plain("target", target)
+        mask = None if mask is None else plain("mask", mask)
         one_channel = scores.ndim > 1 and scores.shape[1] == 1
         if one_channel:
             for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
@@ -278,6 +285,7 @@ class RegionLoss(SegmentationLoss):
             raise ValueError(
                 "expected batch=True with sync_batch=True, got batch=False: counts of samples are not summed."
             )
+        refuse_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
         self.batch = batch
         self.smooth_nr = float(smooth_nr)
         self.smooth_dr = float(smooth_dr)
@@ -429,8 +437,8 @@ class DistributionLoss(SegmentationLoss):
         return self._mean_or_sum(loss.sum(), counts.sum())
 
     def _mean_or_sum(self, total: Tensor, count: Tensor) -> Tensor:
+        total, count = self.summed_over_ranks(torch.stack([total, count]))
         if self.reduction == "sum":
             return total
-        total, count = self.summed_over_ranks(torch.stack([total, count]))
         # Nothing kept: 0, with zero gradient.
         return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0)

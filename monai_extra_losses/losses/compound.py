@@ -12,6 +12,7 @@ from monai_extra_losses.losses.base import (
     Terms,
     Weight,
     class_weights,
+    refuse_negative,
 )
 from monai_extra_losses.losses.distribution import CrossEntropyLoss
 from monai_extra_losses.losses.inputs import LossInputs
@@ -126,10 +127,7 @@ class FusedDiceCELoss(SegmentationLoss):
         )
         if self.reduction == "none":
             raise ValueError("expected reduction 'mean' or 'sum', got 'none': Dice has no loss per voxel.")
-        if lambda_dice < 0.0:
-            raise ValueError(f"lambda_dice should be no less than 0.0, got {lambda_dice}.")
-        if lambda_ce < 0.0:
-            raise ValueError(f"lambda_ce should be no less than 0.0, got {lambda_ce}.")
+        refuse_negative(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
         class_weight = class_weights(weight)
         per_class = class_weight is not None and class_weight.ndim > 0
         self.dice = FusedDiceLoss(

@@ -32,14 +32,14 @@ class CrossEntropyLoss(DistributionLoss):
     nothing.
 
     Args:
-        label_smoothing: e in [0, 1): the target becomes (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest.
+        label_smoothing: e in [0, 1]: the target becomes (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest.
         **options: see `DistributionLoss`. `weight`: sum w l / sum w over the voxels, as torch.nn.CrossEntropyLoss for
             labels; for a soft target each share g_c of a voxel counts w_c (torch divides by the number of voxels).
 
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: label_smoothing outside [0, 1); else see `SegmentationLoss`.
+        ValueError: label_smoothing outside [0, 1]; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -56,8 +56,8 @@ class CrossEntropyLoss(DistributionLoss):
 
     def __init__(self, label_smoothing: float = 0.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}.")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def formula(self, log_pt: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class FusedFocalLoss(DistributionLoss):
         loss = self.kept(positive * positive_factor + negative * negative_factor)
         voxels = self.kept(inputs[TARGET_SUMS][1])
         if self.reduction == "sum":
-            return (loss / voxels.clamp_min(1e-7)).sum()
+            return self.summed_over_ranks((loss / voxels.clamp_min(1e-7)).sum())
         return self._mean_or_sum(loss.sum(), voxels.sum())
 
     def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:

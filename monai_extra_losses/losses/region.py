@@ -12,6 +12,7 @@ from monai_extra_losses.losses.base import (
     RegionOptions,
     SoftCounts,
     Weight,
+    refuse_negative,
 )
 
 
@@ -143,7 +144,10 @@ class FusedTverskyLoss(RegionLoss):
         include_background, to_onehot_y, sigmoid, softmax, other_act, ignore_index, sync_batch: see `SegmentationLoss`.
         reduction, smooth_nr, smooth_dr, batch, soft_label, weight, absent_class: see `RegionLoss`.
 
-    Shapes, raises: see `SegmentationLoss`.
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: a negative alpha or beta; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -190,6 +194,7 @@ class FusedTverskyLoss(RegionLoss):
             absent_class=absent_class,
             sync_batch=sync_batch,
         )
+        refuse_negative(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
 
@@ -214,7 +219,7 @@ class FocalTverskyLoss(RegionLoss):
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: gamma <= 0; else see `SegmentationLoss`.
+        ValueError: gamma <= 0, a negative alpha or beta; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -231,6 +236,7 @@ class FocalTverskyLoss(RegionLoss):
         super().__init__(**options)
         if gamma <= 0:
             raise ValueError(f"expected gamma > 0, got {gamma}: the exponent is 1/gamma.")
+        refuse_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
     def formula(self, c: SoftCounts) -> Tensor:

@@ -50,8 +50,8 @@ class _FusedSums(torch.autograd.Function):
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         outs = tuple(_empty(layout, term) for term in terms)
         kernels = layout.labels and label_kernels.supports(terms)
-        if layout.labels and not kernels:
-            label_kernels.check_labels(layout)
+        if not kernels:
+            label_kernels.check_target(layout)
         for sample in range(scores.shape[0]):
             for slab, voxels in layout.slabs(sample):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]

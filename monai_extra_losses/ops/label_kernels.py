@@ -34,7 +34,7 @@ _SMALL = 1e-30
 
 
 class WrongLabelsError(ValueError):
-    """A label outside 0..C-1, or no whole number."""
+    """A label outside 0..C-1, or no whole number; in a target of C channels a value outside [0, 1]."""
 
 
 def supports(terms: Sequence[Term]) -> bool:
@@ -64,8 +64,8 @@ def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | Two
     return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v)
 
 
-def check_labels(layout: Layout) -> None:
-    """Refuse wrong labels on the CPU; the kernels do so themselves.
+def check_target(layout: Layout) -> None:
+    """Refuse wrong labels, or values outside [0, 1] of a target of C channels, on the CPU; the kernels do so too.
 
     Raises:
         WrongLabelsError: see there.
@@ -73,7 +73,10 @@ def check_labels(layout: Layout) -> None:
     if layout.scores.device.type == "cpu":
         for sample in range(layout.scores.shape[0]):
             for slab, _ in layout.slabs(sample):
-                _LabelSlab(slab).check()
+                if layout.labels:
+                    _LabelSlab(slab).check()
+                elif slab.target is not None:
+                    _refuse_outside(slab.target, 2)
 
 
 class _LabelSlab:

@@ -105,11 +105,15 @@ class Layout:
     def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         scores = scores.to(self.dtype)
         weight = None if mask is None else mask[:, 0].to(self.dtype)
+        check = weight is not None and weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        if check and weight.numel() and not weight.min() >= 0:
+            raise ValueError("expected mask weights >= 0, got a negative number or NaN.")
         if self._ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
-        if weight is not None:  # whatever stands in a voxel that does not count, it is no class
-            target = target.masked_fill(weight.unsqueeze(1) == 0, 0)
+        if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
+            deleted = weight.unsqueeze(1) == 0
+            target, scores = target.masked_fill(deleted, 0), scores.masked_fill(deleted, 0)
         if self.labels:
             return Voxels(scores, target[:, 0], None, weight)
         return Voxels(scores, None, target.to(self.dtype), weight)

@@ -624,10 +624,12 @@ def test_every_loss_refuses_what_it_cannot_read(entry: LossEntry) -> None:
         ((scores, labels, labels[:, 0].bool()), ShapeMismatchError, r"expected mask \(2, 1, 8, 8\) for input"),
         ((scores, labels, torch.ones(2, 3, 8, 8)), ShapeMismatchError, r"expected mask \(2, 1, 8, 8\) for input"),
         ((scores, labels, labels.long()), TypeError, "expected a bool or floating-point mask, got torch.int64"),
+        ((scores, labels.numpy()), TypeError, "expected target to be a tensor, got ndarray"),
+        ((scores, None), TypeError, "expected target to be a tensor, got NoneType"),
         ((scores.long(), labels), TypeError, "expected a floating-point input, got torch.int64"),
         ((scores[0], labels[0]), ValueError, "expected (input|target)"),
         ((scores[..., None, None], labels[..., None, None]), ValueError, "1 to 3 spatial axes|0 to 3 spatial axes"),
-        ((scores, labels.requires_grad_()), ValueError, "expected a target without gradient"),
+        ((scores, labels.clone().requires_grad_()), ValueError, "expected a target without gradient"),
     ]
     for arguments, error, match in refused:
         with pytest.raises(error, match=match):

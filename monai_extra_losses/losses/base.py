@@ -81,7 +81,7 @@ def refuse_negative(**numbers: float) -> None:
     """Refuse numbers below 0, and NaN, by name."""
     for name, number in numbers.items():
         if not number >= 0:
-            raise ValueError(f"expected {name} >= 0, got {number}: {name} should be no less than 0.0.")
+            raise ValueError(f"{name} should be no less than 0.0, got {number}.")
 
 
 def class_weights(weight: Weight) -> Tensor | None:

@@ -105,9 +105,8 @@ class Layout:
     def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         scores = scores.to(self.dtype)
         weight = None if mask is None else mask[:, 0].to(self.dtype)
-        check = weight is not None and weight.device.type == "cpu" and not torch.compiler.is_compiling()
-        if check and weight.numel() and not weight.min() >= 0:
-            raise ValueError("expected mask weights >= 0, got a negative number or NaN.")
+        if weight is not None:
+            _refuse_negative_weights(weight)
         if self._ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
@@ -124,6 +123,12 @@ class Layout:
         if self.labels or target.shape[1] == 1:
             return torch.ne(target[:, 0], self.ignore_index)
         return 1 - target[:, self.ignore_index].to(self.dtype)
+
+
+def _refuse_negative_weights(weight: Tensor) -> None:
+    on_cpu = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and weight.numel() and not weight.min() >= 0:
+        raise ValueError("expected mask weights >= 0, got a negative number or NaN.")
 
 
 def _holds(dtype: torch.dtype, value: int) -> bool:

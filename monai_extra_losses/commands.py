@@ -16,7 +16,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
-_DEMO_EPOCHS = 150
+_DEMO_EPOCHS = 100
 
 _folder = click.Path(path_type=Path)
 _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -46,7 +46,7 @@ def train(context: click.Context, data: Path, run: Path, loss: str, epochs: int 
     options: dict[str, Any] = {"dataset_dir": str(data.absolute()), "bundle_root": str(run.absolute()), "loss": loss}
     if epochs is not None:
         options["epochs"] = epochs
-    run_workflow(("train", "losses"), **options | _overrides(context.args))
+    run_configs(("train", "losses"), **options | _overrides(context.args))
 
 
 @commands.command(context_settings=_with_overrides)
@@ -70,7 +70,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     options: dict[str, Any] = {"bundle_root": str(run.absolute()), "split": split}
     if data is not None:
         options["dataset_dir"] = str(data.absolute())
-    run_workflow(("train", "losses", "evaluate"), **options | _overrides(context.args))
+    run_configs(("train", "losses", "evaluate"), **options | _overrides(context.args))
 
 
 @commands.command(context_settings=_with_overrides)
@@ -90,7 +90,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
         "input": str(source.absolute()),
         "output_dir": str(output.absolute()),
     }
-    run_workflow(("inference",), **options | _overrides(context.args))
+    run_configs(("inference",), **options | _overrides(context.args))
 
 
 @commands.command()
@@ -170,13 +170,13 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None)
     data = data.absolute()
     click.echo("\n== Training ==")
     options = {"dataset_dir": str(data), "bundle_root": str(out), "loss": loss}
-    run_workflow(("train", "losses"), **options | overrides)
+    run_configs(("train", "losses"), **options | overrides)
     click.echo("\n== Evaluation on the validation cases ==")
-    run_workflow(("train", "losses", "evaluate"), bundle_root=str(out))
+    run_configs(("train", "losses", "evaluate"), bundle_root=str(out))
     click.echo("\n== Segmenting one volume ==")
     volume, seen = _volume_to_segment(data, out)
     click.echo(f"{volume} ({seen})")
-    run_workflow(("inference",), workflow_type="infer", bundle_root=str(out), input=str(volume))
+    run_configs(("inference",), workflow_type="infer", bundle_root=str(out), input=str(volume))
     results = out / "eval"
     click.echo(
         f"\nDone in {time.perf_counter() - started:.0f} s. Everything is in {out}:\n"
@@ -188,7 +188,7 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None)
     )
 
 
-def run_workflow(configs: Sequence[str], /, **options: Any) -> None:
+def run_configs(configs: Sequence[str], /, **options: Any) -> None:
     """Run the bundle's configs in this process.
 
     Args:

@@ -21,7 +21,7 @@ from monai.losses import DiceCELoss
 import monai_extra_losses
 from monai_extra_losses import losses
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp, half_precision
-from monai_extra_losses.commands import run_workflow
+from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 
@@ -31,16 +31,16 @@ TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]
 
 def train(data: Path, run: Path, **options: Any) -> RunFolder:
     quick: dict[str, Any] = {"epochs": 1, "num_folds": 3, "channels": [4, 8, 16]}
-    run_workflow(("train", "losses"), dataset_dir=str(data), bundle_root=str(run), **{**quick, **options})
+    run_configs(("train", "losses"), dataset_dir=str(data), bundle_root=str(run), **{**quick, **options})
     return RunFolder(run)
 
 
 def evaluate(run: RunFolder, **options: Any) -> None:
-    run_workflow(("train", "losses", "evaluate"), bundle_root=str(run.root), **options)
+    run_configs(("train", "losses", "evaluate"), bundle_root=str(run.root), **options)
 
 
 def infer(run: RunFolder, source: Path, output: Path) -> None:
-    run_workflow(
+    run_configs(
         ("inference",), workflow_type="infer", bundle_root=str(run.root), input=str(source), output_dir=str(output)
     )
 

@@ -13,7 +13,7 @@ import yaml
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
 import monai_extra_losses
-from monai_extra_losses.commands import run_workflow
+from monai_extra_losses.commands import run_configs
 from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
@@ -24,7 +24,7 @@ YAML_FILES = sorted(CONFIGS.glob("*.yaml"))
 def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch."""
     folder = tmp_path_factory.mktemp("conformity") / "run"
-    run_workflow(("train",), dataset_dir=str(phantom_folder), bundle_root=str(folder), epochs=1, num_folds=3)
+    run_configs(("train",), dataset_dir=str(phantom_folder), bundle_root=str(folder), epochs=1, num_folds=3)
     return folder
 
 

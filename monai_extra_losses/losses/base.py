@@ -92,6 +92,13 @@ def one_of(name: str, value: object, choices: Any) -> Any:
     return text
 
 
+def refuse_negative(**numbers: float) -> None:
+    """Refuse numbers below 0, and NaN, by name."""
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"{name} should be no less than 0.0, got {number}.")
+
+
 def class_weights(weight: Weight) -> Tensor | None:
     """A number, list, tuple or tensor as a float buffer of zero or one axes.
 
@@ -103,7 +110,7 @@ def class_weights(weight: Weight) -> Tensor | None:
     tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).detach().clone()
     if tensor.ndim > 1:
         raise ValueError(f"expected a weight of one number or one per class, got shape {tuple(tensor.shape)}.")
-    if tensor.numel() and tensor.min() < 0:
+    if not bool((tensor >= 0).all()):  # NaN is not either
         raise ValueError(f"the value/values of the `weight` should be no less than 0, got {tensor.tolist()}.")
     return tensor
 
@@ -213,8 +220,8 @@ class SegmentationLoss(nn.Module):
 
     def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
         """Check one call's data and wrap it."""
-        scores, target = plain(input), plain(target)
-        mask = None if mask is None else plain(mask)
+        scores, target = plain("input", input), plain("target", target)
+        mask = None if mask is None else plain("mask", mask)
         one_channel = scores.ndim > 1 and scores.shape[1] == 1
         if one_channel:
             for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
@@ -294,6 +301,7 @@ class RegionLoss(SegmentationLoss):
             raise ValueError(
                 "expected batch=True with sync_batch=True, got batch=False: counts of samples are not summed."
             )
+        refuse_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
         self.batch = batch
         self.smooth_nr = float(smooth_nr)
         self.smooth_dr = float(smooth_dr)
@@ -326,10 +334,16 @@ class RegionLoss(SegmentationLoss):
             rows.append(inputs[self._error_term(inputs)])
         if self.contours:
             rows.append(inputs.contour_sizes().unsqueeze(0))
+        first = len(rows[0])  # the row of sum g, before that of sum 1
         parts = torch.cat(rows)
         if self.batch:
             parts = self.summed_over_ranks(parts.sum(1, keepdim=True))
-        kept = iter(self.kept(parts, axis=2))
+        parts = self.kept(parts, axis=2)
+        keep = self.counted(inputs, *parts[first : first + 2])
+        if keep is not None:
+            # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest.
+            parts = torch.where(keep, parts, 1)
+        kept = iter(parts)
         tp, p = next(kept), next(kept)
         extras: dict[str, Tensor] = {}
         if self.squares:
@@ -343,7 +357,7 @@ class RegionLoss(SegmentationLoss):
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
-        return self._reduced(values, self.counted(inputs, g, n), inputs.scores.ndim - 2)
+        return self._reduced(values, keep, inputs.scores.ndim - 2)
 
     def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
         """Which samples and classes enter the mean, from (B, C') sum g and sum 1; None for all."""
@@ -363,6 +377,7 @@ class RegionLoss(SegmentationLoss):
 
     def _reduced(self, values: Tensor, keep: Tensor | None, spatial_axes: int) -> Tensor:
         if keep is not None:
+            keep = keep[:, : values.shape[1]]  # a loss over all classes has one value per sample
             values = torch.where(keep, values, 0)
         if self.reduction == "none":
             return values[(...,) + (None,) * spatial_axes]
@@ -406,11 +421,6 @@ class DistributionLoss(SegmentationLoss):
         """Whether the sums of the classes are needed apart."""
         return self.class_weight is not None
 
-    @property
-    def keeps_map(self) -> bool:
-        """Whether the loss of every voxel is needed."""
-        return self.reduction == "none"
-
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         """Whether every channel is a decision of its own."""
         return self.sigmoid or inputs.scores.shape[1] == 1
@@ -420,11 +430,25 @@ class DistributionLoss(SegmentationLoss):
 
     def value(self, inputs: LossInputs) -> Tensor:
         result = inputs[self._voxel_term(inputs)]
-        if self.reduction == "none":
-            return self._weighted_map(inputs, result)
+        if self.keeps_map:
+            return self.kept(result) if self.one_vs_rest(inputs) else result
         return self._reduced(inputs, *result)
 
-    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, VoxelSums | VoxelMap]:
+    @property
+    def keeps_map(self) -> bool:
+        """Whether the loss of every voxel is needed."""
+        return self.reduction == "none"
+
+    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+        """The map of voxel losses, times the class weights."""
+        channels = inputs.scores.shape[1]
+        dropped = self.one_vs_rest(inputs) and not self.include_background and channels > 1
+        weight = self.weights_for(channels - dropped, inputs.scores)
+        if weight is not None and dropped:
+            weight = torch.cat([weight.new_ones(1), weight])
+        return VoxelMap(sums, weight, weight)
+
+    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         sums = VoxelSums(
             self.activation(inputs),
             self.formula,
@@ -433,7 +457,9 @@ class DistributionLoss(SegmentationLoss):
             by_class=self.by_class,
             slope=self.slope,
         )
-        return self.source, VoxelMap(sums) if self.keeps_map else sums
+        if self.keeps_map:
+            return inputs.remember(self, lambda: (self.source, self.voxel_map(sums, inputs)))
+        return self.source, sums
 
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         """Reduce (B, C) sums of the losses of positive and negative decisions."""
@@ -450,20 +476,8 @@ class DistributionLoss(SegmentationLoss):
         return self._mean_or_sum(loss.sum(), counts.sum())
 
     def _mean_or_sum(self, total: Tensor, count: Tensor) -> Tensor:
+        total, count = self.summed_over_ranks(torch.stack([total, count]))
         if self.reduction == "sum":
             return total
-        total, count = self.summed_over_ranks(torch.stack([total, count]))
         # Nothing kept: 0, with zero gradient.
         return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0)
-
-    def _weighted_map(self, inputs: LossInputs, loss: Tensor) -> Tensor:
-        """The map of voxel losses, times the class weights."""
-        if self.one_vs_rest(inputs):
-            loss = self.kept(loss)
-        one_vs_rest, channels = self.one_vs_rest(inputs), inputs.scores.shape[1]
-        weight = self.weights_for(loss.shape[1] if one_vs_rest else channels, loss)
-        if weight is not None and inputs.labels and not one_vs_rest:
-            return loss * weight[inputs.class_index()]
-        if weight is not None:
-            loss = loss * weight.view(1, -1, *[1] * (loss.ndim - 2))
-        return loss if one_vs_rest else loss.sum(1, keepdim=True)

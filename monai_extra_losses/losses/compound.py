@@ -21,6 +21,7 @@ from monai_extra_losses.losses.base import (
     Terms,
     Weight,
     class_weights,
+    refuse_negative,
 )
 from monai_extra_losses.losses.distribution import (
     BalancedCrossEntropyLoss,
@@ -265,7 +266,7 @@ class FusedDiceCELoss(_WeightedParts):
         )
         if self.reduction == "none":
             raise ValueError("expected reduction 'mean' or 'sum', got 'none': Dice has no loss per voxel.")
-        _check_factors(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+        refuse_negative(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
         class_weight = class_weights(weight)
         per_class = class_weight is not None and class_weight.ndim > 0
         self.dice = FusedDiceLoss(
@@ -372,7 +373,7 @@ class FusedDiceFocalLoss(_WeightedParts):
             ignore_index=ignore_index,
             sync_batch=sync_batch,
         )
-        _check_factors(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+        refuse_negative(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
         self.dice = FusedDiceLoss(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -444,7 +445,7 @@ class DiceTopKLoss(_WeightedParts):
     ) -> None:
         super().__init__(**_segmentation_options(options))
         _refuse_none(self.reduction)
-        _check_factors(lambda_dice=lambda_dice, lambda_topk=lambda_topk)
+        refuse_negative(lambda_dice=lambda_dice, lambda_topk=lambda_topk)
         self.dice = _Dice(**options)
         self.topk = TopKLoss(k=k, batch=options.get("batch", False), **_for_cross_entropy(options))
         self.lambda_dice = lambda_dice
@@ -601,7 +602,7 @@ class ExponentialLogarithmicLoss(_WeightedParts):
         super().__init__(**_segmentation_options(options))
         _refuse_none(self.reduction)
         _refuse_weight(self)
-        _check_factors(weight_dice=weight_dice, weight_cross_entropy=weight_cross_entropy)
+        refuse_negative(weight_dice=weight_dice, weight_cross_entropy=weight_cross_entropy)
         for name, gamma in (("gamma_dice", gamma_dice), ("gamma_cross_entropy", gamma_cross_entropy)):
             if gamma <= 0:
                 raise ValueError(f"expected {name} > 0, got {gamma}.")
@@ -715,12 +716,6 @@ class UnifiedFocalLoss(_WeightedParts):
 
     def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
         return (self.weight_focal, self.focal), (1 - self.weight_focal, self.tversky)
-
-
-def _check_factors(**factors: float) -> None:
-    for name, factor in factors.items():
-        if factor < 0.0:
-            raise ValueError(f"{name} should be no less than 0.0, got {factor}.")
 
 
 def _refuse_none(reduction: str) -> None:

@@ -1,5 +1,6 @@
 """Distribution losses: formulas of the log-probability of each voxel's true class."""
 
+import dataclasses
 import math
 import warnings
 from abc import abstractmethod
@@ -21,7 +22,15 @@ from monai_extra_losses.losses.base import (
     one_of,
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
-from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term
+from monai_extra_losses.ops.terms import (
+    Activation,
+    CountSums,
+    LogSums,
+    MarginSums,
+    Term,
+    VoxelMap,
+    VoxelSums,
+)
 
 BetaMode = Literal["fixed", "prediction", "target"]
 
@@ -36,14 +45,14 @@ class CrossEntropyLoss(DistributionLoss):
     nothing.
 
     Args:
-        label_smoothing: e in [0, 1): the target becomes (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest.
+        label_smoothing: e in [0, 1]: the target becomes (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest.
         **options: see `DistributionLoss`. `weight`: sum w l / sum w over the voxels, as torch.nn.CrossEntropyLoss for
             labels; for a soft target each share g_c of a voxel counts w_c (torch divides by the number of voxels).
 
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: label_smoothing outside [0, 1); else see `SegmentationLoss`.
+        ValueError: label_smoothing outside [0, 1]; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -60,31 +69,29 @@ class CrossEntropyLoss(DistributionLoss):
 
     def __init__(self, label_smoothing: float = 0.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}.")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def formula(self, log_pt: Tensor) -> Tensor:
         return -log_pt
 
     def terms(self, inputs: LossInputs) -> Terms:
-        if not self.label_smoothing or self.reduction == "none":
+        if not self.label_smoothing or self.keeps_map:
             return super().terms(inputs)
         return *super().terms(inputs), self._log_term(inputs)
 
     def value(self, inputs: LossInputs) -> Tensor:
-        if not self.label_smoothing:
+        if not self.label_smoothing or self.keeps_map:
             return super().value(inputs)
         share = self.label_smoothing / (2 if self.one_vs_rest(inputs) else inputs.scores.shape[1])
         keep = 1 - self.label_smoothing
-        if self.reduction == "none":
-            v = inputs.whole()
-            soft = (keep * v.one_hot() + share).reshape(inputs.scores.shape)
-            mask = None if v.weight is None else v.weight.reshape(inputs.scores[:, :1].shape)
-            return super().value(LossInputs(inputs.scores, soft, mask, labels=False, other_act=inputs.other_act))
         positive, negative = inputs[self._voxel_term(inputs)]
         log_p = inputs[self._log_term(inputs)][0]
         return self._reduced(inputs, keep * positive - share * log_p, keep * negative)
+
+    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+        return dataclasses.replace(super().voxel_map(sums, inputs), smoothing=self.label_smoothing)
 
     def _log_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         return self.source, LogSums(self.activation(inputs), self.one_vs_rest(inputs))
@@ -190,15 +197,19 @@ class FusedFocalLoss(DistributionLoss):
 
     def value(self, inputs: LossInputs) -> Tensor:
         result = inputs[self._voxel_term(inputs)]
-        positive_factor, negative_factor = self._factors(inputs, result)
-        if self.reduction == "none":
-            return self._map(inputs, result, positive_factor, negative_factor)
+        if self.keeps_map:
+            return self.kept(result)
         positive, negative = result
+        positive_factor, negative_factor = self._factors(inputs, result)
         loss = self.kept(positive * positive_factor + negative * negative_factor)
         voxels = self.kept(inputs[TARGET_SUMS][1])
         if self.reduction == "sum":
-            return (loss / voxels.clamp_min(1e-7)).sum()
+            return self.summed_over_ranks((loss / voxels.clamp_min(1e-7)).sum())
         return self._mean_or_sum(loss.sum(), voxels.sum())
+
+    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+        like = inputs.scores.new_zeros((), dtype=torch.float32)
+        return VoxelMap(sums, *self._factors(inputs, like), spread=True)
 
     def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
         inputs = super().prepare(input, target, mask)
@@ -235,15 +246,6 @@ class FusedFocalLoss(DistributionLoss):
             positive, negative = positive * weight, negative * weight
         dropped = (channels - kept, 0)  # the background's factor does not matter
         return F.pad(positive, dropped), F.pad(negative, dropped)
-
-    def _map(self, inputs: LossInputs, loss: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        axes = (None, slice(None), *[None] * (loss.ndim - 2))
-        g = inputs.whole().one_hot().reshape(inputs.scores.shape)
-        if self.one_vs_rest(inputs):
-            loss = loss * (g * positive[axes] + (1 - g) * negative[axes])
-        else:
-            loss = loss * positive[axes] * (g if inputs.labels else 1)
-        return self.kept(loss)
 
 
 class PolyLoss(DistributionLoss):
@@ -334,11 +336,11 @@ class _OneVsRestCrossEntropy(DistributionLoss):
     def value(self, inputs: LossInputs) -> Tensor:
         result = inputs[self._voxel_term(inputs)]
         positive, negative = self.factors(inputs)
-        if self.reduction != "none":
+        if not self.keeps_map:
             return self._reduced(inputs, result[0] * positive, result[1] * negative)
         g = inputs.whole().one_hot().reshape(inputs.scores.shape)
         axes = (slice(None), slice(None), *[None] * (g.ndim - 2))
-        return self._weighted_map(inputs, result * (g * positive[axes] + (1 - g) * negative[axes]).to(result))
+        return self.kept(result * (g * positive[axes] + (1 - g) * negative[axes]).to(result))
 
 
 class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
@@ -477,7 +479,7 @@ class TopKLoss(DistributionLoss):
         return True
 
     def value(self, inputs: LossInputs) -> Tensor:
-        loss = self._weighted_map(inputs, inputs[self._voxel_term(inputs)])
+        loss = super().value(inputs)
         if self.reduction == "none":
             return loss
         weight = inputs.voxel_weights()
@@ -514,12 +516,15 @@ class _MarginLoss(DistributionLoss):
 
     def value(self, inputs: LossInputs) -> Tensor:
         source, term = self._margin_term(inputs)
-        if self.reduction != "none":
+        if not self.keeps_map:
             return self._reduced(inputs, *inputs[source, term])
         v = inputs.whole()
         loss = v.weighted(torch.add(*term.losses(v))).reshape(inputs.scores.shape)
-        loss = loss if self.one_vs_rest(inputs) or not inputs.labels else loss.sum(1, keepdim=True)
-        return self._weighted_map(inputs, loss)
+        loss = self.kept(loss) if self.one_vs_rest(inputs) else loss
+        weight = self.weights_for(loss.shape[1], loss)
+        if weight is not None:
+            loss = loss * weight.view(1, -1, *[1] * (loss.ndim - 2))
+        return loss if self.one_vs_rest(inputs) else loss.sum(1, keepdim=True)
 
     def _margin_term(self, inputs: LossInputs) -> tuple[Source, MarginSums]:
         return self.source, MarginSums(self.formula, self.one_vs_rest(inputs))

@@ -44,6 +44,7 @@ class LossInputs:
         self.scores, self.target, self.mask = scores, target, mask
         self.labels, self.ignore_index, self.other_act = labels, ignore_index, other_act
         self._results: dict[tuple[Source, Term], Tensor] = {}
+        self._terms: dict[object, tuple[Source, Term]] = {}
 
     @property
     def counts_all(self) -> bool:
@@ -58,17 +59,18 @@ class LossInputs:
             try:
                 results = fused_sums(self._layout(self._read(source)), wanted)
             except WrongLabelsError:
-                raise ValueError(_labels_message(self.target, self.scores.shape[1], self.ignore_index)) from None
+                raise ValueError(self._wrong_target()) from None
             self._results.update({(source, term): result for term, result in zip(wanted, results, strict=True)})
 
     def __getitem__(self, key: tuple[Source, Term]) -> Tensor:
         self.compute([key])
         return self._results[self._key(key)]
 
-    def class_index(self) -> Tensor:
-        """(B, *spatial) int64 class of each voxel of a label map; 0 where the label is ignored."""
-        index = self.target[:, 0].to(torch.int64)
-        return index if self.ignore_index is None else index.masked_fill(index == self.ignore_index, 0)
+    def remember(self, owner: object, make: Callable[[], tuple[Source, Term]]) -> tuple[Source, Term]:
+        """The term that `owner` made for this call, so that a term with tensors in it is made once."""
+        if owner not in self._terms:
+            self._terms[owner] = make()
+        return self._terms[owner]
 
     def contour_sizes(self) -> Tensor:
         """(B, C) number of target voxels with a face neighbour outside their class, the border counting as outside."""
@@ -83,13 +85,23 @@ class LossInputs:
         """All voxels at once, for what cannot be computed slab by slab."""
         return self._layout(self._read("activated")).whole()
 
+    def _wrong_target(self) -> str:
+        if self.labels:
+            return _labels_message(self.target, self.scores.shape[1], self.ignore_index)
+        lowest, highest = self.target.min().item(), self.target.max().item()
+        one_channel = ", for labels of several classes give the network as many channels" * (self.scores.shape[1] == 1)
+        return (
+            f"expected a target of {self.scores.shape[1]} channel(s) with values in [0, 1], "
+            f"got {lowest:g} to {highest:g}: remap it, or set ignore_index{one_channel}."
+        )
+
     def _key(self, key: tuple[Source, Term]) -> tuple[Source, Term]:
         return ("scores", key[1]) if self.other_act is None else key
 
     def _read(self, source: Source) -> Tensor:
         if source == "scores" or self.other_act is None:
             return self.scores
-        activated = plain(self.other_act(self.scores))
+        activated = plain("the result of other_act", self.other_act(self.scores))
         if activated.shape != self.scores.shape:
             raise ShapeMismatchError(
                 f"expected other_act to keep the shape {tuple(self.scores.shape)}, got {tuple(activated.shape)}."
@@ -100,8 +112,10 @@ class LossInputs:
         return Layout(scores, self.target, self.mask, self.labels, self.ignore_index)
 
 
-def plain(tensor: Tensor) -> Tensor:
+def plain(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself of a MetaTensor or another subclass; autograd goes through."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected {name} to be a tensor, got {type(tensor).__name__}.")
     return tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
 
 

@@ -17,6 +17,7 @@ from monai_extra_losses.losses.base import (
     SoftCounts,
     Weight,
     one_of,
+    refuse_negative,
 )
 from monai_extra_losses.losses.inputs import LossInputs
 
@@ -151,7 +152,10 @@ class FusedTverskyLoss(RegionLoss):
         include_background, to_onehot_y, sigmoid, softmax, other_act, ignore_index, sync_batch: see `SegmentationLoss`.
         reduction, smooth_nr, smooth_dr, batch, soft_label, weight, absent_class: see `RegionLoss`.
 
-    Shapes, raises: see `SegmentationLoss`.
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: a negative alpha or beta; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -198,6 +202,7 @@ class FusedTverskyLoss(RegionLoss):
             absent_class=absent_class,
             sync_batch=sync_batch,
         )
+        refuse_negative(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
 
@@ -222,7 +227,7 @@ class FocalTverskyLoss(RegionLoss):
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: gamma <= 0; else see `SegmentationLoss`.
+        ValueError: gamma <= 0, a negative alpha or beta; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -239,6 +244,7 @@ class FocalTverskyLoss(RegionLoss):
         super().__init__(**options)
         if gamma <= 0:
             raise ValueError(f"expected gamma > 0, got {gamma}: the exponent is 1/gamma.")
+        refuse_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
     def formula(self, c: SoftCounts) -> Tensor:
@@ -362,7 +368,7 @@ class FusedGeneralizedDiceLoss(RegionLoss):
         return weight / torch.where(largest > 0, largest, 1)
 
     def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
-        return None if inputs.counts_all else n[:, :1] > 0
+        return None if inputs.counts_all else n > 0
 
 
 class SensitivitySpecificityLoss(RegionLoss):

@@ -50,8 +50,8 @@ class _FusedSums(torch.autograd.Function):
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         outs = tuple(_empty(layout, term) for term in terms)
         kernels = layout.labels and label_kernels.supports(terms)
-        if layout.labels and not kernels:
-            label_kernels.check_labels(layout)
+        if not kernels:
+            label_kernels.check_target(layout)
         for sample in range(scores.shape[0]):
             for slab, voxels in layout.slabs(sample):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
@@ -104,11 +104,8 @@ def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], gra
 
 
 def _empty(layout: Layout, term: Term) -> Tensor:
-    scores = layout.scores
-    if isinstance(term, VoxelMap):
-        channels = term.channels(scores.shape[1], labels=layout.labels)
-        return scores.new_zeros((scores.shape[0], channels, *scores.shape[2:]), dtype=layout.dtype)
-    return scores.new_zeros(term.shape(scores), dtype=sum_dtype(scores.device))
+    dtype = layout.dtype if isinstance(term, VoxelMap) else sum_dtype(layout.scores.device)
+    return layout.scores.new_zeros(term.shape(layout.scores), dtype=dtype)
 
 
 def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:

@@ -21,8 +21,8 @@ from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
-    MarginSums,
     LogSums,
+    MarginSums,
     TargetSums,
     Term,
     VoxelFormula,
@@ -36,7 +36,7 @@ _SMALL = 1e-30
 
 
 class WrongLabelsError(ValueError):
-    """A label outside 0..C-1, or no whole number."""
+    """A label outside 0..C-1, or no whole number; in a target of C channels a value outside [0, 1]."""
 
 
 def supports(terms: Sequence[Term]) -> bool:
@@ -47,6 +47,8 @@ def supports(terms: Sequence[Term]) -> bool:
     if any(isinstance(term, ErrorSums | MarginSums) for term in reading):
         return False
     for term in reading:
+        if isinstance(term, VoxelMap) and term.smoothing:
+            return False
         sums = term.sums if isinstance(term, VoxelMap) else term
         if isinstance(sums, VoxelSums | LogSums) and sums.one_vs_rest == (sums.activation == "softmax"):
             return False
@@ -66,8 +68,8 @@ def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | Two
     return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v)
 
 
-def check_labels(layout: Layout) -> None:
-    """Refuse wrong labels on the CPU; the kernels do so themselves.
+def check_target(layout: Layout) -> None:
+    """Refuse wrong labels, or values outside [0, 1] of a target of C channels, on the CPU; the kernels do so too.
 
     Raises:
         WrongLabelsError: see there.
@@ -75,7 +77,10 @@ def check_labels(layout: Layout) -> None:
     if layout.scores.device.type == "cpu":
         for sample in range(layout.scores.shape[0]):
             for slab, _ in layout.slabs(sample):
-                _LabelSlab(slab).check()
+                if layout.labels:
+                    _LabelSlab(slab).check()
+                elif slab.target is not None:
+                    _refuse_outside(slab.target, 2)
 
 
 class _LabelSlab:
@@ -85,7 +90,8 @@ class _LabelSlab:
         self.x = v.scores[0]
         self.t = v.index()[0]
         self.w = None if v.weight is None else v.weight[0]
-        self.labels = v.labels
+        assert v.labels is not None
+        self.labels = v.labels[0]
 
     def check(self) -> None:
         """Refuse wrong labels before they are used as an index."""
@@ -97,12 +103,9 @@ class _LabelSlab:
         """(C,) number of voxels of each label."""
         if self.t.device.type != "cpu":
             return sum_by_label(self.t, None, self.x.shape[0])
-        if self.t.numel() and self.t.min() < 0:
-            raise WrongLabelsError
+        _refuse_outside(self.labels, self.x.shape[0])
         volumes = torch.bincount(self.t, minlength=self.x.shape[0])
-        if volumes.shape[0] > self.x.shape[0]:
-            raise WrongLabelsError
-        if self.labels is not None and self.labels.is_floating_point():
+        if self.labels.is_floating_point():
             # Truncation only lowers labels >= 0: the sums agree where every label is a whole number.
             whole = (volumes * torch.arange(volumes.shape[0])).sum()
             if self.labels.sum(dtype=torch.float64) != whole:
@@ -166,7 +169,11 @@ class SoftmaxSlab(_LabelSlab):
             elif isinstance(term, LogSums):
                 out[0] += self.sum(F.log_softmax(self.x, 0))
             elif isinstance(term, VoxelMap):
-                out[0] = self.weighted(term.sums.formula(self.log_true))
+                loss = self.weighted(term.sums.formula(self.log_true) * self.factor(term))
+                if term.spread:
+                    out.zero_().scatter_(0, self.t.unsqueeze(0), loss.unsqueeze(0))
+                else:
+                    out[0] = loss
             elif isinstance(term, VoxelSums) and term.by_class:
                 out[0] += self.by_class(term.formula(self.log_true))
             elif isinstance(term, VoxelSums):
@@ -207,9 +214,14 @@ class SoftmaxSlab(_LabelSlab):
     def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
         """dL/dlog p_t, (m,) or, where it is the same everywhere, a scalar."""
         if isinstance(term, VoxelMap):
-            return grad[0] * self.slope(term.sums)
+            wanted = self.at_true(grad) if term.spread else grad[0]
+            return wanted * self.slope(term.sums) * self.factor(term)
         assert isinstance(term, VoxelSums)
         return (grad[0].index_select(0, self.t) if term.by_class else grad[0, 0]) * self.slope(term)
+
+    def factor(self, term: VoxelMap) -> Tensor | float:
+        """(m,) factor of the loss of the true class."""
+        return 1.0 if term.positive is None else term.positive.to(self.x).index_select(0, self.t)
 
     def slope(self, term: VoxelSums) -> Tensor | float:
         return derivative(term.formula, self.log_true) if term.slope is None else term.slope
@@ -234,7 +246,7 @@ class SigmoidSlab(_LabelSlab):
             if isinstance(term, TargetSums | CountSums):
                 self.count(term, out)
             elif isinstance(term, VoxelMap):
-                out.copy_(self.weighted(term.sums.formula(self.log_true())))
+                out.copy_(self.weighted(self.scaled(term.sums.formula(self.log_true()), term)))
             elif isinstance(term, VoxelSums):
                 loss = term.formula(self.log_true())
                 out[0] += self.by_class(self.at_true(loss))
@@ -267,11 +279,24 @@ class SigmoidSlab(_LabelSlab):
         at_true = -self.at_true(d)
         if isinstance(term, VoxelMap):
             at_true *= self.at_true(grad)
+            if term.positive is not None:
+                at_true *= term.positive.to(self.x).index_select(0, self.t)
             d *= grad
+            if term.negative is not None:
+                d *= term.negative.to(self.x).unsqueeze(1)
         else:
             at_true *= grad[0].index_select(0, self.t)
             d *= grad[1].unsqueeze(1)
         return d.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+
+    def scaled(self, loss: Tensor, term: VoxelMap) -> Tensor:
+        """`loss` (C, m) times the factors of a map."""
+        at_true = self.at_true(loss)
+        if term.positive is not None:
+            at_true *= term.positive.to(self.x).index_select(0, self.t)
+        if term.negative is not None:
+            loss *= term.negative.to(self.x).unsqueeze(1)
+        return loss.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
 
 
 class TwoClassSlab:
@@ -289,9 +314,8 @@ class TwoClassSlab:
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         """As `LabelSlab.forward`."""
         if self.g.device.type == "cpu":
-            lowest, highest = torch.aminmax(self.g)
-            # g^2 < g between 0 and 1
-            if not (lowest >= 0 and highest <= 1) or torch.dot(self.g, self.g) != self.g.sum():
+            _refuse_outside(self.g, 2)
+            if torch.dot(self.g, self.g) != self.g.sum():  # g^2 < g between 0 and 1
                 raise WrongLabelsError
         volume = self._sum(self.g)
         n = volume.new_tensor(self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
@@ -316,8 +340,14 @@ class TwoClassSlab:
                     out[0, 0] -= positive
                     out[0, 1] += positive
             elif isinstance(term, VoxelMap):
-                loss = term.sums.formula(self._log_true())
-                out.copy_(loss if self.w is None else loss * self.w)
+                loss = term.sums.formula(self._log_true()) * self._factor(term)
+                if self.w is not None:
+                    loss *= self.w
+                if term.spread:
+                    torch.mul(loss, self.g, out=out[1])
+                    torch.sub(loss, out[1], out=out[0])
+                else:
+                    out[0] = loss
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
         """As `LabelSlab.backward`."""
@@ -343,7 +373,8 @@ class TwoClassSlab:
                 part = g - p
                 part *= derivative(sums.formula, self._log_true()) if sums.slope is None else sums.slope
                 if isinstance(term, VoxelMap):
-                    part *= grad[0]
+                    part *= torch.lerp(grad[0], grad[1], g) if term.spread else grad[0]
+                    part *= self._factor(term)
                 elif sums.by_class:
                     lower, upper = grad[0].tolist()
                     part *= g * (upper - lower) + lower
@@ -356,11 +387,25 @@ class TwoClassSlab:
         torch.neg(d, out=out[0])
         out[1] = d
 
+    def _factor(self, term: VoxelMap) -> Tensor | float:
+        """(m,) factor of the loss of the true class."""
+        if term.positive is None:
+            return 1.0
+        lower, upper = term.positive.to(self.z)
+        return self.g * (upper - lower) + lower
+
     def _log_true(self) -> Tensor:
         return F.logsigmoid((2 * self.g - 1) * self.z)
 
     def _sum(self, values: Tensor) -> Tensor:
         return (values if self.w is None else values * self.w).sum(dtype=sum_dtype(values.device))
+
+
+def _refuse_outside(labels: Tensor, num_classes: int) -> None:
+    if labels.numel() and labels.dtype != torch.bool:
+        lowest, highest = torch.aminmax(labels)
+        if not (lowest >= 0 and highest <= num_classes - 1):  # NaN is neither
+            raise WrongLabelsError
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

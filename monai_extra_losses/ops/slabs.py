@@ -11,7 +11,7 @@ from torch import Tensor
 # only has to be long enough to keep the device busy.
 _CPU_SLAB = 1 << 17
 _GPU_SLAB = 1 << 24
-_FEWEST_SLABS = 48  # the buffers of a slab, a dozen at most, stay small beside the scores of a small patch too
+_FEWEST_SLABS = 64  # the buffers of a slab, a dozen at most, stay small beside the scores of a small patch too
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,11 @@ class Layout:
     def _ignores(self) -> bool:
         if self.ignore_index is None:
             return False
+        if self.labels or self.target.shape[1] == 1:
+            # Comparing uint8 labels with -1 would find 255.
+            return self.target.dtype.is_floating_point or _holds(self.target.dtype, self.ignore_index)
         # A sentinel (255, -1) has no channel: in a target of C channels it ignores nothing.
-        return self.labels or self.target.shape[1] == 1 or 0 <= self.ignore_index < self.target.shape[1]
+        return 0 <= self.ignore_index < self.target.shape[1]
 
     def whole(self) -> Voxels:
         """Everything at once, as the plain definitions want it."""
@@ -102,11 +105,14 @@ class Layout:
     def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         scores = scores.to(self.dtype)
         weight = None if mask is None else mask[:, 0].to(self.dtype)
+        if weight is not None:
+            _refuse_negative_weights(weight)
         if self._ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
-        if weight is not None:  # whatever stands in a voxel that does not count, it is no class
-            target = target.masked_fill(weight.unsqueeze(1) == 0, 0)
+        if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
+            deleted = weight.unsqueeze(1) == 0
+            target, scores = target.masked_fill(deleted, 0), scores.masked_fill(deleted, 0)
         if self.labels:
             return Voxels(scores, target[:, 0], None, weight)
         return Voxels(scores, None, target.to(self.dtype), weight)
@@ -117,6 +123,19 @@ class Layout:
         if self.labels or target.shape[1] == 1:
             return torch.ne(target[:, 0], self.ignore_index)
         return 1 - target[:, self.ignore_index].to(self.dtype)
+
+
+def _refuse_negative_weights(weight: Tensor) -> None:
+    on_cpu = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and weight.numel() and not weight.min() >= 0:
+        raise ValueError("expected mask weights >= 0, got a negative number or NaN.")
+
+
+def _holds(dtype: torch.dtype, value: int) -> bool:
+    """Whether an integer or bool dtype has this value."""
+    if dtype == torch.bool:
+        return value in (0, 1)
+    return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
 def _flat_view(tensor: Tensor) -> Tensor | None:
@@ -133,7 +152,8 @@ def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
     voxels = math.prod(spatial)
     elements = _GPU_SLAB
     if scores.device.type == "cpu":
-        elements = min(_CPU_SLAB, scores.numel() // _FEWEST_SLABS)
+        # The buffers are float32 at least, whatever the scores are.
+        elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS))
     length = max(elements // channels, 1024)
     if whole_rows:
         row = voxels // max(spatial[0], 1)

@@ -180,32 +180,46 @@ class LogSums:
         return _total(v.weighted(log_p)).unsqueeze(0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VoxelMap:
-    """The voxel-wise loss itself, 0 where a voxel does not count: result (B, 1 or C, *spatial).
+    """The voxel-wise loss itself, 0 where a voxel does not count: result (B, channels, *spatial).
 
-    Categorical with labels: one channel, f(log p_t). Otherwise C channels: g f(log p), or the one-vs-rest loss.
+    Attributes:
+        sums: the loss.
+        positive: (C,) factors of the losses of positive outcomes, or None for 1.
+        negative: (C,) factors of negative ones (one-vs-rest), or None for 1.
+        spread: whether a categorical loss, too, has C channels: that of its true class, 0 elsewhere. Else it has one.
+        smoothing: e, the target is (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest; for losses linear in g.
     """
 
     sums: VoxelSums
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+    spread: bool = False
+    smoothing: float = 0.0
 
     @property
     def activation(self) -> Activation:
         return self.sums.activation
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
-        raise NotImplementedError  # depends on the kind of target, see `channels`
-
-    def channels(self, num_classes: int, *, labels: bool) -> int:
-        return 1 if labels and not self.sums.one_vs_rest else num_classes
+        channels = scores.shape[1] if self.spread or self.sums.one_vs_rest else 1
+        return scores.shape[0], channels, *scores.shape[2:]
 
     def definition(self, v: Voxels) -> Tensor:
+        if self.smoothing:
+            share = self.smoothing / (2 if self.sums.one_vs_rest else v.scores.shape[1])
+            v = Voxels(v.scores, None, (1 - self.smoothing) * v.one_hot() + share, v.weight)
         if self.sums.one_vs_rest:
-            return v.weighted(torch.add(*self.sums.binary_losses(v)))
-        log_p = log_probabilities(v.scores, self.activation)
-        if v.labels is not None:
-            return v.weighted(self.sums.formula(log_p.gather(1, v.index().unsqueeze(1))))
-        return v.weighted(v.one_hot() * self.sums.formula(log_p))
+            positive, negative = self.sums.binary_losses(v)
+            return v.weighted(_scaled(positive, self.positive) + _scaled(negative, self.negative))
+        loss = _scaled(v.one_hot() * self.sums.formula(log_probabilities(v.scores, self.activation)), self.positive)
+        return v.weighted(loss if self.spread else loss.sum(1, keepdim=True))
+
+
+def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:
+    """(B, C, M) values times (C,) factors."""
+    return values if factors is None else values * factors.to(values).view(1, -1, 1)
 
 
 def _total(values: Tensor) -> Tensor:

@@ -1,0 +1,1008 @@
+"""Every row of the contract, for every loss of the list."""
+
+import copy
+import inspect
+import math
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loss_list import LossCase, LossEntry, every_case, every_loss, labels_like, one_hot, value_and_gradient
+from monai.data import MetaTensor
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from monai_extra_losses.losses import (
+    CrossEntropyLoss,
+    FusedDiceCELoss,
+    FusedDiceLoss,
+    FusedFocalLoss,
+    ShapeMismatchError,
+)
+
+SHAPE = (2, 3, 4, 5, 3)
+CLOSE: dict[str, float] = {"atol": 1e-6, "rtol": 1e-6}
+EXACT: dict[str, float] = {"atol": 1e-12, "rtol": 1e-10}  # for float64 inputs
+
+
+def assert_same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], **tolerance: float) -> None:
+    """Value and gradient agree; a gradient relative to its largest too, because gradients of means are small."""
+    tolerance = tolerance or (EXACT if got[1].dtype == torch.float64 else CLOSE)
+    torch.testing.assert_close(got[0], expected[0], **tolerance)
+    scale = expected[1].abs().max().clamp_min(1e-3)
+    torch.testing.assert_close(got[1] / scale, expected[1] / scale, atol=10 * tolerance["atol"], rtol=tolerance["rtol"])
+
+
+# --- ignored is deleted ---
+
+
+def without_ignored(
+    case: LossCase, scores: Tensor, target: Tensor, keep: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Value and gradient of the loss of the voxels that are left, with the others cut out of the data."""
+    pooled = options.get("batch", False) or (case.entry.family == "distribution" and options["reduction"] == "mean")
+    samples = range(scores.shape[0])
+
+    def cut(tensor: Tensor, sample: int) -> Tensor:
+        return tensor[sample].flatten(1)[:, keep[sample].flatten()].unsqueeze(0)
+
+    leaf = scores.clone().requires_grad_()
+    loss = case(**options)
+    if pooled:
+        value = loss(torch.cat([cut(leaf, n) for n in samples], 2), torch.cat([cut(target, n) for n in samples], 2))
+    else:
+        values = torch.stack([loss(cut(leaf, n), cut(target, n)) for n in samples])
+        value = values.mean() if options["reduction"] == "mean" else values.sum()
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+def ignoring(kind: str, scores: Tensor) -> tuple[dict[str, Any], Tensor, Tensor | None, Tensor]:
+    """Options, target, mask, and which voxels count; unequal numbers in the two samples."""
+    labels = labels_like(scores)
+    keep = torch.ones_like(labels, dtype=torch.bool)
+    keep[0, :, 1:3] = False
+    keep[1, :, :, 0] = False
+    keep[1, :, 0, 1] = False
+    if kind in ("255", "-1"):
+        return {"ignore_index": int(kind)}, labels.masked_fill(~keep, int(kind)), None, keep
+    if kind == "class":
+        return {"ignore_index": 1}, labels, None, labels != 1
+    if kind == "class of a one-hot target":
+        keep = labels != 1
+        return {"ignore_index": 1, "to_onehot_y": False}, one_hot(labels, scores.shape[1], scores.dtype), None, keep
+    if kind == "mask":
+        return {}, labels, keep, keep
+    if kind == "mask of a one-hot target":
+        return {"to_onehot_y": False}, one_hot(labels, scores.shape[1], scores.dtype), keep, keep
+    mask = torch.ones_like(keep)
+    mask[0, :, 0] = False
+    mask[1, :, 2, 1:] = False
+    assert kind == "mask and ignore_index"
+    return {"ignore_index": 255}, labels.masked_fill(~keep, 255), mask.to(scores.dtype), keep & mask
+
+
+IGNORING = [
+    "255",
+    "-1",
+    "class",
+    "class of a one-hot target",
+    "mask",
+    "mask of a one-hot target",
+    "mask and ignore_index",
+]
+
+
+@pytest.mark.parametrize("kind", IGNORING)
+@every_case()
+def test_ignored_is_deleted(case: LossCase, kind: str) -> None:
+    scores = case.scores(*SHAPE, dtype=torch.float64)
+    options, target, mask, keep = ignoring(kind, scores)
+    kept_per_sample = keep.flatten(1).sum(1)
+    assert kept_per_sample[0] != kept_per_sample[1]
+    for reduction in ("mean", "sum"):
+        for batch in (False, True) if case.entry.accepts("batch") else (False,):
+            if case.entry.family == "compound" and reduction == "mean" and not batch:
+                continue  # its parts have two kinds of mean: see test_ignored_is_deleted_in_the_parts
+            more = {**options, "reduction": reduction, **({"batch": True} if batch else {})}
+            expected = without_ignored(case, scores, target, keep, **more)
+            assert_same(value_and_gradient(case(**more), scores, target, mask), expected)
+            assert expected[1].abs().masked_fill(keep, 0).max() == 0
+
+
+@pytest.mark.parametrize("kind", IGNORING)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_ignored_is_deleted_in_the_parts(activation: str, kind: str) -> None:
+    scores = torch.randn(SHAPE, dtype=torch.float64)
+    options, target, mask, _ = ignoring(kind, scores)
+    options = {"to_onehot_y": True, activation: True, **options}
+    dice = value_and_gradient(FusedDiceLoss(**options), scores, target, mask)
+    cross_entropy = value_and_gradient(CrossEntropyLoss(**options), scores, target, mask)
+    both = value_and_gradient(FusedDiceCELoss(lambda_dice=0.3, lambda_ce=2.0, **options), scores, target, mask)
+    assert_same(both, (0.3 * dice[0] + 2 * cross_entropy[0], 0.3 * dice[1] + 2 * cross_entropy[1]))
+
+
+@every_case()
+def test_what_is_ignored_changes_nothing(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    options, target, mask, keep = ignoring("mask and ignore_index", scores)
+    other = torch.where(keep, scores, case.scores(*SHAPE, seed=7))
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction, **options)
+        first, second = (value_and_gradient(loss, x, target, mask) for x in (scores, other))
+        torch.testing.assert_close(first, second, atol=0, rtol=0)
+        assert first[1].masked_fill(keep, 0).abs().max() == 0
+
+
+@every_case()
+def test_mask_of_ones_is_no_mask(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction)
+        expected = value_and_gradient(loss, scores, labels)
+        for dtype in (torch.bool, torch.float32, torch.float16):
+            assert_same(value_and_gradient(loss, scores, labels, torch.ones_like(labels, dtype=dtype)), expected)
+
+
+@pytest.mark.parametrize("target_kind", ["labels", "onehot"])
+@every_case()
+def test_float_mask_counts_a_voxel_that_many_times(case: LossCase, target_kind: str) -> None:
+    scores = case.scores(1, 3, 12, dtype=torch.float64)
+    labels = labels_like(scores)
+    target = labels if target_kind == "labels" else one_hot(labels, 3, torch.float64)
+    times = torch.tensor([0, 1, 2, 3] * 3)
+    repeated = torch.arange(12).repeat_interleave(times)
+    for reduction in ("mean", "sum"):
+        loss = case(reduction=reduction, to_onehot_y=target_kind == "labels")
+        leaf = scores.clone().requires_grad_()
+        value = loss(leaf[..., repeated], target[..., repeated])
+        expected = value.detach(), torch.autograd.grad(value, leaf)[0]
+        assert_same(value_and_gradient(loss, scores, target, times.double().view(1, 1, -1)), expected)
+
+
+@every_case(family="distribution")
+def test_float_mask_multiplies_the_map(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels, mask = labels_like(scores), torch.rand(2, 1, *SHAPE[2:])
+    loss = case(reduction="none")
+    torch.testing.assert_close(loss(scores, labels, mask), loss(scores, labels) * mask, **CLOSE)
+
+
+@pytest.mark.parametrize("how", ["ignore_index", "bool mask", "float mask", "both"])
+@every_case()
+def test_all_ignored_gives_exactly_zero(case: LossCase, how: str) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores) if "mask" in how else torch.full((2, 1, *SHAPE[2:]), 255)
+    mask = (
+        None
+        if how == "ignore_index"
+        else torch.zeros(2, 1, *SHAPE[2:], dtype=torch.float32 if "float" in how else bool)
+    )
+    options = {} if "mask" in how else {"ignore_index": 255}
+    for reduction in case.entry.reductions:
+        for more in ({}, {"smooth_nr": 0.0, "smooth_dr": 0.0}, {"absent_class": "skip"}, {"batch": True}):
+            if all(map(case.entry.accepts, more)):
+                value, gradient = value_and_gradient(case(reduction=reduction, **options, **more), scores, labels, mask)
+                assert (value == 0).all(), (reduction, more)
+                assert (gradient == 0).all(), (reduction, more)
+
+
+@pytest.mark.parametrize("how", ["ignore_index", "mask"])
+@every_case()
+def test_a_fully_ignored_sample_leaves_the_mean(case: LossCase, how: str) -> None:
+    scores = case.scores(*SHAPE, dtype=torch.float64)
+    labels, mask = labels_like(scores), None
+    options = {}
+    if how == "mask":
+        mask = torch.ones_like(labels, dtype=torch.bool)
+        mask[0] = False
+    else:
+        labels[0], options = 255, {"ignore_index": 255}
+    for more in ({}, {"smooth_nr": 0.0, "smooth_dr": 0.0}):
+        if all(map(case.entry.accepts, more)):
+            loss = case(**options, **more)
+            value, gradient = value_and_gradient(loss, scores, labels, mask)
+            alone = value_and_gradient(loss, scores[1:], labels[1:])
+            assert_same((value, gradient[1:]), alone)
+            assert (gradient[0] == 0).all()
+
+
+@every_case()
+def test_ignore_index_without_such_a_voxel_changes_nothing(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    for reduction in case.entry.reductions:
+        expected = value_and_gradient(case(reduction=reduction), scores, labels)
+        assert_same(value_and_gradient(case(reduction=reduction, ignore_index=255), scores, labels), expected)
+
+
+@every_case(variants=False)
+def test_a_sentinel_ignores_nothing_of_a_one_hot_target(case: LossCase) -> None:
+    """An all-zero voxel is background of every channel, not ignored."""
+    scores = case.scores(*SHAPE)
+    target = one_hot(labels_like(scores), 3)
+    target[:, :, 1] = 0
+    options = {"to_onehot_y": False}
+    expected = value_and_gradient(case(**options), scores, target)
+    for ignore_index in (-1, 255):
+        assert_same(value_and_gradient(case(ignore_index=ignore_index, **options), scores, target), expected)
+
+
+# --- absent classes ---
+
+
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("batch", [False, True])
+@every_case(family="region")
+def test_absent_class_skip_leaves_the_mean(case: LossCase, batch: bool, include_background: bool) -> None:
+    scores = case.scores(2, 4, 4, 5)
+    labels = labels_like(scores) % 3  # class 3 is absent
+    labels[0] = labels[0] % 2  # class 2 from the first sample too
+    weight = [0.5, 1.0, 2.0, 4.0][0 if include_background else 1 :]
+    options: dict[str, Any] = {"batch": batch, "include_background": include_background}
+    each = value_and_gradient(case(reduction="none", weight=weight, **options), scores, labels)[0][:, :, 0, 0]
+    present = torch.tensor([[1, 1, 1, 0]] if batch else [[1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    present = present if include_background else present[:, 1:]
+    skip = {"absent_class": "skip", "weight": weight, **options}
+    torch.testing.assert_close(case(**skip)(scores, labels), each[present].mean(), **CLOSE)
+    torch.testing.assert_close(case(reduction="sum", **skip)(scores, labels), each[present].sum(), **CLOSE)
+    none = case(reduction="none", **skip)(scores, labels)[:, :, 0, 0]
+    torch.testing.assert_close(none, each.where(present, 0), **CLOSE)
+
+
+@every_case(family="region")
+def test_absent_class_skip_without_any_class_is_zero(case: LossCase) -> None:
+    scores, labels = case.scores(2, 3, 4, 5), torch.zeros(2, 1, 4, 5)
+    for smooth in (1e-5, 0.0):
+        loss = case(absent_class="skip", include_background=False, smooth_nr=smooth, smooth_dr=smooth)
+        value, gradient = value_and_gradient(loss, scores, labels)
+        assert value == 0
+        assert (gradient == 0).all()
+
+
+@every_case(family="region")
+def test_a_class_whose_voxels_are_all_ignored_is_absent(case: LossCase) -> None:
+    scores = case.scores(2, 3, 4, 5)
+    labels = labels_like(scores)
+    each = case(reduction="none", ignore_index=2)(scores, labels)[:, :, 0, 0]
+    skipped = case(absent_class="skip", ignore_index=2)(scores, labels)
+    torch.testing.assert_close(skipped, each[:, :2].mean(), **CLOSE)
+    masked = case(absent_class="skip")(scores, labels, labels != 2)
+    torch.testing.assert_close(masked, each[:, :2].mean(), **CLOSE)
+
+
+@every_case(family="region")
+def test_absent_class_skip_with_all_present_is_smooth(case: LossCase) -> None:
+    scores = case.scores(2, 3, 6, 5)
+    labels = torch.arange(3).repeat(20).view(2, 1, 6, 5)
+    expected = value_and_gradient(case(), scores, labels)
+    assert_same(value_and_gradient(case(absent_class="skip"), scores, labels), expected)
+
+
+def test_only_the_other_part_of_a_compound_sees_an_absent_class() -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), torch.zeros(2, 1, 4, 5)
+    options = {"to_onehot_y": True, "softmax": True, "include_background": False}
+    compound = FusedDiceCELoss(absent_class="skip", **options)
+    only_ce = CrossEntropyLoss(to_onehot_y=True, softmax=True)
+    assert_same(value_and_gradient(compound, scores, labels), value_and_gradient(only_ce, scores, labels))
+
+
+# --- weights ---
+
+
+@pytest.mark.parametrize("kind", ["number", "list", "tuple", "tensor", "integers"])
+@every_case(variants=False)
+def test_weight_is_never_mutated(case: LossCase, kind: str) -> None:
+    values = [1.0, 2.0, 3.0]
+    weight = {
+        "number": 2.0,
+        "list": values,
+        "tuple": tuple(values),
+        "tensor": torch.tensor(values),
+        "integers": [1, 2, 3],
+    }
+    given = weight[kind]
+    before = copy.deepcopy(given)
+    loss = case(weight=given)
+    state = {name: buffer.clone() for name, buffer in loss.state_dict().items()}
+    assert state, "a weight belongs to the state"
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    first = value_and_gradient(loss, scores, labels)
+    assert_same(value_and_gradient(loss, scores, labels), first, atol=0, rtol=0)
+    assert torch.equal(torch.as_tensor(given), torch.as_tensor(before))
+    for name, buffer in loss.state_dict().items():
+        assert buffer.shape == state[name].shape
+        assert torch.equal(buffer, state[name])
+    expected = value_and_gradient(case(weight=torch.as_tensor(before, dtype=torch.float32)), scores, labels)
+    assert_same(first, expected, atol=0, rtol=0)
+
+
+def test_a_weight_tensor_is_copied() -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    loss = FusedDiceLoss(to_onehot_y=True, softmax=True, weight=weight)
+    scores = torch.randn(SHAPE)
+    before = loss(scores, labels_like(scores))
+    weight.zero_()
+    assert loss(scores, labels_like(scores)) == before
+
+
+@every_case(family="region")
+def test_region_weight_multiplies_each_class_kept(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    each = case(reduction="none")(scores, labels)
+    weight = torch.tensor([0.5, 2.0, 3.0])
+    weighted = each * weight.view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(case(weight=weight)(scores, labels), weighted.mean(), **CLOSE)
+    torch.testing.assert_close(case(weight=weight, reduction="sum")(scores, labels), weighted.sum(), **CLOSE)
+    foreground = case(weight=weight[1:], include_background=False)(scores, labels)
+    torch.testing.assert_close(foreground, weighted[:, 1:].mean(), **CLOSE)
+    torch.testing.assert_close(case(weight=2.0)(scores, labels), 2 * each.mean(), **CLOSE)
+
+
+@every_case(variants=False)
+def test_weight_of_the_wrong_length_is_refused(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    with pytest.raises(ValueError, match=r"weight.*(number of|expected).*(classes|channels|numbers)"):
+        case(weight=[1.0, 2.0])(scores, labels_like(scores))
+
+
+@every_loss()
+def test_bad_weights_are_refused(entry: LossEntry) -> None:
+    with pytest.raises(ValueError, match="no less than 0"):
+        entry.make(weight=[1.0, -2.0, 3.0])
+    with pytest.raises(ValueError, match="no less than 0"):
+        entry.make(weight=-1.0)
+    with pytest.raises(ValueError, match=r"expected a weight of one number or one per class, got shape \(2, 2\)"):
+        entry.make(weight=torch.ones(2, 2))
+    with pytest.raises(ValueError, match="weight"):
+        entry.make(weight=[1.0, math.nan, 3.0])
+
+
+# --- labels ---
+
+INTEGER_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32]
+FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@every_case()
+def test_labels_of_any_dtype(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    for reduction in case.entry.reductions:
+        expected = value_and_gradient(case(reduction=reduction), scores, labels)
+        for dtype in INTEGER_DTYPES + FLOAT_DTYPES:
+            got = value_and_gradient(case(reduction=reduction), scores, labels.to(dtype))
+            torch.testing.assert_close(got, expected, atol=0, rtol=0)
+
+
+@every_case()
+def test_bool_labels(case: LossCase) -> None:
+    scores = case.scores(2, 2, 4, 5)
+    labels = labels_like(scores)
+    expected = value_and_gradient(case(), scores, labels)
+    torch.testing.assert_close(value_and_gradient(case(), scores, labels.bool()), expected, atol=0, rtol=0)
+    scores = case.scores(2, 1, 4, 5)
+    options = {"to_onehot_y": False, **({"softmax": False} if case.entry.accepts("softmax") else {})}
+    if case.activation == "softmax":
+        return
+    expected = value_and_gradient(case(**options), scores, labels.float())
+    torch.testing.assert_close(value_and_gradient(case(**options), scores, labels.bool()), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("ignore_index", "dtype", "there"),
+    [(-1, torch.uint8, 255), (300, torch.uint8, 44), (255, torch.int8, -1), (-1, torch.bool, 1)],
+    ids=["-1 is not uint8's 255", "300 is not uint8's 44", "255 is not int8's -1", "-1 is not True"],
+)
+@every_case(variants=False)
+def test_ignore_index_does_not_wrap_around(case: LossCase, ignore_index: int, dtype: torch.dtype, there: int) -> None:
+    scores = case.scores(2, 2, 4, 5)
+    labels = labels_like(scores)
+    if dtype == torch.bool:
+        expected = value_and_gradient(case(), scores, labels)
+        assert_same(value_and_gradient(case(ignore_index=ignore_index), scores, labels.bool()), expected)
+        return
+    labels = labels.to(dtype)
+    labels[0, 0, 1, 1] = there
+    with pytest.raises(ValueError, match=rf"expected whole labels in 0\.\.1 .*got {there}"):
+        case(ignore_index=ignore_index)(scores, labels)
+
+
+WRONG_LABELS: dict[str, list[float]] = {
+    "negative": [-1],
+    "too large": [3],
+    "much too large": [1e5],
+    "fractional": [1.5],
+    "a little fractional": [1 + 2**-20],
+    "fractional below zero": [-0.5],
+    "fractional on both sides of zero": [-0.5, 0.5],
+    "fractions that add up": [0.5, 1.5],
+    "too large and fractional": [2.5],
+    "NaN": [math.nan],
+    "infinite": [math.inf],
+    "minus infinite": [-math.inf],
+    "ignored and too large": [255, 256],
+}
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("wrong", WRONG_LABELS)
+@every_case(variants=False)
+def test_wrong_labels_are_refused(case: LossCase, wrong: str, num_classes: int) -> None:
+    scores = case.scores(2, num_classes, 4, 5)
+    labels = labels_like(scores, dtype=torch.float32)
+    labels[1, 0, 2, : len(WRONG_LABELS[wrong])] = torch.tensor(WRONG_LABELS[wrong])
+    options = {"ignore_index": 255} if "ignored" in wrong else {}
+    hint = "remap them, give the network more channels, or set ignore_index"
+    if "fraction" in wrong or "infinite" in wrong or wrong == "NaN":
+        hint = "resample labels with mode='nearest'"
+    expected = rf"expected whole labels in 0\.\.{num_classes - 1} \(input has {num_classes} channels\)"
+    for reduction in case.entry.reductions:
+        with pytest.raises(ValueError, match=rf"^{expected}.*, got .*: {hint}\.$"):
+            case(reduction=reduction, **options)(scores, labels)
+
+
+@every_case()
+def test_wrong_integer_labels_are_refused(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    for dtype, value in ((torch.uint8, 200), (torch.int64, -1), (torch.int32, 3), (torch.int64, 2**40)):
+        labels = labels_like(scores, dtype=dtype)
+        labels[1, 0, 1, 1, 1] = value
+        with pytest.raises(ValueError, match=rf"expected whole labels in 0\.\.2 .*got {value:g}".replace("+", r"\+")):
+            case()(scores, labels)
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@every_case(variants=False)
+def test_half_precision_gives_the_float32_value(case: LossCase, dtype: torch.dtype) -> None:
+    scores = case.scores(1, 2, 96, 96, 96, dtype=dtype)
+    labels = torch.zeros(1, 1, 96, 96, 96, dtype=torch.uint8)
+    labels[..., :30] = 1
+    value, gradient = value_and_gradient(case(), scores, labels)
+    expected, expected_gradient = value_and_gradient(case(), scores.float(), labels)
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    # The value of the rounded input is exact; the gradient is stored in half, where small numbers are few.
+    torch.testing.assert_close(value, expected, atol=0, rtol=1e-6)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.float(), expected_gradient, atol=float(smallest), rtol=torch.finfo(dtype).eps)
+
+
+@every_case()
+def test_float64_in_float64_out(case: LossCase) -> None:
+    scores = case.scores(*SHAPE, dtype=torch.float64)
+    labels = labels_like(scores)
+    for reduction in case.entry.reductions:
+        value, gradient = value_and_gradient(case(reduction=reduction), scores, labels)
+        assert value.dtype == gradient.dtype == torch.float64
+        single, single_gradient = value_and_gradient(case(reduction=reduction), scores.float(), labels)
+        assert single.dtype == single_gradient.dtype == torch.float32
+        assert_same((single, single_gradient), (value.float(), gradient.float()))
+        assert not torch.equal(single.double(), value), "float64 that went through float32"
+
+
+@pytest.mark.parametrize("target_kind", ["labels", "onehot"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+@every_case()
+def test_autocast_changes_nothing(case: LossCase, num_classes: int, target_kind: str) -> None:
+    scores = case.scores(2, num_classes, 16, 17)
+    labels, mask = labels_like(scores), torch.rand(2, 1, 16, 17)
+    target = labels if target_kind == "labels" else one_hot(labels, num_classes)
+    loss = case(to_onehot_y=target_kind == "labels", weight=[0.5, 2.0, 3.0][:num_classes])
+    for data in ((scores, target), (scores, target, mask)):
+        expected = value_and_gradient(loss, *data)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = value_and_gradient(loss, *data)
+        assert got[0].dtype == torch.float32
+        assert_same(got, expected)
+
+
+@every_case()
+def test_result_type(case: LossCase) -> None:
+    scores = case.scores(*SHAPE, dtype=torch.bfloat16)
+    value = case()(scores, labels_like(scores))
+    assert type(value) is Tensor
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+
+
+# --- memory formats ---
+
+
+def strided_versions(tensor: Tensor) -> dict[str, Tensor]:
+    """The same numbers in other memory formats."""
+    spatial = tensor.ndim - 2
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    backwards = tuple(reversed(range(tensor.ndim)))
+    padded = torch.full([n + 2 for n in tensor.shape], 77).to(tensor.dtype)
+    inner = padded[tuple(slice(1, -1) for _ in tensor.shape)]
+    inner.copy_(tensor)
+    stepped = tensor.repeat_interleave(2, -1)[..., ::2]
+    last_first = tensor.transpose(2, -1).contiguous().transpose(2, -1)
+    return {
+        "channels_last": tensor.contiguous(memory_format=formats[spatial]),
+        "transposed": tensor.permute(backwards).contiguous().permute(backwards),
+        "spatial axes swapped": last_first,
+        "slice": inner,
+        "every second": stepped,
+        "batch inside": tensor.transpose(0, 1).contiguous().transpose(0, 1),
+    }
+
+
+@pytest.mark.parametrize("target_kind", ["labels", "onehot"])
+@pytest.mark.parametrize("shape", [(2, 2, 4, 6), (2, 3, 4, 5, 3)], ids=["2D", "3D"])
+@every_case(variants=False)
+def test_memory_formats(case: LossCase, shape: tuple[int, ...], target_kind: str) -> None:
+    scores = case.scores(*shape)
+    labels = labels_like(scores)
+    target = labels if target_kind == "labels" else one_hot(labels, shape[1])
+    mask = torch.rand(2, 1, *shape[2:])
+    versions = [strided_versions(tensor) for tensor in (scores, target, mask)]
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction, to_onehot_y=target_kind == "labels")
+        expected = value_and_gradient(loss, scores, target, mask)
+        for name in versions[0]:
+            x, t, m = (version[name] for version in versions)
+            for data in ((x, target, mask), (scores, t, mask), (scores, target, m), (x, t, m)):
+                assert_same(value_and_gradient(loss, *data), expected)
+            assert torch.equal(x, scores), "the input was written to"
+
+
+@every_case(variants=False)
+def test_expanded_tensors(case: LossCase) -> None:
+    scores = case.scores(1, 3, 4, 5).expand(2, 3, 4, 5)
+    labels, mask = labels_like(scores[:1]).expand(2, 1, 4, 5), torch.rand(1, 1, 4, 1).expand(2, 1, 4, 5)
+    expected = value_and_gradient(case(), scores.contiguous(), labels.contiguous(), mask.contiguous())
+    value = case()(scores.detach().requires_grad_(), labels, mask)
+    torch.testing.assert_close(value.detach(), expected[0], **CLOSE)
+    leaf = scores[:1].clone().requires_grad_()
+    case()(leaf.expand(2, 3, 4, 5), labels, mask).backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected[1].sum(0, keepdim=True), **CLOSE)
+
+
+@every_case(variants=False)
+def test_meta_tensors_in_plain_tensor_out(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels, mask = labels_like(scores, dtype=torch.float32), torch.rand(2, 1, *SHAPE[2:])
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction)
+        expected = value_and_gradient(loss, scores, labels, mask)
+        meta = MetaTensor(scores.clone()).requires_grad_()
+        value = loss(meta, MetaTensor(labels), MetaTensor(mask))
+        assert type(value) is Tensor
+        got = value_and_gradient(loss, MetaTensor(scores), MetaTensor(labels), MetaTensor(mask))
+        torch.testing.assert_close(got[0], expected[0], atol=0, rtol=0)
+        torch.testing.assert_close(torch.Tensor(got[1]), expected[1], atol=0, rtol=0)
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize("spatial", [(7,), (4, 5), (3, 4, 5), (1,), (1, 1, 1), (5, 1), (1, 5, 1)], ids=str)
+@every_case()
+def test_one_two_and_three_dimensions(case: LossCase, spatial: tuple[int, ...]) -> None:
+    scores = case.scores(2, 3, *spatial, dtype=torch.float64)
+    labels = labels_like(scores)
+    expected = value_and_gradient(case(), scores.flatten(2), labels.flatten(2))
+    got = value_and_gradient(case(), scores, labels)
+    assert_same((got[0], got[1].flatten(2)), expected)
+
+
+def test_shapes_are_refused_with_a_sentence() -> None:
+    loss = FusedDiceLoss(to_onehot_y=True, softmax=True)
+    scores = torch.randn(2, 3, 8, 8)
+    labels, one_hot_target = torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ShapeMismatchError, match=r"expected target \(2, 1, 8, 8\), got \(2, 8, 8\): add the channel"):
+        loss(scores, labels[:, 0])
+    with pytest.raises(ShapeMismatchError, match=r"got \(2, 3, 8, 8\): a one-hot target wants to_onehot_y=False"):
+        loss(scores, one_hot_target)
+    with pytest.raises(ShapeMismatchError, match=r"got \(2, 1, 8, 8\): for a target of labels set to_onehot_y=True"):
+        FusedDiceLoss(softmax=True)(scores, labels)
+    with pytest.raises(AssertionError, match="ground truth has different shape"):
+        loss(scores, labels[..., :7])
+
+
+@every_loss()
+def test_every_loss_refuses_what_it_cannot_read(entry: LossEntry) -> None:
+    loss = entry.make()
+    scores = torch.randn(2, 3, 8, 8)
+    labels = torch.zeros(2, 1, 8, 8)
+    refused: list[tuple[Any, type[Exception], str]] = [
+        ((scores, labels[:1]), ShapeMismatchError, r"expected target \(2, 1, 8, 8\), got \(1, 1, 8, 8\)"),
+        ((scores, labels[..., :4]), ShapeMismatchError, r"expected target \(2, 1, 8, 8\), got \(2, 1, 8, 4\)"),
+        ((scores, labels[:, 0]), ShapeMismatchError, r"add the channel axis with target.unsqueeze\(1\)"),
+        ((scores, labels, labels[:, 0].bool()), ShapeMismatchError, r"expected mask \(2, 1, 8, 8\) for input"),
+        ((scores, labels, torch.ones(2, 3, 8, 8)), ShapeMismatchError, r"expected mask \(2, 1, 8, 8\) for input"),
+        ((scores, labels, labels.long()), TypeError, "expected a bool or floating-point mask, got torch.int64"),
+        ((scores, labels.numpy()), TypeError, "expected target to be a tensor, got ndarray"),
+        ((scores, None), TypeError, "expected target to be a tensor, got NoneType"),
+        ((scores.long(), labels), TypeError, "expected a floating-point input, got torch.int64"),
+        ((scores[0], labels[0]), ValueError, "expected (input|target)"),
+        ((scores[..., None, None], labels[..., None, None]), ValueError, "1 to 3 spatial axes|0 to 3 spatial axes"),
+        ((scores, labels.clone().requires_grad_()), ValueError, "expected a target without gradient"),
+    ]
+    for arguments, error, match in refused:
+        with pytest.raises(error, match=match):
+            loss(*arguments)
+
+
+@every_loss()
+def test_bad_options_are_refused(entry: LossEntry) -> None:
+    with pytest.raises(ValueError, match="Unsupported reduction: average, available options are"):
+        entry.make(reduction="average")
+    with pytest.raises(TypeError, match="expected ignore_index to be an int or None, got 'background'"):
+        entry.make(ignore_index="background")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_option'"):
+        entry.make(no_such_option=1)
+    if entry.accepts("absent_class"):
+        with pytest.raises(ValueError, match=r"absent_class: drop, available options are \['smooth', 'skip'\]"):
+            entry.make(absent_class="drop")
+    if entry.accepts("softmax"):
+        with pytest.raises(ValueError, match="Incompatible values: more than 1 of"):
+            entry.make("softmax", sigmoid=True)
+        with pytest.raises(TypeError, match="other_act must be None or callable but is str"):
+            entry.make("none", other_act="relu")
+
+
+@every_loss()
+def test_signature_lists_every_option(entry: LossEntry) -> None:
+    parameters = inspect.signature(entry.loss).parameters
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    shared = {"include_background", "to_onehot_y", "reduction", "weight", "ignore_index", "sync_batch"}
+    region = {"batch", "smooth_nr", "smooth_dr", "absent_class"}
+    assert shared | (region if entry.family == "region" else set()) <= parameters.keys()
+    assert entry.loss.__doc__
+    defaults = {"include_background": True, "to_onehot_y": False, "reduction": "mean", "ignore_index": None}
+    assert {name: parameters[name].default for name in defaults} == defaults
+
+
+@every_case()
+def test_shape_of_reduction_none(case: LossCase) -> None:
+    scores = case.scores(2, 3, 4, 5, 6)
+    labels = labels_like(scores)
+    if "none" not in case.entry.reductions:
+        with pytest.raises(ValueError, match="expected reduction 'mean' or 'sum', got 'none'"):
+            case(reduction="none")
+        return
+    if case.entry.family == "region":
+        for batch, include_background in ((False, True), (True, True), (False, False), (True, False)):
+            loss = case(reduction="none", batch=batch, include_background=include_background)
+            assert loss(scores, labels).shape == (1 if batch else 2, 3 if include_background else 2, 1, 1, 1)
+        return
+    channels = 3 if case.activation == "sigmoid" or case.entry.name == "FusedFocalLoss" else 1
+    assert case(reduction="none")(scores, labels).shape == (2, channels, 4, 5, 6)
+    if case.activation == "sigmoid":
+        assert case(reduction="none", include_background=False)(scores, labels).shape == (2, 2, 4, 5, 6)
+
+
+@every_case()
+def test_mean_and_sum_are_those_of_none(case: LossCase) -> None:
+    if "none" not in case.entry.reductions:
+        pytest.skip("no reduction='none'")
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    for options in ({}, {"include_background": False}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            none, mean, total = (case(reduction=r, **options)(scores, labels) for r in ("none", "mean", "sum"))
+        torch.testing.assert_close(mean, none.mean(), **CLOSE)
+        expected = none.mean((2, 3, 4)).sum() if case.entry.name == "FusedFocalLoss" else none.sum()
+        torch.testing.assert_close(total, expected, atol=1e-6, rtol=2e-6)
+
+
+@every_case()
+def test_include_background_false_drops_the_result_not_the_softmax(case: LossCase) -> None:
+    if "none" not in case.entry.reductions or (case.entry.family == "distribution" and case.activation != "sigmoid"):
+        pytest.skip("one result per voxel")
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    kept = case(reduction="none", include_background=False)(scores, labels)
+    torch.testing.assert_close(kept, case(reduction="none")(scores, labels)[:, 1:], **CLOSE)
+
+
+def test_include_background_warns_once_where_it_has_no_effect() -> None:
+    options = {"to_onehot_y": True, "softmax": True, "include_background": False}
+    with pytest.warns(UserWarning, match="`include_background=False` has no effect on CrossEntropyLoss") as caught:
+        loss = CrossEntropyLoss(**options)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores, labels = torch.randn(2, 3, 4, 5), torch.ones(2, 1, 4, 5)
+        assert loss(scores, labels) == CrossEntropyLoss(to_onehot_y=True, softmax=True)(scores, labels)
+        FusedDiceCELoss(**options)(scores, labels)  # it has an effect on Dice
+        CrossEntropyLoss(to_onehot_y=True, sigmoid=True, include_background=False)(scores, labels)
+
+
+# --- the rest of the table ---
+
+
+@every_loss()
+def test_sync_batch(entry: LossEntry) -> None:
+    if entry.accepts("batch"):
+        with pytest.raises(ValueError, match="expected batch=True with sync_batch=True"):
+            entry.make(sync_batch=True)
+    options = {"batch": True} if entry.accepts("batch") else {}
+    scores = torch.randn(SHAPE)
+    labels = labels_like(scores)
+    alone = value_and_gradient(entry.make(**options), scores, labels)
+    assert_same(value_and_gradient(entry.make(sync_batch=True, **options), scores, labels), alone, atol=0, rtol=0)
+
+
+@every_case()
+def test_double_backward_is_refused(case: LossCase) -> None:
+    scores = case.scores(*SHAPE).requires_grad_()
+    labels = labels_like(scores)
+    for target, options in ((labels, {}), (one_hot(labels, 3), {"to_onehot_y": False})):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(case(**options)(scores, target), scores, create_graph=True)
+
+
+@every_case()
+def test_copies(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    loss = case(weight=[1.0, 2.0, 0.5], ignore_index=255)
+    expected = loss(scores, labels)  # copies are made after a call
+    assert copy.deepcopy(loss)(scores, labels) == expected
+    assert pickle.loads(pickle.dumps(loss))(scores, labels) == expected
+    other = case(weight=[1.0, 1.0, 1.0], ignore_index=255)
+    assert other(scores, labels) != expected
+    other.load_state_dict(loss.state_dict())
+    assert other(scores, labels) == expected
+
+
+@every_case()
+def test_repr_and_modes(case: LossCase) -> None:
+    loss = case()
+    assert type(loss).__name__ in repr(loss)
+    assert isinstance(loss, nn.Module)
+    assert list(loss.parameters()) == []
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    assert loss.train()(scores, labels) == loss.eval()(scores, labels)
+    weighted = case(weight=[1.0, 2.0, 3.0]).half()  # a model that holds its loss, in half
+    expected = case(weight=[1.0, 2.0, 3.0])(scores, labels)
+    torch.testing.assert_close(weighted(scores, labels), expected, **CLOSE)
+
+
+@every_case()
+def test_order_of_voxels_does_not_matter(case: LossCase) -> None:
+    scores = case.scores(*SHAPE, dtype=torch.float64)
+    labels, mask = labels_like(scores), torch.rand(2, 1, *SHAPE[2:], dtype=torch.float64)
+    order = torch.randperm(math.prod(SHAPE[2:]))
+
+    def shuffled(tensor: Tensor) -> Tensor:
+        return tensor.flatten(2)[..., order].reshape(tensor.shape)
+
+    expected = value_and_gradient(case(), scores, labels, mask)
+    got = value_and_gradient(case(), shuffled(scores), shuffled(labels), shuffled(mask))
+    assert_same(got, (expected[0], shuffled(expected[1])))
+
+
+@every_case()
+def test_order_of_classes_does_not_matter(case: LossCase) -> None:
+    if case.variant == "alpha":
+        pytest.skip("background has a factor of its own")
+    scores = case.scores(*SHAPE, dtype=torch.float64)
+    labels = labels_like(scores)
+    order = torch.tensor([2, 0, 1])
+    expected = value_and_gradient(case(), scores, labels)
+    got = value_and_gradient(case(), scores[:, order], order.argsort()[labels])
+    assert_same(got, (expected[0], expected[1][:, order]))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@every_case(activations=("softmax",))
+def test_a_constant_added_to_the_logits_changes_nothing(case: LossCase, num_classes: int) -> None:
+    scores = case.scores(2, num_classes, 4, 5, dtype=torch.float64)
+    labels = labels_like(scores)
+    shift = 30 * torch.randn(2, 1, 4, 5, dtype=torch.float64)
+    expected = value_and_gradient(case(), scores, labels)
+    assert_same(value_and_gradient(case(), scores + shift, labels), expected)
+    assert expected[1].sum(1).abs().max() <= 1e-12  # so the gradient adds up to 0 over the classes
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@every_case()
+def test_perfect_partial_and_wrong(case: LossCase, num_classes: int) -> None:
+    labels = labels_like(torch.empty(2, num_classes, 6, 7))
+    right = one_hot(labels, num_classes)
+    wrong = right.roll(1, 1)
+    half = torch.where(torch.arange(7) < 4, right, wrong)
+    scale = (lambda p: p) if case.activation == "none" else (lambda p: 80 * p - 40)
+    results = [value_and_gradient(case(), scale(p), labels) for p in (right, half, wrong)]
+    values = [value.item() for value, _ in results]
+    assert values[0] < values[1] < values[2]
+    assert all(gradient.isfinite().all() for _, gradient in results)
+    smoothed = "label_smoothing" in case.options
+    reads_scores = case.entry.family == "compound" and case.activation == "none"  # its cross-entropy has no logits here
+    if not smoothed and not reads_scores:
+        assert 0 <= values[0] <= case.entry.smallest
+
+
+@pytest.mark.parametrize("target_kind", ["labels", "onehot"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+@every_case()
+def test_gradcheck(case: LossCase, num_classes: int, target_kind: str) -> None:
+    scores = case.scores(2, num_classes, 3, 4, dtype=torch.float64).requires_grad_()
+    labels, mask = labels_like(scores), torch.rand(2, 1, 3, 4, dtype=torch.float64)
+    target = labels if target_kind == "labels" else one_hot(labels, num_classes, torch.float64)
+    weight = [0.5, 2.0, 1.5][:num_classes]
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction, weight=weight, to_onehot_y=target_kind == "labels")
+        assert torch.autograd.gradcheck(loss, (scores, target, mask), fast_mode=True)
+
+
+@every_case()
+def test_saturated_scores_are_finite(case: LossCase) -> None:
+    if case.activation == "none":
+        pytest.skip("probabilities")
+    for num_classes in (2, 3):
+        scores = 200 * torch.where(case.scores(2, num_classes, 8, 9) > 0, 1.0, -1.0)
+        labels = labels_like(scores)
+        for reduction in case.entry.reductions:
+            value, gradient = value_and_gradient(case(reduction=reduction), scores, labels)
+            assert value.isfinite().all()
+            assert gradient.isfinite().all()
+
+
+@every_case(activations=("none",))
+def test_probabilities_of_zero_and_one_are_finite(case: LossCase) -> None:
+    for num_classes in (2, 3):
+        labels = labels_like(torch.empty(2, num_classes, 8, 9))
+        scores = one_hot(labels.roll(1, 2), num_classes)
+        for reduction in case.entry.reductions:
+            value, gradient = value_and_gradient(case(reduction=reduction), scores, labels)
+            assert value.isfinite().all()
+            assert gradient.isfinite().all()
+
+
+@every_case()
+def test_the_same_bits_twice(case: LossCase) -> None:
+    scores = case.scores(2, 3, 40, 41)
+    labels, mask = labels_like(scores), torch.rand(2, 1, 40, 41)
+    first, second = (value_and_gradient(case(), scores, labels, mask) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@every_case()
+def test_without_gradient(case: LossCase) -> None:
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction)
+        expected = value_and_gradient(loss, scores, labels)[0]
+        value = loss(scores, labels)
+        assert not value.requires_grad
+        torch.testing.assert_close(value, expected, atol=0, rtol=0)
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                torch.testing.assert_close(loss(scores.requires_grad_(), labels), expected, atol=0, rtol=0)
+            scores = scores.detach()
+
+
+@every_case()
+def test_gradient_of_some_of_the_outputs(case: LossCase) -> None:
+    if "none" not in case.entry.reductions:
+        pytest.skip("one output")
+    scores = case.scores(*SHAPE)
+    labels = labels_like(scores)
+    leaf = scores.clone().requires_grad_()
+    values = case(reduction="none")(leaf, labels)
+    (gradient,) = torch.autograd.grad(values[1, 0].sum(), leaf, retain_graph=True)
+    assert (gradient[0] == 0).all()
+    assert (gradient[1] != 0).any()
+    (everything,) = torch.autograd.grad(values.sum(), leaf, retain_graph=True)
+    (rest,) = torch.autograd.grad(values.sum() - values[1, 0].sum(), leaf)  # a graph that is kept can be used again
+    torch.testing.assert_close(gradient + rest, everything, **CLOSE)
+
+
+@every_case()
+def test_the_input_and_target_are_not_changed(case: LossCase) -> None:
+    scores = case.scores(*SHAPE).requires_grad_()
+    labels, mask = (
+        labels_like(scores).masked_fill(torch.rand(2, 1, *SHAPE[2:]) < 0.2, 255),
+        torch.rand(2, 1, *SHAPE[2:]),
+    )
+    before = scores.detach().clone(), labels.clone(), mask.clone()
+    for reduction in case.entry.reductions:
+        case(reduction=reduction, ignore_index=255)(scores, labels, mask).sum().backward()
+    assert all(torch.equal(now, then) for now, then in zip((scores.detach(), labels, mask), before, strict=True))
+
+
+def test_other_act_reads_as_the_activation_it_is() -> None:
+    scores = torch.randn(SHAPE)
+    labels = labels_like(scores)
+
+    def softmax(x: Tensor) -> Tensor:
+        return x.softmax(1)
+
+    for loss in (FusedDiceLoss, FusedDiceCELoss, CrossEntropyLoss):
+        expected = value_and_gradient(loss(to_onehot_y=True, softmax=True), scores, labels)
+        assert_same(value_and_gradient(loss(to_onehot_y=True, other_act=softmax), scores, labels), expected)
+    with pytest.raises(
+        ShapeMismatchError, match=r"expected other_act to keep the shape \(2, 3, 4, 5, 3\), got \(2, 1, 4, 5, 3\)"
+    ):
+        FusedDiceLoss(to_onehot_y=True, other_act=lambda x: x[:, :1])(scores, labels)
+
+
+def test_focal_takes_inputs_without_spatial_axes() -> None:
+    scores, labels = torch.randn(4, 3), torch.tensor([[0], [2], [1], [1]])
+    for use_softmax in (True, False):
+        loss = FusedFocalLoss(to_onehot_y=True, use_softmax=use_softmax)
+        expected = value_and_gradient(loss, scores[..., None], labels[..., None])
+        got = value_and_gradient(loss, scores, labels)
+        assert_same((got[0], got[1][..., None]), expected)
+
+
+# --- memory ---
+
+
+def peak_extra_bytes(step: Callable[[], object]) -> int:
+    """Highest sum of live allocations during a step, above what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    live = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def assert_lean(loss: nn.Module, scores: Tensor, *data: Tensor, maps: float = 0.0) -> None:
+    """Peak extra memory of forward and backward: 1.25 times the logits (the gradient is 1.0), plus maps."""
+    scores = scores.requires_grad_()
+    factors = torch.ones_like(loss(scores, *data))
+    peak = peak_extra_bytes(lambda: loss(scores, *data).backward(factors))
+    size = scores.numel() * scores.element_size()
+    assert peak <= (1.25 + maps) * size, f"{peak / size:.2f} times the logits"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("num_classes", [2, 4, 14])
+@every_case()
+def test_memory(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
+    scores = case.scores(1, num_classes, 64, 64, 64 if num_classes == 2 else 32)
+    labels = labels_like(scores, dtype=dtype)
+    assert_lean(case(), scores, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("num_classes", [2, 4, 14])
+@every_case(family="distribution")
+def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
+    scores = case.scores(1, num_classes, 64, 64, 64 if num_classes == 2 else 32)
+    labels = labels_like(scores, dtype=dtype)
+    loss = case(reduction="none")
+    assert_lean(loss, scores, labels, maps=loss(scores, labels).shape[1] / num_classes)
+
+
+@pytest.mark.parametrize("what", ["mask", "float mask", "ignore_index", "weight", "one-hot", "half", "channels_last"])
+@every_case(variants=False)
+def test_memory_with_options(case: LossCase, what: str) -> None:
+    scores = case.scores(2, 4, 32, 64, 32, dtype=torch.float16 if what == "half" else torch.float32)
+    labels = labels_like(scores, dtype=torch.float32)
+    options: dict[str, Any] = {"weight": [1.0, 2.0, 3.0, 4.0]} if what == "weight" else {}
+    if what == "ignore_index":
+        labels[:, :, 3:9], options = 255, {"ignore_index": 255}
+    if what == "one-hot":
+        labels, options = one_hot(labels, 4), {"to_onehot_y": False}
+    if what == "channels_last":
+        scores, labels = (t.contiguous(memory_format=torch.channels_last_3d) for t in (scores, labels))
+    mask = (
+        [torch.rand_like(labels) if what == "float mask" else torch.rand_like(labels) > 0.3] if "mask" in what else []
+    )
+    assert_lean(case(**options), scores, labels, *mask)

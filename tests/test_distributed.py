@@ -1,0 +1,105 @@
+"""Two processes with unequal samples give what one process with all of them gives."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import monai_extra_losses.losses as losses
+
+OPTIONS: dict[str, Any] = {"to_onehot_y": True, "sync_batch": True, "ignore_index": 255}
+REGION = {**OPTIONS, "batch": True, "softmax": True}
+WEIGHT = [0.5, 2.0, 3.0]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Dice": ("FusedDiceLoss", REGION),
+    "Dice, squared, sum": ("FusedDiceLoss", {**REGION, "squared_pred": True, "reduction": "sum", "weight": WEIGHT}),
+    "Dice, skip": ("FusedDiceLoss", {**REGION, "absent_class": "skip", "include_background": False}),
+    "Jaccard": ("JaccardLoss", {**REGION, "softmax": False, "sigmoid": True}),
+    "Tversky": ("FusedTverskyLoss", {**REGION, "alpha": 0.3, "beta": 0.7}),
+    "focal Tversky": ("FocalTverskyLoss", REGION),
+    "cross-entropy": ("CrossEntropyLoss", {**OPTIONS, "softmax": True}),
+    "cross-entropy, weighted": ("CrossEntropyLoss", {**OPTIONS, "softmax": True, "weight": WEIGHT}),
+    "cross-entropy, smoothed": ("CrossEntropyLoss", {**OPTIONS, "softmax": True, "label_smoothing": 0.1}),
+    "binary cross-entropy, weighted": ("CrossEntropyLoss", {**OPTIONS, "sigmoid": True, "weight": WEIGHT}),
+    "focal": ("FusedFocalLoss", {**OPTIONS, "use_softmax": True, "alpha": 0.25}),
+    "cross-entropy, sum": ("CrossEntropyLoss", {**OPTIONS, "softmax": True, "reduction": "sum"}),
+    "focal, sum": ("FusedFocalLoss", {**OPTIONS, "reduction": "sum"}),
+    "Dice and cross-entropy, sum": ("FusedDiceCELoss", {**REGION, "reduction": "sum"}),
+    "cross-entropy, one rank ignored": ("CrossEntropyLoss", {**OPTIONS, "softmax": True, "ignore_index": 3}),
+    "Dice, one rank ignored": ("FusedDiceLoss", {**REGION, "ignore_index": 3}),
+    "Dice and cross-entropy": ("FusedDiceCELoss", REGION),
+    "Dice and cross-entropy, weighted": ("FusedDiceCELoss", {**REGION, "weight": WEIGHT, "lambda_ce": 0.3}),
+}
+SAMPLES_OF_RANK = [slice(0, 1), slice(1, 4)]  # unequal
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Conv2d(2, 3, 3, padding=1).double()
+
+
+def data(case: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 2, 8, 9, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (4, 1, 8, 9), generator=generator)
+    if "one rank ignored" in case:
+        labels[0] = 3
+        return images, labels
+    labels[0, :, :5] = 255
+    labels[0][labels[0] == 2] = 1  # a class that only the second process sees
+    return images, labels
+
+
+def make(case: str) -> nn.Module:
+    name, options = CASES[case]
+    return getattr(losses, name)(**options)
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    init = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, **init)
+    try:
+        results = {}
+        for case in CASES:
+            images, labels = (tensor[SAMPLES_OF_RANK[rank]] for tensor in data(case))
+            model = nn.parallel.DistributedDataParallel(network())
+            value = make(case)(model(images), labels)
+            value.backward()
+            results[case] = value.detach(), [p.grad for p in model.parameters()]
+        torch.save(results, f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_each_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tensor, list[Tensor]]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one_rank_with_all_samples(case: str, of_each_rank: list[dict[str, Any]]) -> None:
+    model, (images, labels) = network(), data(case)
+    value = make(case)(model(images), labels)
+    value.backward()
+    for results in of_each_rank:
+        got, gradients = results[case]
+        torch.testing.assert_close(got, value.detach(), atol=1e-12, rtol=1e-10)
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_the_data_needs_sync_batch(of_each_rank: list[dict[str, Any]]) -> None:
+    """The mean over the ranks of their own values is another number."""
+    model, (images, labels) = network(), data("Dice")
+    options = {**CASES["Dice"][1], "sync_batch": False}
+    alone = [losses.FusedDiceLoss(**options)(model(images[s]), labels[s]) for s in SAMPLES_OF_RANK]
+    assert abs(torch.stack(alone).mean() - of_each_rank[0]["Dice"][0]) > 1e-3

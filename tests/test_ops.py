@@ -1,0 +1,268 @@
+"""The analytic slab kernels against the plain definitions, differentiated by autograd."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_list import labels_like, one_hot
+from torch import Tensor
+
+from monai_extra_losses.ops import slabs
+from monai_extra_losses.ops.fused_sums import fused_sums
+from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.terms import (
+    Activation,
+    CountSums,
+    LogSums,
+    TargetSums,
+    Term,
+    VoxelFormula,
+    VoxelMap,
+    VoxelSums,
+)
+
+
+def cross_entropy(log_pt: Tensor) -> Tensor:
+    return -log_pt
+
+
+def focal(log_pt: Tensor) -> Tensor:
+    return (-torch.expm1(log_pt)) ** 2 * -log_pt
+
+
+def focal_of_soft_targets(log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
+    return -(g * log_p + (1 - g) * log_not_p) * torch.exp(2 * F.logsigmoid((log_not_p - log_p) * (2 * g - 1)))
+
+
+def voxel_sums(activation: Activation, formula: VoxelFormula, **options: Any) -> VoxelSums:
+    one_vs_rest = options.pop("one_vs_rest", activation == "sigmoid")
+    return VoxelSums(activation, formula, one_vs_rest=one_vs_rest, **options)
+
+
+def terms_of(activation: Activation) -> dict[str, list[Term]]:
+    """Terms to compute in one pass: each alone, and those that compounds ask for together."""
+    linear = voxel_sums(activation, cross_entropy, slope=-1.0)
+    curved = voxel_sums(activation, focal)
+    logs = LogSums(activation, one_vs_rest=activation == "sigmoid")
+    counts = CountSums(activation)
+    cases: dict[str, list[Term]] = {
+        "target": [TargetSums()],
+        "counts": [counts],
+        "squares": [CountSums(activation, squares=True)],
+        "linear": [linear],
+        "curved": [curved],
+        "logs": [logs],
+        "map": [VoxelMap(curved)],
+        "linear map": [VoxelMap(linear)],
+        "Dice and cross-entropy": [counts, TargetSums(), linear],
+        "squares, focal and smoothing": [CountSums(activation, squares=True), TargetSums(), curved, logs],
+        "all": [counts, CountSums(activation, squares=True), linear, curved, logs, VoxelMap(linear), VoxelMap(curved)],
+    }
+    if activation != "sigmoid":
+        cases["not by class"] = [voxel_sums(activation, focal, by_class=False)]
+        cases["linear, not by class"] = [voxel_sums(activation, cross_entropy, by_class=False, slope=-1.0)]
+    if activation == "none":
+        cases["one-vs-rest"] = [voxel_sums("none", focal, one_vs_rest=True)]
+    return cases
+
+
+ALL = [(activation, name) for activation in ("softmax", "sigmoid", "none") for name in terms_of(activation)]
+
+
+def scores_and_labels(shape: tuple[int, ...], activation: Activation, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(math.prod(shape))
+    scores = 3 * torch.randn(shape, dtype=torch.float64)
+    if activation == "none":
+        scores = scores.softmax(1) if shape[1] > 1 else scores.sigmoid()
+    return scores.to(dtype), labels_like(scores)
+
+
+def totals(results: list[Tensor], terms: list[Term]) -> list[Tensor]:
+    """Where a term does not want its classes apart, only their total has a meaning."""
+    apart = [not isinstance(term, VoxelSums) or term.by_class for term in terms]
+    return [r if a else r.sum(-1, keepdim=True) for r, a in zip(results, apart, strict=True)]
+
+
+def definitions(layout: Layout, terms: list[Term]) -> list[Tensor]:
+    """The plain definitions, on all voxels at once."""
+    results = [term.definition(layout.whole()) for term in terms]
+    return [
+        result.reshape(*result.shape[:2], *layout.scores.shape[2:]) if isinstance(term, VoxelMap) else result
+        for term, result in zip(terms, results, strict=True)
+    ]
+
+
+def results_and_gradient(function: Any, layout: Layout, terms: list[Term]) -> tuple[list[Tensor], Tensor]:
+    """Results, and the gradient of their sum with an own random factor for each number."""
+    leaf = layout.scores.detach().requires_grad_()
+    same = Layout(leaf, layout.target, layout.mask, layout.labels, layout.ignore_index)
+    results = totals(function(same, terms), terms)
+    generator = torch.Generator().manual_seed(3)
+    factors = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results]
+    total = torch.stack([(r * f).sum().double() for r, f in zip(results, factors, strict=True)]).sum()
+    gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    return [r.detach() for r in results], torch.zeros_like(leaf) if gradient is None else gradient
+
+
+def assert_equal_to_the_definition(layout: Layout, terms: list[Term]) -> None:
+    expected, expected_gradient = results_and_gradient(definitions, layout, terms)
+    got, gradient = results_and_gradient(fused_sums, layout, terms)
+    double = layout.scores.dtype == torch.float64
+    # float32 sums are compared relative to their size, gradients relative to the largest.
+    rtol = 1e-11 if double else 2e-6
+    for result, value in zip(got, expected, strict=True):
+        assert result.dtype == (value.dtype if value.ndim > 3 else torch.float64)
+        torch.testing.assert_close(result, value, atol=rtol * max(1.0, value.abs().max().item()), rtol=rtol)
+    scale = expected_gradient.abs().max().clamp_min(1e-6)
+    torch.testing.assert_close(gradient / scale, expected_gradient / scale, atol=2 * rtol, rtol=rtol)
+
+
+@pytest.fixture
+def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut even a small volume into many slabs, with a remainder."""
+    monkeypatch.setattr(slabs, "_CPU_SLAB", 1)
+    real = slabs.slab_ranges
+
+    def short(scores: Tensor, *, whole_rows: bool) -> Any:
+        if whole_rows:
+            yield from real(scores, whole_rows=True)
+            return
+        voxels = math.prod(scores.shape[2:])
+        for start in range(0, voxels, 7):  # the shortest slab is 1024 voxels otherwise
+            yield slice(start, min(start + 7, voxels))
+
+    monkeypatch.setattr(slabs, "slab_ranges", short)
+
+
+@pytest.mark.parametrize("weights", ["none", "mask", "ignore_index", "both"])
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("activation", "name"), ALL)
+@pytest.mark.usefixtures("_many_slabs")
+def test_kernels_equal_the_definitions(
+    activation: Activation, name: str, dtype: torch.dtype, num_classes: int, weights: str
+) -> None:
+    scores, labels = scores_and_labels((2, num_classes, 5, 3, 4), activation, dtype)
+    mask = torch.rand(2, 1, 5, 3, 4) * 2 if weights in ("mask", "both") else None
+    if weights in ("ignore_index", "both"):
+        labels[torch.rand(labels.shape) < 0.3] = 255
+    layout = Layout(scores, labels, mask, True, 255 if weights in ("ignore_index", "both") else None)
+    assert len(list(layout.slabs(0))) == 9
+    assert_equal_to_the_definition(layout, terms_of(activation)[name])
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 1), (1, 2, 1, 1), (3, 5, 1, 1, 1), (2, 3, 17), (1, 2, 1, 19), (2, 4, 3, 1, 5)]
+)
+@pytest.mark.parametrize(("activation", "name"), ALL)
+def test_one_voxel_and_odd_sizes(activation: Activation, name: str, shape: tuple[int, ...]) -> None:
+    scores, labels = scores_and_labels(shape, activation, torch.float64)
+    assert_equal_to_the_definition(Layout(scores, labels, None, True, None), terms_of(activation)[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+@pytest.mark.parametrize(("activation", "name"), ALL)
+@pytest.mark.usefixtures("_many_slabs")
+def test_soft_and_one_hot_targets(activation: Activation, name: str, num_classes: int, dtype: torch.dtype) -> None:
+    if activation == "softmax" and num_classes == 1:
+        pytest.skip("no softmax of one channel")
+    scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, dtype)
+    soft = torch.rand(2, num_classes, 5, 6, dtype=dtype)
+    for target in (one_hot(labels, num_classes, dtype), soft / soft.sum(1, keepdim=True)):
+        for mask in (None, torch.rand(2, 1, 5, 6) > 0.4):
+            assert_equal_to_the_definition(Layout(scores, target, mask, False, None), terms_of(activation)[name])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.usefixtures("_many_slabs")
+def test_soft_overlap_and_binary_formula(activation: Activation) -> None:
+    scores, _ = scores_and_labels((2, 3, 5, 6), activation, torch.float64)
+    layout = Layout(scores, torch.rand(2, 3, 5, 6, dtype=torch.float64), None, False, None)
+    assert_equal_to_the_definition(layout, [CountSums(activation, soft_overlap=True)])
+    if activation != "softmax":
+        binary = voxel_sums(activation, focal, one_vs_rest=True, binary=focal_of_soft_targets)
+        assert_equal_to_the_definition(layout, [binary])
+
+
+STRIDES = {
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last_3d),
+    "reversed": lambda t: t.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0),
+    "spatial axes swapped": lambda t: t.transpose(2, 4).contiguous().transpose(2, 4),
+    "every second": lambda t: t.repeat_interleave(2, 3)[:, :, :, ::2],
+}
+
+
+@pytest.mark.parametrize("which", ["scores", "target", "mask", "all"])
+@pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.usefixtures("_many_slabs")
+def test_strides_without_a_flat_view(activation: Activation, strides: str, which: str) -> None:
+    for num_classes in (2, 3):
+        scores, labels = scores_and_labels((2, num_classes, 5, 3, 4), activation, torch.float64)
+        mask = torch.rand(2, 1, 5, 3, 4)
+        change = STRIDES[strides]
+        layout = Layout(
+            change(scores) if which in ("scores", "all") else scores,
+            change(labels) if which in ("target", "all") else labels,
+            change(mask) if which in ("mask", "all") else mask,
+            True,
+            None,
+        )
+        for name in ("all", "Dice and cross-entropy"):
+            assert_equal_to_the_definition(layout, terms_of(activation)[name])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_real_slabs(activation: Activation, num_classes: int) -> None:
+    """Volumes of several slabs with the real constants."""
+    scores, labels = scores_and_labels((1, num_classes, 37, 41, 43), activation, torch.float32)
+    layout = Layout(scores, labels, None, True, None)
+    assert len(list(layout.slabs(0))) > 10
+    for name in ("Dice and cross-entropy", "squares, focal and smoothing"):
+        assert_equal_to_the_definition(layout, terms_of(activation)[name])
+
+
+def test_the_slabs_cover_every_voxel_once() -> None:
+    for shape in ((1, 2, 7), (1, 14, 40, 41), (2, 3, 33, 34, 35), (1, 2, 1, 1, 1)):
+        scores = torch.empty(shape)
+        for whole_rows in (False, True):
+            ranges = list(slabs.slab_ranges(scores, whole_rows=whole_rows))
+            assert [r.start for r in ranges] == [0, *[r.stop for r in ranges[:-1]]]
+            assert ranges[-1].stop == math.prod(shape[2:])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_the_gradient_of_some_results(activation: Activation) -> None:
+    """Each of several results alone: the gradients of the others are absent, not zero."""
+    for num_classes in (2, 3):
+        scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, torch.float64)
+        terms = terms_of(activation)["all"]
+        for i, term in enumerate(terms):
+            leaf = scores.clone().requires_grad_()
+            fused = fused_sums(Layout(leaf, labels, None, True, None), terms)[i]
+            (gradient,) = torch.autograd.grad(fused.sum(), leaf)
+            (expected,) = torch.autograd.grad(
+                definitions(Layout(leaf, labels, None, True, None), [term])[0].sum(), leaf
+            )
+            torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_confident_voxels_keep_their_digits(num_classes: int) -> None:
+    """log p_t of a voxel far from, and far over, the decision, in float32."""
+    margins = torch.tensor([-300.0, -90.0, -60.0, -20.0, -1.0, 1.0, 8.0, 14.0, 30.0])
+    scores = torch.zeros(1, num_classes, len(margins))
+    scores[0, 1] = margins
+    scores[0, 2:] = -400  # a third class without a say
+    labels = torch.ones(1, 1, len(margins))
+    expected = F.softplus(-margins.double())
+    terms: list[Term] = [VoxelMap(voxel_sums("softmax", cross_entropy, slope=-1.0))]
+    (loss,) = fused_sums(Layout(scores, labels, None, True, None), terms)
+    torch.testing.assert_close(loss[0, 0].double(), expected, atol=1e-7, rtol=1e-6)
+    for i, margin in enumerate(margins):  # each in a slab of its own
+        (alone,) = fused_sums(Layout(scores[..., i : i + 1], labels[..., i : i + 1], None, True, None), terms)
+        torch.testing.assert_close(alone.double().flatten(), expected[i : i + 1], atol=1e-7, rtol=1e-6, msg=str(margin))

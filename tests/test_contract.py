@@ -458,6 +458,17 @@ def test_wrong_integer_labels_are_refused(case: LossCase) -> None:
             case()(scores, labels)
 
 
+@pytest.mark.parametrize("value", [2.0, 255.0, -1.0, math.nan])
+@pytest.mark.parametrize("num_classes", [1, 3])
+@every_case(variants=False, activations=("sigmoid", "none"))
+def test_targets_of_channels_outside_zero_to_one_are_refused(case: LossCase, num_classes: int, value: float) -> None:
+    scores = case.scores(2, num_classes, 4, 5)
+    target = one_hot(labels_like(scores), num_classes)
+    target[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match=r"expected a target of . channel.* with values in \[0, 1\], got"):
+        case(to_onehot_y=False)(scores, target)
+
+
 # --- precision ---
 
 
@@ -647,6 +658,10 @@ def test_bad_options_are_refused(entry: LossEntry) -> None:
     if entry.accepts("absent_class"):
         with pytest.raises(ValueError, match=r"absent_class: drop, available options are \['smooth', 'skip'\]"):
             entry.make(absent_class="drop")
+    if entry.accepts("smooth_nr"):
+        for option in ("smooth_nr", "smooth_dr"):
+            with pytest.raises(ValueError, match=f"{option} should be no less than 0.0, got -1.0"):
+                entry.make(**{option: -1.0})
     if entry.accepts("softmax"):
         with pytest.raises(ValueError, match="Incompatible values: more than 1 of"):
             entry.make("softmax", sigmoid=True)

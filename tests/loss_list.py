@@ -4,7 +4,7 @@ An entry says what a loss can do; `variants` are options of its own that deserve
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import monai_extra_losses.losses as losses
 
-Family = Literal["region", "distribution", "compound"]
+Family = Literal["region", "distribution", "compound", "structure"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class LossEntry:
         reductions: what `reduction` may be.
         zero_when_perfect: whether a perfect prediction gives 0 (up to `smallest`).
         smallest: the value of a perfect prediction.
+        mean_over: what the samples of a batch are to the mean: "pairs" of sample and class, or "samples", are averaged;
+            "voxels" are pooled; a compound has "parts" of both kinds.
+        sum_pools: whether the sum over a batch is no sum of those of its samples (class frequencies of the batch).
+        reads_neighbours: whether the loss of a voxel depends on others near it: ignored is then not deleted.
+        raw_scores: whether it reads raw scores, of which more is better without end, and has no activation.
+        syncs: whether `sync_batch` can work; else it is refused.
+        every_channel: whether every channel is a decision of its own under softmax too.
+        background_apart: whether channel 0 is treated apart.
+        axis_of_one: whether a spatial axis of one voxel is possible.
     """
 
     name: str
@@ -40,6 +49,19 @@ class LossEntry:
     sigmoid_option: str | None = "sigmoid"
     reductions: tuple[str, ...] = ("mean", "sum", "none")
     smallest: float = 1e-6
+    mean_over: Literal["pairs", "samples", "voxels", "parts"] = "pairs"
+    sum_pools: bool = False
+    reads_neighbours: bool = False
+    raw_scores: bool = False
+    syncs: bool = True
+    every_channel: bool = False
+    background_apart: bool = False
+    axis_of_one: bool = True
+
+    @property
+    def lean(self) -> bool:
+        """Whether it is a sum over slabs, with the memory rule, one graph, and one derivative."""
+        return self.family != "structure"
 
     @property
     def loss(self) -> type[nn.Module]:
@@ -52,14 +74,16 @@ class LossEntry:
         option = {"softmax": self.softmax_option, "sigmoid": self.sigmoid_option, "none": None}[activation]
         return {} if option is None else {option: True}
 
-    def make(self, activation: str = "softmax", **options: Any) -> nn.Module:
-        return self.loss(**{"to_onehot_y": True, **self.activation_options(activation), **options})
+    def make(self, activation: str | None = None, **options: Any) -> nn.Module:
+        active = self.activation_options(activation or self.activations[0])
+        return self.loss(**{"to_onehot_y": True, **active, **options})
 
-    def one_vs_rest(self, activation: str, num_classes: int) -> bool:
-        """Whether a distribution loss takes every channel as a decision of its own."""
-        return activation == "sigmoid" or num_classes == 1
+    def per_channel(self, activation: str) -> bool:
+        """Whether the map of a distribution loss has a loss for each channel."""
+        return activation == "sigmoid" or self.every_channel or self.name in ("FusedFocalLoss", "FusedDiceFocalLoss")
 
 
+REDUCED = ("mean", "sum")
 LOSSES = [
     LossEntry(
         "FusedDiceLoss",
@@ -70,7 +94,20 @@ LOSSES = [
     LossEntry("FusedTverskyLoss", "region", variants={"alpha_beta": {"alpha": 0.3, "beta": 0.7}}),
     # The clamp 1e-7 under the root: 1e-7^(3/4) = 5.6e-6.
     LossEntry("FocalTverskyLoss", "region", variants={"gamma": {"gamma": 2.0}}, smallest=4e-4),
-    LossEntry("CrossEntropyLoss", "distribution", variants={"label_smoothing": {"label_smoothing": 0.1}}),
+    LossEntry("LogCoshDiceLoss", "region"),
+    LossEntry(
+        "FusedGeneralizedDiceLoss",
+        "region",
+        variants={"simple": {"w_type": "simple"}, "soft_label": {"soft_label": True}},
+        mean_over="samples",
+    ),
+    LossEntry("SensitivitySpecificityLoss", "region", variants={"lambda": {"sensitivity_weight": 0.7}}),
+    LossEntry("TwoClassDiceLoss", "region"),
+    LossEntry("NoiseRobustDiceLoss", "region", variants={"gamma": {"gamma": 1.0}}),
+    LossEntry("BoundaryDoULoss", "region", reads_neighbours=True),
+    LossEntry(
+        "CrossEntropyLoss", "distribution", variants={"label_smoothing": {"label_smoothing": 0.1}}, mean_over="voxels"
+    ),
     LossEntry(
         "FusedFocalLoss",
         "distribution",
@@ -78,13 +115,86 @@ LOSSES = [
         variants={"alpha": {"alpha": 0.25}, "gamma": {"gamma": 0.5}},
         softmax_option="use_softmax",
         sigmoid_option=None,
+        mean_over="voxels",
+    ),
+    LossEntry("PolyLoss", "distribution", variants={"negative": {"epsilon": -0.5}}, mean_over="voxels"),
+    LossEntry("GeneralizedCrossEntropyLoss", "distribution", variants={"mae": {"q": 1.0}}, mean_over="voxels"),
+    LossEntry(
+        "WeightedCrossEntropyLoss",
+        "distribution",
+        variants={"beta": {"beta": 3.0}, "prediction": {"mode": "prediction"}, "target": {"mode": "target"}},
+        mean_over="voxels",
+        every_channel=True,
+    ),
+    LossEntry(
+        "BalancedCrossEntropyLoss",
+        "distribution",
+        variants={"range": {"beta_range": (0.0, 1.0)}},
+        mean_over="voxels",
+        every_channel=True,
+    ),
+    LossEntry("TopKLoss", "distribution", variants={"all": {"k": 100.0}}, mean_over="samples", syncs=False),
+    *(
+        LossEntry(
+            name,
+            "distribution",
+            activations=("none",),
+            mean_over="voxels",
+            raw_scores=True,
+            every_channel=name != "CategoricalHingeLoss",
+        )
+        for name in ("HingeLoss", "SquaredHingeLoss", "CategoricalHingeLoss")
     ),
     LossEntry(
         "FusedDiceCELoss",
         "compound",
         variants={"lambdas": {"lambda_dice": 0.3, "lambda_ce": 0.7, "label_smoothing": 0.1}},
-        reductions=("mean", "sum"),
+        reductions=REDUCED,
+        mean_over="parts",
     ),
+    LossEntry(
+        "FusedDiceFocalLoss",
+        "compound",
+        variants={"lambdas": {"lambda_dice": 0.3, "lambda_focal": 0.7, "gamma": 0.5}},
+        mean_over="parts",
+    ),
+    LossEntry(
+        "DiceTopKLoss",
+        "compound",
+        variants={"k": {"k": 50.0, "lambda_topk": 0.3}},
+        reductions=REDUCED,
+        mean_over="parts",
+        syncs=False,
+    ),
+    LossEntry(
+        "ComboLoss", "compound", variants={"knobs": {"alpha": 0.3, "beta": 0.8}}, reductions=REDUCED, mean_over="parts"
+    ),
+    LossEntry(
+        "ExponentialLogarithmicLoss",
+        "compound",
+        reductions=REDUCED,
+        smallest=0.04,  # 0.8 (1e-6)^0.3 and 0.2 sqrt(4 classes) (1e-7)^0.3, of both sides one-vs-rest
+        mean_over="parts",
+        sum_pools=True,
+    ),
+    LossEntry(
+        "UnifiedFocalLoss",
+        "compound",
+        variants={"asymmetric": {"asymmetric": True, "delta": 0.7, "gamma": 0.25}},
+        reductions=REDUCED,
+        smallest=2e-4,  # (1e-7)^0.5 / 2
+        mean_over="parts",
+        background_apart=True,
+    ),
+    LossEntry(
+        "CorrelationMaximizedStructuralSimilarityLoss",
+        "structure",
+        variants={"knobs": {"weight_cross_entropy": 0.2, "threshold": 0.3}},
+        reads_neighbours=True,
+        syncs=False,
+        axis_of_one=False,
+    ),
+    LossEntry("LovaszLoss", "structure", syncs=False),
 ]
 
 
@@ -103,13 +213,17 @@ class LossCase:
     def __call__(self, **options: Any) -> nn.Module:
         return self.entry.make(self.activation, **{**self.options, **options})
 
+    def weighted(self, weight: Any) -> dict[str, Any]:
+        """The option `weight`, where the loss has it."""
+        return {"weight": weight} if self.entry.accepts("weight") else {}
+
     def __str__(self) -> str:
         return "-".join(filter(None, [self.entry.name, self.activation, self.variant]))
 
     def scores(self, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
         """Random input in the range that the activation asks for: logits, or probabilities."""
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        if self.activation == "none":
+        if self.activation == "none" and not self.entry.raw_scores:
             # The cross-entropy of a compound reads its input as scores, and probabilities are scores too.
             x = x.softmax(1) if shape[1] > 1 else x.sigmoid()
         return x.to(dtype)
@@ -126,19 +240,27 @@ def loss_cases(
                     yield LossCase(entry, activation, variant)
 
 
-def every_case(*, family: Family | None = None, without: tuple[str, ...] = (), **filters: Any) -> pytest.MarkDecorator:
-    """Parametrise a test over `case`: every loss, activation and variant."""
+def every_case(
+    *,
+    family: Family | None = None,
+    accepts: str | None = None,
+    only: Callable[[LossEntry], bool] | None = None,
+    **filters: Any,
+) -> pytest.MarkDecorator:
+    """Parametrise a test over `case`: every loss, activation and variant that is able to pass it."""
     cases = [
         case
         for case in loss_cases(**filters)
-        if (family is None or case.entry.family == family) and case.entry.name not in without
+        if family in (None, case.entry.family)
+        and (accepts is None or case.entry.accepts(accepts))
+        and (only is None or only(case.entry))
     ]
     return pytest.mark.parametrize("case", cases, ids=str)
 
 
-def every_loss(family: Family | None = None) -> pytest.MarkDecorator:
+def every_loss(*, accepts: str | None = None) -> pytest.MarkDecorator:
     """Parametrise a test over `entry`: every loss."""
-    entries = [entry for entry in LOSSES if family in (None, entry.family)]
+    entries = [entry for entry in LOSSES if accepts is None or entry.accepts(accepts)]
     return pytest.mark.parametrize("entry", entries, ids=lambda entry: entry.name)
 
 

@@ -125,6 +125,292 @@ def focal_sigmoid_map(x: Array, g: Array, gamma: float, alpha: float | None = No
     return -alpha_t * (1 - np.exp(log_pt)) ** gamma * log_pt
 
 
+# --- region ---
+
+
+def over_voxels(values: Array, weight: Array | None = None) -> Array:
+    """(B, C) weighted sums over the voxels."""
+    return (values if weight is None else values * weight).sum(axis=tuple(range(2, values.ndim)))
+
+
+def log_cosh_dice_loss(p: Array, g: Array, w: Array) -> Array:
+    return np.log(np.cosh(dice_loss(soft_counts(p, g, w))))
+
+
+def generalized_dice_loss(
+    p: Array, g: Array, w: Array, power: int = 2, smooth: float = 1e-5, skip: bool = False
+) -> Array:
+    """(B,) losses; class weights 1/(sum g)^power, divided by the largest, which an absent class gets too (or 0)."""
+    result = []
+    for overlap, p_sum, g_sum in zip(over_voxels(p * g, w), over_voxels(p, w), over_voxels(g, w), strict=True):
+        largest = max(1 / n**power for n in g_sum if n > 0)
+        weights = np.array([1 / n**power / largest if n > 0 else 0 if skip else 1 for n in g_sum])
+        result.append(1 - (2 * (weights * overlap).sum() + smooth) / ((weights * (p_sum + g_sum)).sum() + smooth))
+    return np.array(result)
+
+
+def sensitivity_specificity_loss(p: Array, g: Array, w: Array, sensitivity_weight: float = 0.05) -> Array:
+    inside = over_voxels((g - p) ** 2 * g, w) / (over_voxels(g, w) + 1e-5)
+    outside = over_voxels((g - p) ** 2 * (1 - g), w) / (over_voxels(1 - g, w) + 1e-5)
+    return sensitivity_weight * inside + (1 - sensitivity_weight) * outside
+
+
+def two_class_dice_loss(p: Array, g: Array, w: Array) -> Array:
+    return (dice_loss(soft_counts(p, g, w)) + dice_loss(soft_counts(1 - p, 1 - g, w))) / 2
+
+
+def noise_robust_dice_loss(p: Array, g: Array, w: Array, gamma: float = 1.5) -> Array:
+    errors = over_voxels(np.abs(p - g) ** gamma, w)
+    return errors / (over_voxels(p**2, w) + over_voxels(g**2, w) + 1e-5)
+
+
+def contour_sizes(g: Array, w: Array) -> Array:
+    """(B, C) voxels above 0.5 with a face neighbour that is not, or outside the volume; w = 0 is in no class."""
+    inside = (g > 0.5) & (w > 0)
+    sizes = np.zeros(g.shape[:2])
+    for n, c, *voxel in np.argwhere(inside):
+        for axis in range(len(voxel)):
+            for step in (-1, 1):
+                other = [*voxel]
+                other[axis] += step
+                outside = not 0 <= other[axis] < g.shape[2 + axis]
+                if outside or not inside[(n, c, *other)]:
+                    break
+            else:
+                continue
+            sizes[n, c] += 1
+            break
+    return sizes
+
+
+def boundary_dou_loss(p: Array, g: Array, w: Array, smooth: float = 1e-5) -> Array:
+    a = np.minimum(1 - 2 * (contour_sizes(g, w) + smooth) / (over_voxels(g, w) + smooth), 0.8)
+    squares = over_voxels(p**2, w) + over_voxels(g**2, w)
+    overlap = over_voxels(p * g, w)
+    return (squares - 2 * overlap + smooth) / (squares - (1 + a) * overlap + smooth)
+
+
+# --- distribution ---
+
+
+def log_one_vs_rest(x: Array, activation: str) -> tuple[Array, Array]:
+    """log p and log(1 - p) of every channel; under softmax log(sum of the other exponentials) - log(sum of all)."""
+    if activation != "softmax":
+        return log_of(x, activation), log_of_complement(x, activation)
+    others = [np.delete(x, c, axis=1) for c in range(x.shape[1])]
+    total = np.logaddexp.reduce(x, axis=1)
+    rest = np.stack([np.logaddexp.reduce(other, axis=1) - total for other in others], axis=1)
+    return log_softmax(x), rest
+
+
+def true_class_mean(x: Array, g: Array, activation: str, w: Array, formula: Callable[[Array], Array]) -> float:
+    """Mean of formula(log p_t): over voxels, or with sigmoid over voxels and channels."""
+    if activation == "sigmoid":
+        log_p, log_not_p = log_one_vs_rest(x, activation)
+        values = g * formula(log_p) + (1 - g) * formula(log_not_p)
+        return float((w * values).sum() / (w.sum() * x.shape[1]))
+    return float((w * g * formula(log_of(x, activation))).sum() / w.sum())
+
+
+def poly(log_pt: Array, epsilon: float = 1.0) -> Array:
+    return -log_pt + epsilon * (1 - np.exp(log_pt))
+
+
+def generalized_cross_entropy(log_pt: Array, q: float = 0.7) -> Array:
+    return (1 - np.exp(log_pt) ** q) / q
+
+
+def beta_cross_entropy(x: Array, g: Array, activation: str, w: Array, positive: Array, negative: Array) -> float:
+    """-(positive g log p + negative (1-g) log(1-p)), mean over voxels and classes; factors (B, C) or numbers."""
+    log_p, log_not_p = log_one_vs_rest(x, activation)
+    positive, negative = (np.reshape(f, (*np.shape(f), *[1] * (x.ndim - 2))) for f in (positive, negative))
+    values = positive * g * log_p + negative * (1 - g) * log_not_p
+    return float(-(w * values).sum() / (w.sum() * x.shape[1]))
+
+
+def top_k_mean(values: Array, kept: NDArray[np.bool_], k: float) -> float:
+    """Mean over the samples of the mean of the k % largest values of a sample."""
+    means = []
+    for sample, keep in zip(values, np.broadcast_to(kept, values.shape), strict=True):
+        ranked = np.sort(sample[keep])[::-1]
+        if len(ranked):
+            means.append(ranked[: max(1, int(np.floor(len(ranked) * k / 100)))].mean())
+    return float(np.mean(means))
+
+
+def hinge_mean(s: Array, g: Array, w: Array, power: int = 1) -> float:
+    values = g * np.maximum(0, 1 - s) ** power + (1 - g) * np.maximum(0, 1 + s) ** power
+    return float((w * values).sum() / (w.sum() * s.shape[1]))
+
+
+def categorical_hinge_mean(s: Array, g: Array, w: Array) -> float:
+    total = 0.0
+    for c in range(s.shape[1]):
+        best_other = np.delete(s, c, axis=1).max(axis=1)
+        total += (w[:, 0] * g[:, c] * np.maximum(0, 1 + best_other - s[:, c])).sum()
+    return float(total / w.sum())
+
+
+# --- compound ---
+
+
+def exponential_logarithmic(x: Array, g: Array, activation: str, w: Array, frequencies: Array | None = None) -> float:
+    """0.8 mean (-ln D)^0.3 over the samples and classes present + 0.2 mean w_t (-ln p_t)^0.3, smoothing 1."""
+    p = activated(x, activation)
+    dice = np.minimum(1 - dice_loss(soft_counts(p, g, w), 1.0, 1.0), 1 - 1e-6)
+    present = over_voxels(g, w) > 0
+    log_dice = ((-np.log(dice)) ** 0.3)[present].mean()
+
+    def power(log_pt: Array) -> Array:
+        return np.maximum(-log_pt, 1e-7) ** 0.3
+
+    volumes = over_voxels(g, w).sum(axis=0) if frequencies is None else frequencies
+    total = w.sum() if frequencies is None else 1.0
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    if activation == "sigmoid":
+        log_p, log_not_p = log_one_vs_rest(x, activation)
+        values = np.sqrt(total / volumes).reshape(shape) * g * power(log_p)
+        values = values + np.sqrt(total / (total - volumes)).reshape(shape) * (1 - g) * power(log_not_p)
+        return float(0.8 * log_dice + 0.2 * (w * values).sum() / (w.sum() * x.shape[1]))
+    factor = np.array([np.sqrt(volumes.sum() / v) if v > 0 else 0 for v in volumes]).reshape(shape)
+    return float(0.8 * log_dice + 0.2 * (w * factor * g * power(log_of(x, activation))).sum() / w.sum())
+
+
+def unified_focal(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    asymmetric: bool = False,
+    weight_focal: float = 0.5,
+    delta: float = 0.6,
+    gamma: float = 0.5,
+) -> float:
+    tversky = 1 - tversky_index(soft_counts(activated(x, activation), g, w), 1 - delta, delta)
+    focal_tversky = tversky ** (1 - gamma)
+
+    def focal(log_pt: Array) -> Array:
+        return -((1 - np.exp(log_pt)) ** gamma) * log_pt
+
+    if activation == "sigmoid":
+        log_p, log_not_p = log_one_vs_rest(x, activation)
+        foreground = -log_p if asymmetric else focal(log_p)
+        values = delta * g * foreground + (1 - delta) * (1 - g) * focal(log_not_p)
+        cross_entropy = (w * values).sum() / (w.sum() * x.shape[1])
+        return float(weight_focal * cross_entropy + (1 - weight_focal) * focal_tversky.mean())
+    log_p = log_of(x, activation)
+    background = (1 - delta) * g[:, :1] * focal(log_p[:, :1])
+    foreground = delta * g[:, 1:] * (-log_p[:, 1:] if asymmetric else focal(log_p[:, 1:]))
+    cross_entropy = (w * background).sum() / w.sum() + (w * foreground).sum() / w.sum()
+    if asymmetric:
+        focal_tversky[:, 0] = tversky[:, 0]
+    return float(weight_focal * cross_entropy + (1 - weight_focal) * focal_tversky.mean())
+
+
+# --- structure ---
+
+
+def _window(x: Array, voxel: tuple[int, ...]) -> tuple[Array, Array]:
+    """Values of (*spatial) around a voxel, 3 per axis with reflected borders, and their Gaussian weights."""
+    values, weights = [], []
+    for step in np.ndindex(*[3] * x.ndim):
+        index = []
+        for position, offset, length in zip(voxel, step, x.shape, strict=True):
+            i = position + offset - 1
+            i = -i if i < 0 else i
+            index.append(2 * (length - 1) - i if i >= length else i)
+        values.append(x[tuple(index)])
+        weights.append(np.exp(-sum((offset - 1) ** 2 for offset in step) / (2 * 1.5**2)))
+    return np.array(values), np.array(weights) / np.sum(weights)
+
+
+def normalised_in_window(x: Array, stability: float = 0.01) -> Array:
+    """(x - mu + C) / (sigma + C) of (*spatial)."""
+    result = np.empty_like(x)
+    for voxel in np.ndindex(*x.shape):
+        values, weights = _window(x, voxel)
+        mean = (weights * values).sum()
+        deviation = np.sqrt((weights * (values - mean) ** 2).sum())
+        result[voxel] = (x[voxel] - mean + stability) / (deviation + stability)
+    return result
+
+
+def structural_similarity(
+    x: Array, g: Array, activation: str, w: Array, weight_cross_entropy: float = 0.5, threshold: float = 0.1
+) -> float:
+    p = activated(x, activation)
+    log_p, log_not_p = log_one_vs_rest(x, activation)
+    entropy = -(g * log_p + (1 - g) * log_not_p)
+    values = []
+    for n, c in np.ndindex(*x.shape[:2]):
+        keep = w[n, 0] > 0
+        e = np.abs(normalised_in_window(np.where(keep, g[n, c], 0)) - normalised_in_window(np.where(keep, p[n, c], 0)))
+        f = (e > threshold * e.max()) & keep
+        plain = (w[n, 0] * entropy[n, c]).sum() / w[n, 0].sum()
+        structure = (e * f * w[n, 0] * entropy[n, c]).sum() / f.sum() if f.any() else 0.0
+        values.append(weight_cross_entropy * plain + (1 - weight_cross_entropy) * structure)
+    return float(np.mean(values))
+
+
+def lovasz_of_set(errors: Array, g: Array) -> float:
+    """The Lovasz extension of the Jaccard loss (Berman et al., equations 8 and 9), of the errors of one class."""
+    order = np.argsort(-errors)
+    total, loss, before = g.sum(), 0.0, 0.0
+    missed = wrong = 0.0
+    for i in order:
+        missed, wrong = missed + g[i], wrong + 1 - g[i]
+        jaccard = 1 - (total - missed) / (total + wrong)
+        loss += errors[i] * (jaccard - before)
+        before = jaccard
+    return float(loss)
+
+
+def lovasz(x: Array, g: Array, activation: str, w: Array) -> float:
+    """Mean over samples and classes present; w selects voxels."""
+    p = activated(x, activation)
+    values = []
+    for n, c in np.ndindex(*x.shape[:2]):
+        keep = w[n, 0] > 0
+        if g[n, c][keep].sum() > 0:
+            values.append(lovasz_of_set(np.abs(g[n, c] - p[n, c])[keep], g[n, c][keep]))
+    return float(np.mean(values))
+
+
+# --- regression: maps of (B, C, *spatial), or (B, 1, *spatial) over the channels ---
+
+
+def kl_divergence_map(p: Array, g: Array) -> Array:
+    ratio = np.where(g > 0, g / p, 1.0)
+    return (g * np.log(ratio)).sum(axis=1, keepdims=True)
+
+
+def cosine_map(x: Array, y: Array) -> Array:
+    cosine = (x * y).sum(axis=1) / (np.sqrt((x**2).sum(axis=1)) * np.sqrt((y**2).sum(axis=1)))
+    return 1 - cosine[:, None]
+
+
+def huber_map(x: Array, y: Array, delta: float = 1.0) -> Array:
+    error = np.abs(x - y)
+    return np.where(error <= delta, error**2 / 2, delta * (error - delta / 2))
+
+
+REGRESSION: dict[str, Callable[[Array, Array], Array]] = {
+    "MeanSquaredErrorLoss": lambda x, y: (x - y) ** 2,
+    "MeanAbsoluteErrorLoss": lambda x, y: np.abs(x - y),
+    "MeanSquaredLogarithmicErrorLoss": lambda x, y: (np.log(1 + np.maximum(x, 0)) - np.log(1 + np.maximum(y, 0))) ** 2,
+    "MeanAbsolutePercentageErrorLoss": lambda x, y: 100 * np.abs(x - y) / np.maximum(np.abs(y), 1e-7),
+    "KLDivergenceLoss": kl_divergence_map,
+    "PoissonLoss": lambda x, y: x - y * np.log(x + 1e-7),
+    "LogCoshLoss": lambda x, y: np.log(np.cosh(x - y)),
+    "CosineSimilarityLoss": cosine_map,
+    "HuberLoss": huber_map,
+}
+
+
+# --- derivatives ---
+
+
 def gradient(function: Callable[[Array], float], x: Array, step: float = 1e-5) -> Array:
     """Central differences of the fourth order of a scalar function at x: exact to about 1e-10 here."""
     result = np.zeros_like(x)

@@ -19,7 +19,7 @@ def _fresh() -> Iterator[None]:
         yield
 
 
-@every_case()
+@every_case(only=lambda entry: entry.lean)
 def test_one_graph_equal_to_eager(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
     labels = labels_like(scores)
@@ -30,19 +30,19 @@ def test_one_graph_equal_to_eager(case: LossCase) -> None:
     )
 
 
-@every_case(variants=False)
+@every_case(variants=False, only=lambda entry: entry.lean)
 def test_with_mask_ignore_index_and_weight(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
     labels[:, :, 1] = 255
-    loss = case(ignore_index=255, weight=[1.0, 2.0, 0.5])
+    loss = case(ignore_index=255, **case.weighted([1.0, 2.0, 0.5]))
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         value_and_gradient(compiled, scores, labels, mask), value_and_gradient(loss, scores, labels, mask), **CLOSE
     )
 
 
-@every_case(variants=False)
+@every_case(variants=False, only=lambda entry: entry.lean)
 def test_two_classes_one_hot_and_none(case: LossCase) -> None:
     scores = case.scores(2, 2, 4, 5)
     target = one_hot(labels_like(scores), 2)

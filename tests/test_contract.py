@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_list import LossCase, LossEntry, every_case, every_loss, labels_like, one_hot, value_and_gradient
+from loss_list import LOSSES, LossCase, LossEntry, every_case, every_loss, labels_like, one_hot, value_and_gradient
 from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -43,7 +43,6 @@ def without_ignored(
     case: LossCase, scores: Tensor, target: Tensor, keep: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Value and gradient of the loss of the voxels that are left, with the others cut out of the data."""
-    pooled = options.get("batch", False) or (case.entry.family == "distribution" and options["reduction"] == "mean")
     samples = range(scores.shape[0])
 
     def cut(tensor: Tensor, sample: int) -> Tensor:
@@ -51,11 +50,14 @@ def without_ignored(
 
     leaf = scores.clone().requires_grad_()
     loss = case(**options)
-    if pooled:
+    if options.get("batch", False):
         value = loss(torch.cat([cut(leaf, n) for n in samples], 2), torch.cat([cut(target, n) for n in samples], 2))
     else:
         values = torch.stack([loss(cut(leaf, n), cut(target, n)) for n in samples])
-        value = values.mean() if options["reduction"] == "mean" else values.sum()
+        if options["reduction"] == "mean":
+            voxels = keep.flatten(1).sum(1) if case.entry.mean_over == "voxels" else torch.ones(len(samples))
+            values = values * voxels / voxels.sum()
+        value = values.sum()
     (gradient,) = torch.autograd.grad(value, leaf)
     return value.detach(), gradient
 
@@ -97,7 +99,7 @@ IGNORING = [
 
 
 @pytest.mark.parametrize("kind", IGNORING)
-@every_case()
+@every_case(only=lambda entry: not entry.reads_neighbours)
 def test_ignored_is_deleted(case: LossCase, kind: str) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     options, target, mask, keep = ignoring(kind, scores)
@@ -105,8 +107,10 @@ def test_ignored_is_deleted(case: LossCase, kind: str) -> None:
     assert kept_per_sample[0] != kept_per_sample[1]
     for reduction in ("mean", "sum"):
         for batch in (False, True) if case.entry.accepts("batch") else (False,):
-            if case.entry.family == "compound" and reduction == "mean" and not batch:
+            if not batch and (case.entry.sum_pools or (case.entry.mean_over == "parts" and reduction == "mean")):
                 continue  # its parts have two kinds of mean: see test_ignored_is_deleted_in_the_parts
+            if batch and reduction == "sum" and case.entry.name == "FusedDiceFocalLoss":
+                continue  # focal's sum is that of the means of the samples
             more = {**options, "reduction": reduction, **({"batch": True} if batch else {})}
             expected = without_ignored(case, scores, target, keep, **more)
             assert_same(value_and_gradient(case(**more), scores, target, mask), expected)
@@ -149,7 +153,7 @@ def test_mask_of_ones_is_no_mask(case: LossCase) -> None:
 
 
 @pytest.mark.parametrize("target_kind", ["labels", "onehot"])
-@every_case()
+@every_case(only=lambda entry: not entry.reads_neighbours and "TopK" not in entry.name)  # it multiplies before ranking
 def test_float_mask_counts_a_voxel_that_many_times(case: LossCase, target_kind: str) -> None:
     scores = case.scores(1, 3, 12, dtype=torch.float64)
     labels = labels_like(scores)
@@ -166,6 +170,8 @@ def test_float_mask_counts_a_voxel_that_many_times(case: LossCase, target_kind: 
 
 @every_case(family="distribution")
 def test_float_mask_multiplies_the_map(case: LossCase) -> None:
+    if case.entry.name == "BalancedCrossEntropyLoss" or "mode" in case.options:
+        pytest.skip("its factors follow the mask too")
     scores = case.scores(*SHAPE)
     labels, mask = labels_like(scores), torch.rand(2, 1, *SHAPE[2:])
     loss = case(reduction="none")
@@ -237,7 +243,7 @@ def test_a_sentinel_ignores_nothing_of_a_one_hot_target(case: LossCase) -> None:
 
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("batch", [False, True])
-@every_case(family="region")
+@every_case(family="region", only=lambda entry: entry.mean_over == "pairs")
 def test_absent_class_skip_leaves_the_mean(case: LossCase, batch: bool, include_background: bool) -> None:
     scores = case.scores(2, 4, 4, 5)
     labels = labels_like(scores) % 3  # class 3 is absent
@@ -258,13 +264,14 @@ def test_absent_class_skip_leaves_the_mean(case: LossCase, batch: bool, include_
 def test_absent_class_skip_without_any_class_is_zero(case: LossCase) -> None:
     scores, labels = case.scores(2, 3, 4, 5), torch.zeros(2, 1, 4, 5)
     for smooth in (1e-5, 0.0):
-        loss = case(absent_class="skip", include_background=False, smooth_nr=smooth, smooth_dr=smooth)
+        smoothing = {name: smooth for name in ("smooth_nr", "smooth_dr") if case.entry.accepts(name)}
+        loss = case(absent_class="skip", include_background=False, **smoothing)
         value, gradient = value_and_gradient(loss, scores, labels)
         assert value == 0
         assert (gradient == 0).all()
 
 
-@every_case(family="region")
+@every_case(family="region", only=lambda entry: entry.mean_over == "pairs")
 def test_a_class_whose_voxels_are_all_ignored_is_absent(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
     labels = labels_like(scores)
@@ -295,7 +302,7 @@ def test_only_the_other_part_of_a_compound_sees_an_absent_class() -> None:
 
 
 @pytest.mark.parametrize("kind", ["number", "list", "tuple", "tensor", "integers"])
-@every_case(variants=False)
+@every_case(variants=False, accepts="weight")
 def test_weight_is_never_mutated(case: LossCase, kind: str) -> None:
     values = [1.0, 2.0, 3.0]
     weight = {
@@ -331,7 +338,7 @@ def test_a_weight_tensor_is_copied() -> None:
     assert loss(scores, labels_like(scores)) == before
 
 
-@every_case(family="region")
+@every_case(family="region", only=lambda entry: entry.mean_over == "pairs")
 def test_region_weight_multiplies_each_class_kept(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
@@ -345,14 +352,14 @@ def test_region_weight_multiplies_each_class_kept(case: LossCase) -> None:
     torch.testing.assert_close(case(weight=2.0)(scores, labels), 2 * each.mean(), **CLOSE)
 
 
-@every_case(variants=False)
+@every_case(variants=False, accepts="weight")
 def test_weight_of_the_wrong_length_is_refused(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     with pytest.raises(ValueError, match=r"weight.*(number of|expected).*(classes|channels|numbers)"):
         case(weight=[1.0, 2.0])(scores, labels_like(scores))
 
 
-@every_loss()
+@every_loss(accepts="weight")
 def test_bad_weights_are_refused(entry: LossEntry) -> None:
     with pytest.raises(ValueError, match="no less than 0"):
         entry.make(weight=[1.0, -2.0, 3.0])
@@ -389,7 +396,7 @@ def test_bool_labels(case: LossCase) -> None:
     torch.testing.assert_close(value_and_gradient(case(), scores, labels.bool()), expected, atol=0, rtol=0)
     scores = case.scores(2, 1, 4, 5)
     options = {"to_onehot_y": False, **({"softmax": False} if case.entry.accepts("softmax") else {})}
-    if case.activation == "softmax":
+    if case.activation == "softmax" or case.entry.name == "CategoricalHingeLoss":
         return
     expected = value_and_gradient(case(**options), scores, labels.float())
     torch.testing.assert_close(value_and_gradient(case(**options), scores, labels.bool()), expected, atol=0, rtol=0)
@@ -462,6 +469,8 @@ def test_wrong_integer_labels_are_refused(case: LossCase) -> None:
 @pytest.mark.parametrize("num_classes", [1, 3])
 @every_case(variants=False, activations=("sigmoid", "none"))
 def test_targets_of_channels_outside_zero_to_one_are_refused(case: LossCase, num_classes: int, value: float) -> None:
+    if case.entry.name == "CategoricalHingeLoss" and num_classes == 1:
+        pytest.skip("wants at least two channels")
     scores = case.scores(2, num_classes, 4, 5)
     target = one_hot(labels_like(scores), num_classes)
     target[1, 0, 2, 3] = value
@@ -508,7 +517,7 @@ def test_autocast_changes_nothing(case: LossCase, num_classes: int, target_kind:
     scores = case.scores(2, num_classes, 16, 17)
     labels, mask = labels_like(scores), torch.rand(2, 1, 16, 17)
     target = labels if target_kind == "labels" else one_hot(labels, num_classes)
-    loss = case(to_onehot_y=target_kind == "labels", weight=[0.5, 2.0, 3.0][:num_classes])
+    loss = case(to_onehot_y=target_kind == "labels", **case.weighted([0.5, 2.0, 3.0][:num_classes]))
     for data in ((scores, target), (scores, target, mask)):
         expected = value_and_gradient(loss, *data)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -604,6 +613,13 @@ def test_meta_tensors_in_plain_tensor_out(case: LossCase) -> None:
 def test_one_two_and_three_dimensions(case: LossCase, spatial: tuple[int, ...]) -> None:
     scores = case.scores(2, 3, *spatial, dtype=torch.float64)
     labels = labels_like(scores)
+    if not case.entry.axis_of_one and 1 in spatial:
+        with pytest.raises(ValueError, match="expected at least 2 voxels per axis"):
+            case()(scores, labels)
+        return
+    if case.entry.reads_neighbours:
+        assert all(result.isfinite().all() for result in value_and_gradient(case(), scores, labels))
+        return
     expected = value_and_gradient(case(), scores.flatten(2), labels.flatten(2))
     got = value_and_gradient(case(), scores, labels)
     assert_same((got[0], got[1].flatten(2)), expected)
@@ -658,8 +674,8 @@ def test_bad_options_are_refused(entry: LossEntry) -> None:
     if entry.accepts("absent_class"):
         with pytest.raises(ValueError, match=r"absent_class: drop, available options are \['smooth', 'skip'\]"):
             entry.make(absent_class="drop")
-    if entry.accepts("smooth_nr"):
-        for option in ("smooth_nr", "smooth_dr"):
+    for option in ("smooth_nr", "smooth_dr"):
+        if entry.accepts(option):
             with pytest.raises(ValueError, match=f"{option} should be no less than 0.0, got -1.0"):
                 entry.make(**{option: -1.0})
     if entry.accepts("softmax"):
@@ -674,11 +690,21 @@ def test_signature_lists_every_option(entry: LossEntry) -> None:
     parameters = inspect.signature(entry.loss).parameters
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     shared = {"include_background", "to_onehot_y", "reduction", "weight", "ignore_index", "sync_batch"}
-    region = {"batch", "smooth_nr", "smooth_dr", "absent_class"}
-    assert shared | (region if entry.family == "region" else set()) <= parameters.keys()
+    region = {"batch", "smooth_nr", "smooth_dr", "absent_class", "soft_label"}
+    wanted = shared | (region if entry.family == "region" else set())
+    left_out = entry.loss.left_out.keys() | ({"weight"} if entry.name == "FusedGeneralizedDiceLoss" else set())
+    assert wanted - left_out <= parameters.keys()
+    assert not left_out & parameters.keys()
     assert entry.loss.__doc__
     defaults = {"include_background": True, "to_onehot_y": False, "reduction": "mean", "ignore_index": None}
     assert {name: parameters[name].default for name in defaults} == defaults
+
+
+@every_loss()
+def test_an_option_without_meaning_is_refused_with_its_reason(entry: LossEntry) -> None:
+    for option, reason in entry.loss.left_out.items():
+        with pytest.raises(TypeError, match=f"^{entry.name} has no option '{option}': .*{reason[-20:]}"):
+            entry.loss(**{option: None})
 
 
 @every_case()
@@ -689,21 +715,25 @@ def test_shape_of_reduction_none(case: LossCase) -> None:
         with pytest.raises(ValueError, match="expected reduction 'mean' or 'sum', got 'none'"):
             case(reduction="none")
         return
-    if case.entry.family == "region":
+    if case.entry.family in ("region", "structure"):
         for batch, include_background in ((False, True), (True, True), (False, False), (True, False)):
-            loss = case(reduction="none", batch=batch, include_background=include_background)
-            assert loss(scores, labels).shape == (1 if batch else 2, 3 if include_background else 2, 1, 1, 1)
+            if batch and not case.entry.accepts("batch"):
+                continue
+            pooled = {"batch": True} if batch else {}
+            loss = case(reduction="none", include_background=include_background, **pooled)
+            classes = (3 if include_background else 2) if case.entry.mean_over == "pairs" else 1
+            assert loss(scores, labels).shape == (1 if batch else 2, classes, 1, 1, 1)
         return
-    channels = 3 if case.activation == "sigmoid" or case.entry.name == "FusedFocalLoss" else 1
+    channels = 3 if case.entry.per_channel(case.activation) else 1
     assert case(reduction="none")(scores, labels).shape == (2, channels, 4, 5, 6)
-    if case.activation == "sigmoid":
+    if channels == 3:
         assert case(reduction="none", include_background=False)(scores, labels).shape == (2, 2, 4, 5, 6)
 
 
 @every_case()
 def test_mean_and_sum_are_those_of_none(case: LossCase) -> None:
-    if "none" not in case.entry.reductions:
-        pytest.skip("no reduction='none'")
+    if "none" not in case.entry.reductions or case.entry.family == "compound" or case.entry.name == "TopKLoss":
+        pytest.skip("no reduction='none', or one of parts, or unranked")
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
     for options in ({}, {"include_background": False}):
@@ -717,8 +747,14 @@ def test_mean_and_sum_are_those_of_none(case: LossCase) -> None:
 
 @every_case()
 def test_include_background_false_drops_the_result_not_the_softmax(case: LossCase) -> None:
-    if "none" not in case.entry.reductions or (case.entry.family == "distribution" and case.activation != "sigmoid"):
+    if "none" not in case.entry.reductions:
+        pytest.skip("no reduction='none'")
+    if case.entry.family == "distribution" and not case.entry.per_channel(case.activation):
         pytest.skip("one result per voxel")
+    if case.entry.family == "region" and case.entry.mean_over == "samples":
+        pytest.skip("one result per sample")
+    if "alpha" in case.options and case.activation == "softmax":
+        pytest.skip("without background a scalar alpha has no effect")
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
     kept = case(reduction="none", include_background=False)(scores, labels)
@@ -737,6 +773,9 @@ def test_include_background_warns_once_where_it_has_no_effect() -> None:
         assert loss(scores, labels) == CrossEntropyLoss(to_onehot_y=True, softmax=True)(scores, labels)
         FusedDiceCELoss(**options)(scores, labels)  # it has an effect on Dice
         CrossEntropyLoss(to_onehot_y=True, sigmoid=True, include_background=False)(scores, labels)
+        for entry in LOSSES:
+            if entry.family != "distribution" or entry.every_channel:
+                entry.make(include_background=False)(scores, labels)
 
 
 # --- the rest of the table ---
@@ -744,17 +783,21 @@ def test_include_background_warns_once_where_it_has_no_effect() -> None:
 
 @every_loss()
 def test_sync_batch(entry: LossEntry) -> None:
+    options = {"batch": True} if entry.accepts("batch") else {}
+    if not entry.syncs:
+        with pytest.raises(ValueError, match="expected sync_batch=False, got True"):
+            entry.make(sync_batch=True, **options)
+        return
     if entry.accepts("batch"):
         with pytest.raises(ValueError, match="expected batch=True with sync_batch=True"):
             entry.make(sync_batch=True)
-    options = {"batch": True} if entry.accepts("batch") else {}
     scores = torch.randn(SHAPE)
     labels = labels_like(scores)
     alone = value_and_gradient(entry.make(**options), scores, labels)
     assert_same(value_and_gradient(entry.make(sync_batch=True, **options), scores, labels), alone, atol=0, rtol=0)
 
 
-@every_case()
+@every_case(only=lambda entry: entry.lean)
 def test_double_backward_is_refused(case: LossCase) -> None:
     scores = case.scores(*SHAPE).requires_grad_()
     labels = labels_like(scores)
@@ -767,10 +810,12 @@ def test_double_backward_is_refused(case: LossCase) -> None:
 def test_copies(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
-    loss = case(weight=[1.0, 2.0, 0.5], ignore_index=255)
+    loss = case(ignore_index=255, **case.weighted([1.0, 2.0, 0.5]))
     expected = loss(scores, labels)  # copies are made after a call
     assert copy.deepcopy(loss)(scores, labels) == expected
     assert pickle.loads(pickle.dumps(loss))(scores, labels) == expected
+    if not case.entry.accepts("weight"):
+        return
     other = case(weight=[1.0, 1.0, 1.0], ignore_index=255)
     assert other(scores, labels) != expected
     other.load_state_dict(loss.state_dict())
@@ -786,12 +831,13 @@ def test_repr_and_modes(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
     assert loss.train()(scores, labels) == loss.eval()(scores, labels)
-    weighted = case(weight=[1.0, 2.0, 3.0]).half()  # a model that holds its loss, in half
-    expected = case(weight=[1.0, 2.0, 3.0])(scores, labels)
+    weight = case.weighted([1.0, 2.0, 3.0])
+    weighted = case(**weight).half()  # a model that holds its loss, in half
+    expected = case(**weight)(scores, labels)
     torch.testing.assert_close(weighted(scores, labels), expected, **CLOSE)
 
 
-@every_case()
+@every_case(only=lambda entry: not entry.reads_neighbours)
 def test_order_of_voxels_does_not_matter(case: LossCase) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     labels, mask = labels_like(scores), torch.rand(2, 1, *SHAPE[2:], dtype=torch.float64)
@@ -805,7 +851,7 @@ def test_order_of_voxels_does_not_matter(case: LossCase) -> None:
     assert_same(got, (expected[0], shuffled(expected[1])))
 
 
-@every_case()
+@every_case(only=lambda entry: not entry.background_apart)
 def test_order_of_classes_does_not_matter(case: LossCase) -> None:
     if case.variant == "alpha":
         pytest.skip("background has a factor of its own")
@@ -835,14 +881,16 @@ def test_perfect_partial_and_wrong(case: LossCase, num_classes: int) -> None:
     right = one_hot(labels, num_classes)
     wrong = right.roll(1, 1)
     half = torch.where(torch.arange(7) < 4, right, wrong)
-    scale = (lambda p: p) if case.activation == "none" else (lambda p: 80 * p - 40)
+    probabilities = case.activation == "none" and not case.entry.raw_scores
+    scale = (lambda p: p) if probabilities else (lambda p: 80 * p - 40)
     results = [value_and_gradient(case(), scale(p), labels) for p in (right, half, wrong)]
     values = [value.item() for value, _ in results]
-    assert values[0] < values[1] < values[2]
+    assert values[0] < values[1]
+    assert values[1] < values[2] or (case.entry.name == "TopKLoss" and values[1] == values[2])  # the worst are as bad
     assert all(gradient.isfinite().all() for _, gradient in results)
     smoothed = "label_smoothing" in case.options
-    reads_scores = case.entry.family == "compound" and case.activation == "none"  # its cross-entropy has no logits here
-    if not smoothed and not reads_scores:
+    reads_scores = case.entry.name in ("FusedDiceCELoss", "FusedDiceFocalLoss")  # and gets probabilities here
+    if not smoothed and not (reads_scores and case.activation == "none"):
         assert 0 <= values[0] <= case.entry.smallest
 
 
@@ -850,12 +898,14 @@ def test_perfect_partial_and_wrong(case: LossCase, num_classes: int) -> None:
 @pytest.mark.parametrize("num_classes", [2, 3])
 @every_case()
 def test_gradcheck(case: LossCase, num_classes: int, target_kind: str) -> None:
+    if case.options.get("mode") == "prediction":
+        pytest.skip("its factors follow the prediction, without gradient")
     scores = case.scores(2, num_classes, 3, 4, dtype=torch.float64).requires_grad_()
     labels, mask = labels_like(scores), torch.rand(2, 1, 3, 4, dtype=torch.float64)
     target = labels if target_kind == "labels" else one_hot(labels, num_classes, torch.float64)
     weight = [0.5, 2.0, 1.5][:num_classes]
     for reduction in case.entry.reductions:
-        loss = case(reduction=reduction, weight=weight, to_onehot_y=target_kind == "labels")
+        loss = case(reduction=reduction, to_onehot_y=target_kind == "labels", **case.weighted(weight))
         assert torch.autograd.gradcheck(loss, (scores, target, mask), fast_mode=True)
 
 
@@ -986,13 +1036,18 @@ def assert_lean(loss: nn.Module, scores: Tensor, *data: Tensor, maps: float = 0.
     assert peak <= (1.25 + maps) * size, f"{peak / size:.2f} times the logits"
 
 
+def map_of_top_k(case: LossCase, num_classes: int) -> float:
+    """The map that top-k ranks and that of its ranks, as a share of float32 logits."""
+    return "TopK" in case.entry.name and (1.0 if case.activation == "sigmoid" else 1 / num_classes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 @pytest.mark.parametrize("num_classes", [2, 4, 14])
-@every_case()
+@every_case(only=lambda entry: entry.lean)
 def test_memory(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
     scores = case.scores(1, num_classes, 64, 64, 64 if num_classes == 2 else 32)
     labels = labels_like(scores, dtype=dtype)
-    assert_lean(case(), scores, labels)
+    assert_lean(case(), scores, labels, maps=map_of_top_k(case, num_classes))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
@@ -1006,11 +1061,11 @@ def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("what", ["mask", "float mask", "ignore_index", "weight", "one-hot", "half", "channels_last"])
-@every_case(variants=False)
+@every_case(variants=False, only=lambda entry: entry.lean)
 def test_memory_with_options(case: LossCase, what: str) -> None:
     scores = case.scores(2, 4, 32, 64, 32, dtype=torch.float16 if what == "half" else torch.float32)
     labels = labels_like(scores, dtype=torch.float32)
-    options: dict[str, Any] = {"weight": [1.0, 2.0, 3.0, 4.0]} if what == "weight" else {}
+    options: dict[str, Any] = case.weighted([1.0, 2.0, 3.0, 4.0]) if what == "weight" else {}
     if what == "ignore_index":
         labels[:, :, 3:9], options = 255, {"ignore_index": 255}
     if what == "one-hot":
@@ -1020,4 +1075,5 @@ def test_memory_with_options(case: LossCase, what: str) -> None:
     mask = (
         [torch.rand_like(labels) if what == "float mask" else torch.rand_like(labels) > 0.3] if "mask" in what else []
     )
-    assert_lean(case(**options), scores, labels, *mask)
+    maps = map_of_top_k(case, 4) * 4 / scores.element_size()
+    assert_lean(case(**options), scores, labels, *mask, maps=maps)

@@ -20,8 +20,10 @@ import monai_extra_losses.losses as ours
 EQUALS = {
     "DiceLoss": ours.FusedDiceLoss,
     "TverskyLoss": ours.FusedTverskyLoss,
+    "GeneralizedDiceLoss": ours.FusedGeneralizedDiceLoss,
     "FocalLoss": ours.FusedFocalLoss,
     "DiceCELoss": ours.FusedDiceCELoss,
+    "DiceFocalLoss": ours.FusedDiceFocalLoss,
 }
 SHAPES = [(2, c, *spatial) for spatial in ((5, 6), (4, 3, 5)) for c in (1, 2, 4)]
 ACTIVATIONS: dict[str, dict[str, Any]] = {
@@ -58,6 +60,15 @@ REGION_VALUES: dict[str, list[dict[str, Any]]] = {
     "ignore_index": [{"ignore_index": 1}, {"ignore_index": 0}, {"ignore_index": 255}],
 }
 DICE_VALUES = {"squared_pred": [{"squared_pred": True}], "jaccard": [{"jaccard": True}]}
+# Without smoothing: its place is a departure.
+UNSMOOTHED = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+GENERALIZED_VALUES: dict[str, list[dict[str, Any]]] = {
+    "include_background": [{"include_background": False}],
+    "w_type": [{"w_type": "simple"}, {"w_type": "uniform"}],
+    "reduction": [{"reduction": "sum"}, {"reduction": "none"}],
+    "batch": [{"batch": True}],
+    "soft_label": [{"soft_label": True}],
+}
 TVERSKY_VALUES = {"alpha_beta": [{"alpha": 0.3}, {"beta": 0.7}, {"alpha": 0.2, "beta": 1.5}]}
 FOCAL_VALUES: dict[str, list[dict[str, Any]]] = {
     "include_background": [{"include_background": False}],
@@ -77,6 +88,16 @@ DICE_CE_VALUES = {
     "weight": [{"weight": "list"}],
     "lambda": [{"lambda_dice": 0.3}, {"lambda_ce": 0.0}],
     "label_smoothing": [{"label_smoothing": 0.1}],
+}
+
+
+DICE_FOCAL_VALUES: dict[str, list[dict[str, Any]]] = {
+    **{name: values for name, values in DICE_CE_VALUES.items() if name not in ("lambda", "label_smoothing")},
+    "reduction": [{"reduction": "sum"}, {"reduction": "none"}],
+    "weight": [{"weight": 2.0}, {"weight": "list"}],
+    "gamma": [{"gamma": 0.5}, {"gamma": 3.0}],
+    "alpha": [{"alpha": 0.25}],
+    "lambda": [{"lambda_dice": 0.3}, {"lambda_focal": 0.0}],
 }
 
 
@@ -125,7 +146,7 @@ def compare(name: str, shape: tuple[int, ...], kind: str, sets: Iterator[dict[st
                 )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the warnings have a test of their own
-            if not ACTIVATION_OPTIONS & arguments.keys() and name != "FocalLoss":
+            if not ACTIVATION_OPTIONS & arguments.keys() and name not in ("FocalLoss", "DiceFocalLoss"):
                 scores = scores.sigmoid()  # without an activation the input is probabilities
             theirs = value_and_gradient(getattr(monai.losses, name)(**arguments), scores, target)
             mine = value_and_gradient(EQUALS[name](**arguments), scores, target)
@@ -144,6 +165,12 @@ def departs(name: str, shape: tuple[int, ...], kind: str, options: dict[str, Any
         return True  # which share of a voxel would be deleted?
     if name == "DiceCELoss":
         return "sigmoid" in options and channels > 1
+    if name == "DiceFocalLoss":
+        if options.get("weight") == "list" and channels - (not background) <= 1:
+            return True  # an error in MONAI
+        if options.get("batch") and options.get("reduction") == "none":
+            return True  # MONAI adds (C, 1, 1) to (B, C, *): the axes do not fit
+        return "softmax" in options and channels > 1
     if name != "FocalLoss":
         return False
     if channels == 1 and (softmax or options.get("alpha") == "list"):
@@ -176,6 +203,16 @@ class TestRegionLossesEqualMonai:
             pytest.skip("a departure, with a test of its own")
         sets = ({**ACTIVATIONS[activation], **options} for options in option_sets(DICE_CE_VALUES))
         assert compare("DiceCELoss", shape, kind, sets, weight_of_kept=False) > 30
+
+    def test_generalized_dice(self, shape: tuple[int, ...], activation: str, kind: str) -> None:
+        sets = ({**UNSMOOTHED, **ACTIVATIONS[activation], **options} for options in option_sets(GENERALIZED_VALUES))
+        assert compare("GeneralizedDiceLoss", shape, kind, sets, weight_of_kept=True) > 20
+
+    def test_dice_focal(self, shape: tuple[int, ...], activation: str, kind: str) -> None:
+        if activation == "softmax" and shape[1] > 1:
+            pytest.skip("a departure, with a test of its own")
+        sets = ({**ACTIVATIONS[activation], **options} for options in option_sets(DICE_FOCAL_VALUES))
+        assert compare("DiceFocalLoss", shape, kind, sets, weight_of_kept=True) > 30
 
 
 @pytest.mark.parametrize("kind", ["labels", "onehot", "soft"])
@@ -261,6 +298,8 @@ def warnings_of(loss: torch.nn.Module, scores: Tensor, target: Tensor) -> list[s
         ("TverskyLoss", {"softmax": True, "to_onehot_y": True, "include_background": False}),
         ("FocalLoss", {"to_onehot_y": True, "include_background": False}),
         ("DiceCELoss", {"softmax": True, "to_onehot_y": True, "include_background": False}),
+        ("GeneralizedDiceLoss", {"softmax": True, "to_onehot_y": True, "include_background": False}),
+        ("DiceFocalLoss", {"softmax": True, "to_onehot_y": True, "include_background": False}),
     ],
 )
 def test_one_channel_warns_as_monai(name: str, options: dict[str, Any]) -> None:
@@ -299,6 +338,12 @@ ERRORS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("FocalLoss", {"alpha": [0.1, 0.2]}, ValueError, r"length of alpha \(2\) must match the number of classes \(3\)"),
     ("FocalLoss", {"weight": [0.1, 0.2]}, ValueError, r"number of class_weight \(2\) must match"),
     ("FocalLoss", {"weight": -2.0}, ValueError, "weight"),
+    ("GeneralizedDiceLoss", {"sigmoid": True, "softmax": True}, ValueError, "Incompatible values: more than 1 of"),
+    ("GeneralizedDiceLoss", {"other_act": 3}, TypeError, "other_act must be None or callable but is int"),
+    ("GeneralizedDiceLoss", {"w_type": "cubic"}, ValueError, "cubic"),
+    ("DiceFocalLoss", {"lambda_dice": -1.0}, ValueError, "lambda_dice should be no less than 0.0"),
+    ("DiceFocalLoss", {"lambda_focal": -1.0}, ValueError, "lambda_focal should be no less than 0.0"),
+    ("DiceFocalLoss", {"weight": [1.0, 2.0]}, ValueError, "length of the `weight` sequence should be the same"),
     ("DiceCELoss", {"lambda_dice": -1.0}, ValueError, "lambda_dice should be no less than 0.0"),
     ("DiceCELoss", {"lambda_ce": -1.0}, ValueError, "lambda_ce should be no less than 0.0"),
     ("DiceCELoss", {"reduction": "none"}, ValueError, "none"),
@@ -407,6 +452,46 @@ def test_departure_focal_gradient_with_gamma_below_one(use_softmax: bool) -> Non
     assert mine[0] == 0
     assert mine[1].isfinite().all()
     assert mine[1].abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("include_background", [True, False])
+def test_departure_dice_focal_softmax_has_a_softmax_focal_loss(include_background: bool) -> None:
+    scores, labels, _ = data((2, 3, 5, 6), "labels")
+    options = {"to_onehot_y": True, "softmax": True, "include_background": include_background}
+    x, g = scores.double().numpy(), ref.one_hot(labels.numpy(), 3)
+    kept = slice(0 if include_background else 1, None)
+    dice = ref.dice_loss(ref.soft_counts(ref.softmax(x), g))[:, kept].mean()
+    right = dice + ref.focal_softmax_map(x, g, 2.0)[:, kept].mean()
+    of_sigmoid = dice + ref.focal_sigmoid_map(x, g, 2.0)[:, kept].mean()
+    assert abs(right - of_sigmoid) > 0.05
+    assert monai.losses.DiceFocalLoss(**options)(scores, labels).item() == pytest.approx(of_sigmoid, abs=1e-6)
+    assert ours.FusedDiceFocalLoss(**options)(scores, labels).item() == pytest.approx(right, abs=1e-6)
+
+
+def test_departure_dice_focal_none_with_batch() -> None:
+    scores, target, _ = data((2, 3, 3, 5, 6), "onehot")
+    options = {"sigmoid": True, "reduction": "none", "batch": True}
+    theirs = monai.losses.DiceFocalLoss(**options)(scores, target)
+    mine = ours.FusedDiceFocalLoss(**options)(scores, target)
+    focal = monai.losses.FocalLoss(reduction="none")(scores, target)
+    dice = monai.losses.DiceLoss(sigmoid=True, reduction="none", batch=True)(scores, target).flatten()
+    torch.testing.assert_close(mine, focal + dice.view(1, 3, 1, 1, 1))
+    torch.testing.assert_close(theirs, focal + dice.view(1, 1, 3, 1, 1))  # the Dice of a class on a slice of all
+
+
+def test_departure_generalized_dice_smooths_before_weighting() -> None:
+    """A missed large object costs as much as a missed small one."""
+    scores = torch.full((1, 1, 64, 64, 64), -20.0)
+    numbers = {}
+    for side in (2, 60):
+        target = torch.zeros(1, 1, 64, 64, 64)
+        target[..., :side, :side, :side] = 1
+        theirs = monai.losses.GeneralizedDiceLoss(sigmoid=True)(scores, target).item()
+        numbers[side] = theirs, ours.FusedGeneralizedDiceLoss(sigmoid=True)(scores, target).item()
+    # MONAI's s = 1e-5 stands beside V / V^2: 1 / 8 and 1 / 216000.
+    assert numbers[2] == pytest.approx((1 - 1e-5 / (1 / 8 + 1e-5), 1), abs=1e-5)
+    assert numbers[60] == pytest.approx((1 - 1e-5 / (1 / 216000 + 1e-5), 1), abs=1e-4)
+    assert numbers[60][0] < 0.35
 
 
 @pytest.mark.parametrize("include_background", [True, False])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from loss_list import labels_like, one_hot, value_and_gradient
 from torch import Tensor, nn
 
+from monai_extra_losses import losses
 from monai_extra_losses.losses import (
     CrossEntropyLoss,
     FocalTverskyLoss,
@@ -76,7 +77,98 @@ def dice_and_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.A
     return 0.3 * mean_dice(x, g, activation, w) + 0.7 * mean_cross_entropy(x, g, scores, w)
 
 
+def of_pairs(loss: Callable[..., ref.Array], **knobs: Any) -> Reference:
+    """The mean of a region loss that is a function of p, g and the weights of the voxels."""
+    return lambda x, g, activation, w: float(loss(ref.activated(x, activation), g, w, **knobs).mean())
+
+
+def of_true_class(formula: Callable[..., ref.Array], **knobs: Any) -> Reference:
+    return lambda x, g, activation, w: ref.true_class_mean(x, g, activation, w, lambda log_pt: formula(log_pt, **knobs))
+
+
+def weighted_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    return ref.beta_cross_entropy(x, g, activation, w, 3.0, 1.0)
+
+
+def target_weighted_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    share = ref.over_voxels(g, w) / ref.over_voxels(w)
+    beta = np.clip((1 - share) / np.maximum(share, 1e-12), 1e-3, 1e3)
+    return ref.beta_cross_entropy(x, g, activation, w, beta, 1.0)
+
+
+def balanced_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    beta = np.clip(1 - ref.over_voxels(g, w) / ref.over_voxels(w), 0.05, 0.95)
+    return ref.beta_cross_entropy(x, g, activation, w, beta, 1 - beta)
+
+
+def top_k(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    voxels = ref.binary_cross_entropy_map(x, g) if activation == "sigmoid" else ref.cross_entropy_map(x, g, activation)
+    return ref.top_k_mean(w * voxels, w > 0, 30)
+
+
+def dice_and_focal(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    return 0.3 * mean_dice(x, g, activation, w) + 0.7 * mean_focal(x, g, activation, w)
+
+
+def dice_and_top_k(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    return 0.3 * mean_dice(x, g, activation, w) + 0.7 * top_k(x, g, activation, w)
+
+
+def combo(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    dice = ref.dice_loss(ref.soft_counts(ref.activated(x, activation), g, w), 1.0, 1.0).mean()
+    return float(0.4 * ref.beta_cross_entropy(x, g, activation, w, 0.7, 1 - 0.7) + (1 - 0.4) * dice)
+
+
+def asymmetric_unified_focal(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
+    knobs = {"weight_focal": 0.3, "delta": 0.7, "gamma": 0.25}
+    return ref.unified_focal(x, g, activation, w, asymmetric=True, **knobs)
+
+
 FORMULAS: dict[str, tuple[type[nn.Module], dict[str, Any], Reference]] = {
+    "log-cosh Dice": (losses.LogCoshDiceLoss, {}, of_pairs(ref.log_cosh_dice_loss)),
+    "generalized Dice": (losses.FusedGeneralizedDiceLoss, {}, of_pairs(ref.generalized_dice_loss)),
+    "generalized Dice, 1/V": (
+        losses.FusedGeneralizedDiceLoss,
+        {"w_type": "simple"},
+        of_pairs(ref.generalized_dice_loss, power=1),
+    ),
+    "generalized Dice, skip": (
+        losses.FusedGeneralizedDiceLoss,
+        {"absent_class": "skip"},
+        of_pairs(ref.generalized_dice_loss, skip=True),
+    ),
+    "sensitivity-specificity": (
+        losses.SensitivitySpecificityLoss,
+        {"sensitivity_weight": 0.3},
+        of_pairs(ref.sensitivity_specificity_loss, sensitivity_weight=0.3),
+    ),
+    "two-class Dice": (losses.TwoClassDiceLoss, {}, of_pairs(ref.two_class_dice_loss)),
+    "noise-robust Dice": (losses.NoiseRobustDiceLoss, {}, of_pairs(ref.noise_robust_dice_loss)),
+    "boundary DoU": (losses.BoundaryDoULoss, {}, of_pairs(ref.boundary_dou_loss)),
+    "poly": (losses.PolyLoss, {}, of_true_class(ref.poly)),
+    "poly, 2": (losses.PolyLoss, {"epsilon": 2.0}, of_true_class(ref.poly, epsilon=2.0)),
+    "generalized CE": (losses.GeneralizedCrossEntropyLoss, {}, of_true_class(ref.generalized_cross_entropy)),
+    "weighted CE": (losses.WeightedCrossEntropyLoss, {"beta": 3.0}, weighted_cross_entropy),
+    "weighted CE, target": (losses.WeightedCrossEntropyLoss, {"mode": "target"}, target_weighted_cross_entropy),
+    "balanced CE": (losses.BalancedCrossEntropyLoss, {}, balanced_cross_entropy),
+    "top-k": (losses.TopKLoss, {"k": 30.0}, top_k),
+    "hinge": (losses.HingeLoss, {}, lambda x, g, activation, w: ref.hinge_mean(x, g, w)),
+    "squared hinge": (losses.SquaredHingeLoss, {}, lambda x, g, activation, w: ref.hinge_mean(x, g, w, 2)),
+    "categorical hinge": (
+        losses.CategoricalHingeLoss,
+        {},
+        lambda x, g, activation, w: ref.categorical_hinge_mean(x, g, w),
+    ),
+    "Dice and focal": (losses.FusedDiceFocalLoss, {"lambda_dice": 0.3, "lambda_focal": 0.7}, dice_and_focal),
+    "Dice and top-k": (losses.DiceTopKLoss, {"lambda_dice": 0.3, "lambda_topk": 0.7, "k": 30.0}, dice_and_top_k),
+    "Combo": (losses.ComboLoss, {"alpha": 0.4, "beta": 0.7}, combo),
+    "exponential logarithmic": (losses.ExponentialLogarithmicLoss, {}, ref.exponential_logarithmic),
+    "unified focal": (losses.UnifiedFocalLoss, {}, ref.unified_focal),
+    "unified focal, asymmetric": (
+        losses.UnifiedFocalLoss,
+        {"asymmetric": True, "weight_focal": 0.3, "delta": 0.7, "gamma": 0.25},
+        asymmetric_unified_focal,
+    ),
     "Dice": (FusedDiceLoss, {}, mean_dice),
     "Dice, batch": (FusedDiceLoss, {"batch": True}, batch_dice),
     "Dice, foreground": (FusedDiceLoss, {"include_background": False}, foreground_dice),
@@ -89,34 +181,39 @@ FORMULAS: dict[str, tuple[type[nn.Module], dict[str, Any], Reference]] = {
     "focal": (FusedFocalLoss, {}, mean_focal),
     "Dice and cross-entropy": (FusedDiceCELoss, {"lambda_dice": 0.3, "lambda_ce": 0.7}, dice_and_cross_entropy),
 }
-HARD_TARGETS_ONLY = {"focal"}  # with soft ones it is MONAI's, see test_drop_in.py
+RAW_SCORES = {"hinge", "squared hinge", "categorical hinge"}
+HARD_TARGETS_ONLY = {"focal", "Dice and focal"}  # with soft ones it is MONAI's, see test_drop_in.py
 
 
 @pytest.mark.parametrize("kind", ["labels", "labels and mask", "soft", "soft and mask"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (2, 3, 2, 3, 2)], ids=["2D", "3D"])
+@pytest.mark.parametrize("shape", [(3, 3, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_value_and_gradient_are_those_of_the_formula(
     name: str, shape: tuple[int, ...], activation: str, kind: str
 ) -> None:
     cls, options, reference = FORMULAS[name]
-    if name in HARD_TARGETS_ONLY and ("soft" in kind or activation == "none"):
+    if (name in HARD_TARGETS_ONLY and ("soft" in kind or activation == "none")) or (
+        name in RAW_SCORES and activation != "none"
+    ):
         pytest.skip("not in the formula")
     torch.manual_seed(0)
     scores = 2 * torch.randn(shape, dtype=torch.float64)
-    if activation == "none":
-        scores = scores.softmax(1)
+    if activation == "none" and name not in RAW_SCORES:
+        scores = (scores / 4).softmax(1)  # differences near p = 0 would be wrong
     labels = labels_like(scores)
     soft = torch.rand(shape, dtype=torch.float64)
+    if shape[1] > 2:  # one class is absent in one sample
+        labels[0], soft[0, 2] = labels[0] % 2, 0
     target = soft / soft.sum(1, keepdim=True) if "soft" in kind else labels
-    mask = torch.rand(2, 1, *shape[2:], dtype=torch.float64) if "mask" in kind else None
+    mask = torch.rand(shape[0], 1, *shape[2:], dtype=torch.float64) if "mask" in kind else None
     if cls is FusedFocalLoss:
         active = {"use_softmax": activation == "softmax"}
     else:
         active = {activation: True} if activation != "none" else {}
     value, gradient = value_and_gradient(cls(to_onehot_y="labels" in kind, **active, **options), scores, target, mask)
     g = target.numpy() if "soft" in kind else ref.one_hot(labels.numpy(), shape[1])
-    w = np.ones((2, 1, *shape[2:])) if mask is None else mask.numpy()
+    w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.numpy()
     x = scores.numpy()
     assert value.item() == pytest.approx(reference(x, g, activation, w), rel=1e-12)
     # The error of the differences is about 1e-10.

@@ -19,6 +19,7 @@ from monai.bundle.config_item import ComponentLocator
 import monai_extra_losses
 from monai_extra_losses import drop_in, losses
 from monai_extra_losses.losses.base import SegmentationLoss
+from monai_extra_losses.losses.regression import RegressionLoss
 
 ROOT = Path(__file__).parents[1]
 LOSSES = [name for name in losses.__all__ if name.endswith("Loss")]
@@ -104,8 +105,13 @@ def test_a_drop_in_has_monai_s_parameters_then_ours_by_keyword_only(name: str) -
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_signature_lists_every_option(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters
-    assert "options" not in parameters
-    assert {"include_background", "to_onehot_y", "reduction", "ignore_index"} <= set(parameters)
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if name == "CompoundLoss":
+        assert set(parameters) == {"losses", "weights"}  # the options are those of its parts
+        return
+    regression = issubclass(getattr(losses, name), RegressionLoss)  # its target is no map of labels
+    shared = {"include_background", "reduction"} | (set() if regression else {"to_onehot_y", "ignore_index"})
+    assert shared <= set(parameters)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -136,7 +142,8 @@ def test_every_loss_is_in_the_table_of_the_readme(name: str) -> None:
 
 
 def test_every_loss_derives_from_the_one_base() -> None:
-    assert all(issubclass(getattr(losses, name), SegmentationLoss) for name in LOSSES)
+    others = {name for name in LOSSES if not issubclass(getattr(losses, name), SegmentationLoss)}
+    assert others == {"CompoundLoss"}  # it has parts, and no data of its own
 
 
 def test_the_first_lines_of_the_readme_run() -> None:

@@ -3,9 +3,9 @@
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack, get_args
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from monai_extra_losses.ops.terms import (
     BinaryFormula,
     CountSums,
     ErrorSums,
+    MarginSums,
     TargetSums,
     Term,
     VoxelMap,
@@ -118,12 +119,13 @@ def class_weights(weight: Weight) -> Tensor | None:
 def _full_signature(cls: type) -> inspect.Signature:
     """Signature of a class with its bases' options spelled out in place of `**options`."""
     own = inspect.signature(vars(cls).get("__init__", cls.__init__))  # type: ignore[misc]
-    parameters = [p for p in own.parameters.values() if p.name != "self"]
+    parameters = [p for p in own.parameters.values() if p.name not in {"self", *cls.left_out}]  # type: ignore[attr-defined]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         return own.replace(parameters=parameters)
     named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-    names = {p.name for p in named}
-    inherited = inspect.signature(cls.__mro__[1]).parameters.values()  # already spelled out
+    names = {p.name for p in named} | cls.left_out.keys()  # type: ignore[attr-defined]
+    base = cls.options_of or cls.__mro__[1]  # type: ignore[attr-defined]
+    inherited = inspect.signature(base).parameters.values()  # already spelled out
     named += [p.replace(kind=p.KEYWORD_ONLY) for p in inherited if p.name not in names]
     return own.replace(parameters=named)
 
@@ -155,9 +157,17 @@ class SegmentationLoss(nn.Module):
         ShapeMismatchError: shapes that do not fit (a ValueError and, as in MONAI, an AssertionError).
     """
 
+    left_out: ClassVar[Mapping[str, str]] = {}  # options that have no meaning for the class, and why
+    options_of: ClassVar[type | None] = None  # whose options `**options` are, where not those of the next base
     class_weight: Tensor | None
     shares_inputs = True  # whether `terms` and `value` of LossInputs are all there is
     _spatial = range(1, 4)
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        for name, reason in cls.left_out.items():
+            if name in options:
+                raise TypeError(f"{cls.__name__} has no option {name!r}: {reason}.")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -268,6 +278,9 @@ class SegmentationLoss(nn.Module):
         from torch.distributed.nn.functional import all_reduce
 
         return all_reduce(sums)
+
+
+SegmentationLoss.__signature__ = _full_signature(SegmentationLoss)  # type: ignore[attr-defined]
 
 
 class RegionLoss(SegmentationLoss):
@@ -399,7 +412,7 @@ class DistributionLoss(SegmentationLoss):
 
     def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if self.softmax and not self.include_background:
+        if self.softmax and not self.include_background and not self.every_channel:
             warnings.warn(
                 f"`include_background=False` has no effect on {type(self).__name__} with softmax: a voxel of "
                 "background has a true class too (mask it, or give it the weight 0).",
@@ -407,6 +420,7 @@ class DistributionLoss(SegmentationLoss):
             )
 
     source: Source = "activated"
+    every_channel = False  # whether every channel is a decision of its own under softmax too
     slope: float | None = None  # the formula's derivative where it is a constant
 
     @abstractmethod
@@ -423,7 +437,7 @@ class DistributionLoss(SegmentationLoss):
 
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         """Whether every channel is a decision of its own."""
-        return self.sigmoid or inputs.scores.shape[1] == 1
+        return self.every_channel or self.sigmoid or inputs.scores.shape[1] == 1
 
     def terms(self, inputs: LossInputs) -> Terms:
         return self._voxel_term(inputs), TARGET_SUMS
@@ -439,17 +453,9 @@ class DistributionLoss(SegmentationLoss):
         """Whether the loss of every voxel is needed."""
         return self.reduction == "none"
 
-    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
-        """The map of voxel losses, times the class weights."""
-        channels = inputs.scores.shape[1]
-        dropped = self.one_vs_rest(inputs) and not self.include_background and channels > 1
-        weight = self.weights_for(channels - dropped, inputs.scores)
-        if weight is not None and dropped:
-            weight = torch.cat([weight.new_ones(1), weight])
-        return VoxelMap(sums, weight, weight)
-
-    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        sums = VoxelSums(
+    def sums(self, inputs: LossInputs) -> VoxelSums | MarginSums:
+        """What is summed over the voxels."""
+        return VoxelSums(
             self.activation(inputs),
             self.formula,
             one_vs_rest=self.one_vs_rest(inputs),
@@ -457,9 +463,25 @@ class DistributionLoss(SegmentationLoss):
             by_class=self.by_class,
             slope=self.slope,
         )
+
+    def voxel_map(self, inputs: LossInputs) -> VoxelMap:
+        """The map of voxel losses, times the class weights."""
+        weight = self._weight_of_channels(inputs)
+        return VoxelMap(self.sums(inputs), weight, weight)
+
+    def _weight_of_channels(self, inputs: LossInputs) -> Tensor | None:
+        """(C,) weights of all channels; 1 for a background that is left out."""
+        channels = inputs.scores.shape[1]
+        dropped = self.one_vs_rest(inputs) and not self.include_background and channels > 1
+        weight = self.weights_for(channels - dropped, inputs.scores)
+        if weight is not None and dropped:
+            weight = torch.cat([weight.new_ones(1), weight])
+        return weight
+
+    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         if self.keeps_map:
-            return inputs.remember(self, lambda: (self.source, self.voxel_map(sums, inputs)))
-        return self.source, sums
+            return inputs.remember(self, lambda: (self.source, self.voxel_map(inputs)))
+        return self.source, self.sums(inputs)
 
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         """Reduce (B, C) sums of the losses of positive and negative decisions."""

@@ -1,8 +1,7 @@
 """Compound losses: weighted sums whose parts share one pass over the data."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +33,19 @@ from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.terms import Activation, Term, VoxelSums
 
 
+class _Unsmoothed(SegmentationOptions, total=False):
+    """Options of a region loss whose smoothing has other defaults."""
+
+    batch: bool
+    soft_label: bool
+    absent_class: AbsentClass
+
+
 class _Dice(RegionLoss):
     """Dice of each class."""
 
     def formula(self, c: SoftCounts) -> Tensor:
         return 1 - self.ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn)
-
-
-class _FixedBalance(BalancedCrossEntropyLoss):
-    """-(beta g log p + (1-beta) (1-g) log(1-p)) of fixed beta, without background where that is left out."""
-
-    def __init__(self, beta: float, **options: Unpack[SegmentationOptions]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            super().__init__(beta_range=(beta, beta), **options)
 
 
 class _ScoreCrossEntropy(CrossEntropyLoss):
@@ -409,7 +407,21 @@ class FusedDiceFocalLoss(_WeightedParts):
         return (self.lambda_dice, self.dice), (self.lambda_focal, self.focal)
 
 
-class DiceTopKLoss(_WeightedParts):
+class _RegionCompound(_WeightedParts):
+    """Base of the compounds that take the options of their region part."""
+
+    options_of = RegionLoss
+
+    def __init__(self, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**_segmentation_options(options))
+        if self.reduction == "none":
+            raise ValueError("expected reduction 'mean' or 'sum', got 'none': a region part has no loss per voxel.")
+
+
+_OWN_WEIGHTS = "it weights the classes itself"
+
+
+class DiceTopKLoss(_RegionCompound):
     """Dice plus top-k cross-entropy.
 
     lambda_dice Dice + lambda_topk TopK
@@ -443,8 +455,7 @@ class DiceTopKLoss(_WeightedParts):
         lambda_topk: float = 1.0,
         **options: Unpack[RegionOptions],
     ) -> None:
-        super().__init__(**_segmentation_options(options))
-        _refuse_none(self.reduction)
+        super().__init__(**options)
         refuse_negative(lambda_dice=lambda_dice, lambda_topk=lambda_topk)
         self.dice = _Dice(**options)
         self.topk = TopKLoss(k=k, batch=options.get("batch", False), **_for_cross_entropy(options))
@@ -455,7 +466,7 @@ class DiceTopKLoss(_WeightedParts):
         return (self.lambda_dice, self.dice), (self.lambda_topk, self.topk)
 
 
-class ComboLoss(_WeightedParts):
+class ComboLoss(_RegionCompound):
     """Combo loss: weighted cross-entropy and Dice.
 
     alpha mCE + (1-alpha) (1 - Dice), mCE = -mean(beta g log p + (1-beta) (1-g) log(1-p)) one-vs-rest, per class kept
@@ -467,7 +478,9 @@ class ComboLoss(_WeightedParts):
     Args:
         alpha: in [0, 1], share of the cross-entropy; 0.5 as in the paper.
         beta: in (0, 1); above 0.5 missed voxels cost more than false positives; 0.5 as in the paper.
-        **options: see `RegionLoss`. Dice's smoothing is 1 by default (`smooth_nr=smooth_dr=1`).
+        smooth_nr: s of Dice's numerator; 1 as in the paper.
+        smooth_dr: s of its denominator; likewise.
+        **options: see `RegionLoss`.
 
     Shapes: see `SegmentationLoss`.
 
@@ -483,16 +496,24 @@ class ComboLoss(_WeightedParts):
     Reference: Taghanaki et al. 2019, arXiv:1805.02798.
     """
 
-    def __init__(self, alpha: float = 0.5, beta: float = 0.5, **options: Unpack[RegionOptions]) -> None:
-        super().__init__(**_segmentation_options(options))
-        _refuse_none(self.reduction)
-        _refuse_weight(self)
+    left_out: ClassVar[dict[str, str]] = {"weight": _OWN_WEIGHTS}
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        *,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        **options: Unpack[_Unsmoothed],
+    ) -> None:
+        super().__init__(**options)
         if not 0 <= alpha <= 1:
             raise ValueError(f"expected alpha in [0, 1], got {alpha}.")
         if not 0 < beta < 1:
             raise ValueError(f"expected beta in (0, 1), got {beta}.")
-        self.dice = _Dice(**({"smooth_nr": 1.0, "smooth_dr": 1.0} | options))
-        self.cross_entropy = _FixedBalance(beta, **_segmentation_options(options))
+        self.dice = _Dice(smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
+        self.cross_entropy = BalancedCrossEntropyLoss((beta, beta), **_segmentation_options(options))
         self.alpha = alpha
         self.beta = beta
 
@@ -522,6 +543,7 @@ class _FrequencyCrossEntropy(DistributionLoss):
         super().__init__(**options)
         self.gamma = gamma
         self.register_buffer("class_frequencies", class_weights(class_frequencies))
+        self._shares = self.class_frequencies is None or bool(self.class_frequencies.max() <= 1)
 
     def formula(self, log_pt: Tensor) -> Tensor:
         return (-log_pt).clamp_min(1e-7) ** self.gamma  # likewise at p_t = 1
@@ -529,25 +551,28 @@ class _FrequencyCrossEntropy(DistributionLoss):
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         volumes, voxels = inputs[TARGET_SUMS]
         one_vs_rest = self.one_vs_rest(inputs)
-        frequencies, rest = self._frequencies(volumes, voxels)
-        total = frequencies.sum() if not one_vs_rest else frequencies + rest
-        loss = positive * _root_ratio(total, frequencies)
+        frequencies, every = self._frequencies(volumes, voxels)
         if one_vs_rest:
-            loss = self.kept(loss + negative * _root_ratio(total, rest))
+            if not self._shares:
+                raise ValueError("expected class_frequencies in [0, 1], the share of each channel, got larger numbers.")
+            positive = positive * _root_ratio(every, frequencies)
+            loss = self.kept(positive + negative * _root_ratio(every, every - frequencies))
+        else:
+            loss = positive * _root_ratio(frequencies.sum(), frequencies)
         counts = self.kept(voxels) if one_vs_rest else voxels[:, :1]
         return self._mean_or_sum(loss.sum(), counts.sum())
 
     def _frequencies(self, volumes: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
-        """(C,) how often each class is there, and how often not."""
+        """(C,) how often each class is there, of how many voxels."""
         if self.class_frequencies is None:
             sums = self.summed_over_ranks(torch.stack([volumes.sum(0), voxels.sum(0)]))
-            return sums[0], sums[1] - sums[0]
+            return sums[0], sums[1]
         given = self.class_frequencies.to(volumes)
         if given.ndim != 1 or given.shape[0] != volumes.shape[1]:
             raise ValueError(
                 f"expected class_frequencies of {volumes.shape[1]} numbers, one per channel, got {given.tolist()}."
             )
-        return given, given.sum().clamp_min(1.0) - given
+        return given, torch.ones_like(given)
 
 
 def _root_ratio(total: Tensor, part: Tensor) -> Tensor:
@@ -555,29 +580,31 @@ def _root_ratio(total: Tensor, part: Tensor) -> Tensor:
     return torch.where(part > 0, total / torch.where(part > 0, part, 1), 0).sqrt()
 
 
-class ExponentialLogarithmicLoss(_WeightedParts):
+class ExponentialLogarithmicLoss(_RegionCompound):
     """Exponential logarithmic loss: powers of the logarithms of Dice and of the cross-entropy, for tiny classes.
 
     w_dice mean_c (-ln D_c)^gamma_dice + w_ce mean_n w_t (-ln p_t)^gamma_ce, w_c = (sum_k f_k / f_c)^(1/2)
 
     D is clamped at 1 - 1e-6 and -ln p at 1e-7, where the powers have no finite gradient, so a perfect prediction gives
-    about 0.014. A class that is absent from the batch has w = 0; one that is absent from a sample leaves that sample's
-    mean of D. Everything ignored gives 0. One-vs-rest, a class and its rest are the two classes of w.
+    about 0.015. A class that is absent from the batch has w = 0; one that is absent from a sample leaves the mean of D
+    for that sample. Everything ignored gives 0. One-vs-rest, a class and its rest are the two classes of w.
 
     Args:
         weight_dice: 0.8 as in the paper.
         weight_cross_entropy: 0.2 as in the paper.
         gamma_dice: exponent, > 0; 0.3 as in the paper. Below 1 gradients grow for nearly right classes.
         gamma_cross_entropy: likewise; 0.3.
-        class_frequencies: f, one number >= 0 per channel; None: the voxels of the batch (of all ranks with
-            `sync_batch`).
-        **options: see `RegionLoss`. Dice's smoothing is 1 by default (`smooth_nr=smooth_dr=1`).
+        class_frequencies: f, one number >= 0 per channel, one-vs-rest its share of the voxels; None: those of the batch
+            (of all ranks with `sync_batch`).
+        smooth_nr: s of Dice's numerator; 1 as in the paper.
+        smooth_dr: s of its denominator; likewise.
+        **options: see `RegionLoss`.
 
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: a negative weight, a gamma <= 0, frequencies of the wrong length, `weight`, reduction="none"; else
-            see `RegionLoss`.
+        ValueError: a negative weight, a gamma <= 0, frequencies of the wrong length, reduction="none"; else see
+            `RegionLoss`.
 
     Example:
         >>> import torch
@@ -590,6 +617,11 @@ class ExponentialLogarithmicLoss(_WeightedParts):
     Reference: Wong et al. 2018, arXiv:1809.00076.
     """
 
+    left_out: ClassVar[dict[str, str]] = {
+        "weight": _OWN_WEIGHTS,
+        "absent_class": "a class that is absent leaves its mean of Dice always",
+    }
+
     def __init__(
         self,
         weight_dice: float = 0.8,
@@ -597,16 +629,17 @@ class ExponentialLogarithmicLoss(_WeightedParts):
         gamma_dice: float = 0.3,
         gamma_cross_entropy: float = 0.3,
         class_frequencies: Weight = None,
-        **options: Unpack[RegionOptions],
+        *,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        **options: Unpack[_Unsmoothed],
     ) -> None:
-        super().__init__(**_segmentation_options(options))
-        _refuse_none(self.reduction)
-        _refuse_weight(self)
+        super().__init__(**options)
         refuse_negative(weight_dice=weight_dice, weight_cross_entropy=weight_cross_entropy)
         for name, gamma in (("gamma_dice", gamma_dice), ("gamma_cross_entropy", gamma_cross_entropy)):
             if gamma <= 0:
                 raise ValueError(f"expected {name} > 0, got {gamma}.")
-        self.dice = _LogDice(gamma_dice, **({"smooth_nr": 1.0, "smooth_dr": 1.0} | options))
+        self.dice = _LogDice(gamma_dice, smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
         self.cross_entropy = _FrequencyCrossEntropy(
             gamma_cross_entropy, class_frequencies, **_for_cross_entropy(options)
         )
@@ -659,7 +692,7 @@ class _UnifiedFocal(DistributionLoss):
         )
 
 
-class UnifiedFocalLoss(_WeightedParts):
+class UnifiedFocalLoss(_RegionCompound):
     """Unified focal loss: focal cross-entropy and focal Tversky with shared parameters, for any number of classes.
 
     lambda F + (1-lambda) FT, TI = (TP + s) / (TP + delta FN + (1-delta) FP + s)
@@ -681,7 +714,7 @@ class UnifiedFocalLoss(_WeightedParts):
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: weight_focal, delta or gamma out of range, `weight`, reduction="none"; else see `RegionLoss`.
+        ValueError: weight_focal, delta or gamma out of range, reduction="none"; else see `RegionLoss`.
 
     Example:
         >>> import torch
@@ -693,6 +726,8 @@ class UnifiedFocalLoss(_WeightedParts):
     Reference: Yeung et al. 2022, arXiv:2102.04525, as in the authors' code.
     """
 
+    left_out: ClassVar[dict[str, str]] = {"weight": _OWN_WEIGHTS}
+
     def __init__(
         self,
         weight_focal: float = 0.5,
@@ -701,9 +736,7 @@ class UnifiedFocalLoss(_WeightedParts):
         asymmetric: bool = False,
         **options: Unpack[RegionOptions],
     ) -> None:
-        super().__init__(**_segmentation_options(options))
-        _refuse_none(self.reduction)
-        _refuse_weight(self)
+        super().__init__(**options)
         if not 0 <= weight_focal <= 1:
             raise ValueError(f"expected weight_focal in [0, 1], got {weight_focal}.")
         if not 0 < delta < 1:
@@ -718,26 +751,15 @@ class UnifiedFocalLoss(_WeightedParts):
         return (self.weight_focal, self.focal), (1 - self.weight_focal, self.tversky)
 
 
-def _refuse_none(reduction: str) -> None:
-    if reduction == "none":
-        raise ValueError("expected reduction 'mean' or 'sum', got 'none': Dice has no loss per voxel.")
-
-
-def _refuse_weight(loss: SegmentationLoss) -> None:
-    if loss.class_weight is not None:
-        raise ValueError(f"expected weight=None, got a weight: {type(loss).__name__} weights the classes itself.")
-
-
-def _segmentation_options(options: RegionOptions) -> SegmentationOptions:
-    """The options that are not those of region losses alone."""
-    names = SegmentationOptions.__optional_keys__
+def _segmentation_options(options: RegionOptions | _Unsmoothed) -> SegmentationOptions:
+    """The options that are not those of region losses alone, nor `weight`, which is for the region part."""
+    names = SegmentationOptions.__optional_keys__ - {"weight"}
     return {name: value for name, value in options.items() if name in names}  # type: ignore[return-value]
 
 
-def _for_cross_entropy(options: RegionOptions) -> SegmentationOptions:
-    """Options of a cross-entropy part: a softmax one keeps the background, and class weights are the region part's."""
+def _for_cross_entropy(options: RegionOptions | _Unsmoothed) -> SegmentationOptions:
+    """Options of a cross-entropy part: a softmax one keeps the background."""
     shared = _segmentation_options(options)
-    shared["weight"] = None
     if not shared.get("sigmoid", False):
         shared["include_background"] = True
     return shared

@@ -22,15 +22,7 @@ from monai_extra_losses.losses.base import (
     one_of,
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
-from monai_extra_losses.ops.terms import (
-    Activation,
-    CountSums,
-    LogSums,
-    MarginSums,
-    Term,
-    VoxelMap,
-    VoxelSums,
-)
+from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term, VoxelMap
 
 BetaMode = Literal["fixed", "prediction", "target"]
 
@@ -90,8 +82,8 @@ class CrossEntropyLoss(DistributionLoss):
         log_p = inputs[self._log_term(inputs)][0]
         return self._reduced(inputs, keep * positive - share * log_p, keep * negative)
 
-    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
-        return dataclasses.replace(super().voxel_map(sums, inputs), smoothing=self.label_smoothing)
+    def voxel_map(self, inputs: LossInputs) -> VoxelMap:
+        return dataclasses.replace(super().voxel_map(inputs), smoothing=self.label_smoothing)
 
     def _log_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         return self.source, LogSums(self.activation(inputs), self.one_vs_rest(inputs))
@@ -207,9 +199,9 @@ class FusedFocalLoss(DistributionLoss):
             return self.summed_over_ranks((loss / voxels.clamp_min(1e-7)).sum())
         return self._mean_or_sum(loss.sum(), voxels.sum())
 
-    def voxel_map(self, sums: VoxelSums, inputs: LossInputs) -> VoxelMap:
+    def voxel_map(self, inputs: LossInputs) -> VoxelMap:
         like = inputs.scores.new_zeros((), dtype=torch.float32)
-        return VoxelMap(sums, *self._factors(inputs, like), spread=True)
+        return VoxelMap(self.sums(inputs), *self._factors(inputs, like), spread=True)
 
     def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
         inputs = super().prepare(input, target, mask)
@@ -321,26 +313,26 @@ class GeneralizedCrossEntropyLoss(DistributionLoss):
 class _OneVsRestCrossEntropy(DistributionLoss):
     """Base of the cross-entropies that weight positives and negatives of each class, under softmax too."""
 
+    every_channel = True
     slope = -1.0
 
     def formula(self, log_pt: Tensor) -> Tensor:
         return -log_pt
-
-    def one_vs_rest(self, inputs: LossInputs) -> bool:
-        return True
 
     @abstractmethod
     def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """(B, C) factors of positives and negatives, without gradient."""
 
     def value(self, inputs: LossInputs) -> Tensor:
-        result = inputs[self._voxel_term(inputs)]
-        positive, negative = self.factors(inputs)
-        if not self.keeps_map:
-            return self._reduced(inputs, result[0] * positive, result[1] * negative)
-        g = inputs.whole().one_hot().reshape(inputs.scores.shape)
-        axes = (slice(None), slice(None), *[None] * (g.ndim - 2))
-        return self.kept(result * (g * positive[axes] + (1 - g) * negative[axes]).to(result))
+        if self.keeps_map:
+            return super().value(inputs)
+        losses, factors = inputs[self._voxel_term(inputs)], self.factors(inputs)
+        return self._reduced(inputs, losses[0] * factors[0], losses[1] * factors[1])
+
+    def voxel_map(self, inputs: LossInputs) -> VoxelMap:
+        weight = self._weight_of_channels(inputs)
+        positive, negative = (f if weight is None else f * weight for f in self.factors(inputs))
+        return VoxelMap(self.sums(inputs), positive, negative)
 
 
 class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
@@ -384,8 +376,10 @@ class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
         volumes, voxels = inputs[TARGET_SUMS]
         if self.mode == "prediction":
             volumes = inputs[self._count_term(inputs)][1].detach()
-        beta = torch.full_like(volumes, self.beta) if self.mode == "fixed" else (voxels - volumes) / volumes
-        return beta.clamp(1e-3, 1e3).nan_to_num(1.0) if self.mode != "fixed" else beta, torch.ones_like(beta)
+        if self.mode == "fixed":
+            return torch.full_like(volumes, self.beta), torch.ones_like(volumes)
+        beta = ((voxels - volumes) / volumes).clamp(1e-3, 1e3).nan_to_num(1.0)  # 0/0 where nothing is kept
+        return beta, torch.ones_like(beta)
 
     def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         return self.source, CountSums(self.activation(inputs))
@@ -427,7 +421,7 @@ class BalancedCrossEntropyLoss(_OneVsRestCrossEntropy):
 
     def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         volumes, voxels = inputs[TARGET_SUMS]
-        beta = (1 - volumes / voxels.clamp_min(1)).clamp(*self.beta_range)
+        beta = (1 - volumes / torch.where(voxels > 0, voxels, 1)).clamp(*self.beta_range)
         return beta, 1 - beta
 
 
@@ -442,7 +436,7 @@ class TopKLoss(DistributionLoss):
         batch: pool the voxels of all samples.
         **options: see `DistributionLoss`; `weight` multiplies the voxel loss before ranking and is not normalised, and
             so does a float mask, where 0 leaves a voxel out. One-vs-rest the decisions of all channels are ranked
-            together. "none" gives the cross-entropy of each voxel, unranked.
+            together. "sum" adds the means of the samples; "none" gives the cross-entropy of each voxel, unranked.
 
     Shapes: see `SegmentationLoss`.
 
@@ -482,9 +476,9 @@ class TopKLoss(DistributionLoss):
         loss = super().value(inputs)
         if self.reduction == "none":
             return loss
-        weight = inputs.voxel_weights()
+        counted = inputs.counted()
         losses = loss.flatten(1)
-        kept = None if weight is None else (weight > 0).expand(-1, loss.shape[1], -1).flatten(1)
+        kept = None if counted is None else counted.expand_as(loss).flatten(1)
         if self.batch:
             losses = losses.flatten().unsqueeze(0)
             kept = None if kept is None else kept.flatten().unsqueeze(0)
@@ -494,7 +488,7 @@ class TopKLoss(DistributionLoss):
             means = largest.mean(1)
             return means.sum() if self.reduction == "sum" else means.mean()
         # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
-        number = kept.sum(1, keepdim=True)
+        number = kept.sum(1, keepdim=True).to(torch.float64)
         count = (number * self.k / 100).floor().clamp_min(1)
         ranked = torch.arange(most, device=losses.device) < count
         means = (largest * ranked).sum(1) / count[:, 0]
@@ -510,24 +504,10 @@ class _MarginLoss(DistributionLoss):
     """Base of the losses of the margin of raw scores."""
 
     source = "scores"
+    left_out = dict.fromkeys(("sigmoid", "softmax", "other_act"), "it reads raw scores")
 
-    def terms(self, inputs: LossInputs) -> Terms:
-        return self._margin_term(inputs), TARGET_SUMS
-
-    def value(self, inputs: LossInputs) -> Tensor:
-        source, term = self._margin_term(inputs)
-        if not self.keeps_map:
-            return self._reduced(inputs, *inputs[source, term])
-        v = inputs.whole()
-        loss = v.weighted(torch.add(*term.losses(v))).reshape(inputs.scores.shape)
-        loss = self.kept(loss) if self.one_vs_rest(inputs) else loss
-        weight = self.weights_for(loss.shape[1], loss)
-        if weight is not None:
-            loss = loss * weight.view(1, -1, *[1] * (loss.ndim - 2))
-        return loss if self.one_vs_rest(inputs) else loss.sum(1, keepdim=True)
-
-    def _margin_term(self, inputs: LossInputs) -> tuple[Source, MarginSums]:
-        return self.source, MarginSums(self.formula, self.one_vs_rest(inputs))
+    def sums(self, inputs: LossInputs) -> MarginSums:
+        return MarginSums(self.formula, self.one_vs_rest(inputs))
 
 
 class HingeLoss(_MarginLoss):
@@ -541,7 +521,7 @@ class HingeLoss(_MarginLoss):
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: an activation; else see `SegmentationLoss`.
+        TypeError: an activation; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -552,13 +532,7 @@ class HingeLoss(_MarginLoss):
     Reference: Cortes and Vapnik 1995, doi:10.1007/BF00994018.
     """
 
-    def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
-        super().__init__(**options)
-        if self.sigmoid or self.softmax or self.other_act is not None:
-            raise ValueError(f"expected no activation: {type(self).__name__} is a loss of raw scores.")
-
-    def one_vs_rest(self, inputs: LossInputs) -> bool:
-        return True
+    every_channel = True
 
     def formula(self, margin: Tensor) -> Tensor:
         return F.relu(1 - margin)
@@ -575,7 +549,7 @@ class SquaredHingeLoss(HingeLoss):
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: an activation; else see `SegmentationLoss`.
+        TypeError: an activation; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -590,7 +564,7 @@ class SquaredHingeLoss(HingeLoss):
         return F.relu(1 - margin) ** 2
 
 
-class CategoricalHingeLoss(HingeLoss):
+class CategoricalHingeLoss(_MarginLoss):
     """Multi-class hinge loss on raw scores: the true class must win by a margin of one.
 
     max(0, 1 + max_{c != t} s_c - s_t), mean over voxels
@@ -603,7 +577,8 @@ class CategoricalHingeLoss(HingeLoss):
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: an activation, one channel; else see `SegmentationLoss`.
+        TypeError: an activation.
+        ValueError: one channel; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -618,3 +593,6 @@ class CategoricalHingeLoss(HingeLoss):
         if inputs.scores.shape[1] == 1:
             raise ValueError("expected at least two channels, got one: HingeLoss takes one.")
         return False
+
+    def formula(self, margin: Tensor) -> Tensor:
+        return F.relu(1 - margin)

@@ -76,10 +76,9 @@ class LossInputs:
         """(B, C) number of target voxels with a face neighbour outside their class, the border counting as outside."""
         return contour_sizes(self._layout(self.scores))
 
-    def voxel_weights(self) -> Tensor | None:
-        """(B, 1, M) what each voxel counts; None where each counts 1."""
-        weight = self.whole().weight
-        return None if weight is None else weight.unsqueeze(1)
+    def counted(self) -> Tensor | None:
+        """(B, 1, *spatial) bool: which voxels count; None where all do."""
+        return self._layout(self.scores).counted()
 
     def whole(self) -> Voxels:
         """All voxels at once, for what cannot be computed slab by slab."""

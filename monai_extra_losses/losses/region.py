@@ -1,7 +1,7 @@
 """Region losses: formulas of the soft counts of each sample and class."""
 
 import math
-from typing import Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,11 @@ from monai_extra_losses.losses.base import (
 from monai_extra_losses.losses.inputs import LossInputs
 
 WeightChoice = Literal["square", "simple", "uniform"]
+
+_NO_NUMERATOR = {
+    "smooth_nr": "it has no smoothing in a numerator, only smooth_dr",
+    "soft_label": "its errors |p - g| suit soft targets as they are",
+}
 
 
 class FusedDiceLoss(RegionLoss):
@@ -295,7 +300,8 @@ class FusedGeneralizedDiceLoss(RegionLoss):
         w_type: "square" 1/(sum g)^2, "simple" 1/sum g, "uniform" 1.
         reduction: over the samples; "none" gives (B, 1, 1, ..).
         smooth_nr, smooth_dr, batch, soft_label: see `RegionLoss`.
-        absent_class: "smooth" as above, or "skip": a class that is absent from the target has the weight 0.
+        absent_class: "smooth" as above, or "skip": a class that is absent from the target has the weight 0, and a
+            sample without any class leaves the mean.
 
     Shapes: see `SegmentationLoss`.
 
@@ -349,7 +355,7 @@ class FusedGeneralizedDiceLoss(RegionLoss):
         self.w_type = one_of("w_type", w_type, WeightChoice)
 
     def formula(self, c: SoftCounts) -> Tensor:
-        weight = self._weights(c.tp + c.fn)
+        weight = self._weights((c.tp + c.fn).detach())
         overlap = (weight * c.tp).sum(1, keepdim=True)
         total = (weight * (2 * c.tp + c.fp + c.fn)).sum(1, keepdim=True)
         return 1 - self.ratio(2 * overlap, total)
@@ -368,6 +374,8 @@ class FusedGeneralizedDiceLoss(RegionLoss):
         return weight / torch.where(largest > 0, largest, 1)
 
     def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
+        if self.absent_class == "skip":
+            return (g > 0).any(1, keepdim=True).expand_as(g)
         return None if inputs.counts_all else n > 0
 
 
@@ -381,7 +389,7 @@ class SensitivitySpecificityLoss(RegionLoss):
     Args:
         sensitivity_weight: lambda in [0, 1], of the first (sensitivity) term; 0.05 as in Sudre et al. Raising it makes
             missed voxels dearer and false positives cheaper.
-        **options: see `RegionLoss`; s is `smooth_dr`.
+        **options: see `RegionLoss`; s is `smooth_dr`, and soft targets need no option.
 
     Shapes: see `SegmentationLoss`.
 
@@ -398,6 +406,7 @@ class SensitivitySpecificityLoss(RegionLoss):
     """
 
     error_power = 2.0
+    left_out = _NO_NUMERATOR
 
     def __init__(self, sensitivity_weight: float = 0.05, **options: Unpack[RegionOptions]) -> None:
         super().__init__(**options)
@@ -465,6 +474,8 @@ class NoiseRobustDiceLoss(RegionLoss):
     Reference: Wang et al. 2020 (COPLE-Net), doi:10.1109/TMI.2020.3000314.
     """
 
+    left_out = _NO_NUMERATOR
+
     def __init__(self, gamma: float = 1.5, **options: Unpack[RegionOptions]) -> None:
         super().__init__(**options)
         if not 1 <= gamma <= 2:
@@ -506,6 +517,7 @@ class BoundaryDoULoss(RegionLoss):
     """
 
     contours = True
+    left_out: ClassVar[dict[str, str]] = {"soft_label": "its squares suit soft targets as they are"}
 
     @property
     def squares(self) -> bool:

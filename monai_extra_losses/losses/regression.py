@@ -1,7 +1,7 @@
 """Voxel-wise regression losses, for heat maps, distance maps and intensities."""
 
 import math
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_extra_losses.losses.base import OtherAct, Reduction, SegmentationLoss, Terms
 from monai_extra_losses.losses.inputs import LossInputs
-from monai_extra_losses.ops.terms import log_probabilities, probabilities
+from monai_extra_losses.ops.terms import log_probabilities, probabilities, sum_dtype
 
 
 class RegressionOptions(TypedDict, total=False):
@@ -63,13 +63,14 @@ class RegressionLoss(SegmentationLoss):
             loss = torch.where(v.weight.unsqueeze(1) > 0, loss * v.weight.unsqueeze(1), 0)
         if self.reduction == "none":
             return loss.reshape(*loss.shape[:2], *inputs.scores.shape[2:])
-        total = loss.sum(dtype=torch.float64)
+        dtype = sum_dtype(loss.device)
+        total = loss.sum(dtype=dtype)
         if self.reduction == "sum":
             return total
-        voxels = (
-            loss.shape[0] * loss.shape[2] if v.weight is None else v.weight.sum(dtype=torch.float64).clamp_min(1e-12)
-        )
-        return total / (voxels * loss.shape[1])
+        if v.weight is None:
+            return total / loss.numel()
+        voxels = v.weight.sum(dtype=dtype)
+        return total / (torch.where(voxels > 0, voxels, 1) * loss.shape[1])
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
         """(B, C', M) loss of each voxel."""
@@ -204,6 +205,8 @@ class KLDivergenceLoss(RegressionLoss):
 
     Reference: Kullback and Leibler 1951, doi:10.1214/aoms/1177729694.
     """
+
+    left_out: ClassVar[dict[str, str]] = {"sigmoid": "its channels are one distribution"}
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
         log_p = log_probabilities(scores, self.activation(inputs))

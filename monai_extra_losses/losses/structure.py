@@ -1,6 +1,7 @@
 """Losses that are no formula of counts or of single voxels: neighbourhoods and sorting."""
 
 import itertools
+import math
 from abc import abstractmethod
 from typing import Unpack
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.losses.base import SegmentationLoss, SegmentationOptions, Terms
+from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, SegmentationOptions, Terms
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.ops.terms import binary_log_probabilities, probabilities
 
@@ -22,7 +23,7 @@ class _StructureLoss(SegmentationLoss):
             raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} is no sum over voxels.")
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return ()
+        return (TARGET_SUMS,)  # counting finds wrong labels
 
     def value(self, inputs: LossInputs) -> Tensor:
         values, counted = self.values(inputs)
@@ -127,7 +128,7 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
 def _window_mean(x: Tensor, mean: Tensor, *, centred: bool) -> Tensor:
     """Gaussian mean of x, or of (x - mean of the window)^2, in 3 voxels per axis of (B, C, *spatial)."""
     axes = x.ndim - 2
-    side = torch.exp(torch.tensor(-0.5 / 1.5**2)).item()
+    side = math.exp(-0.5 / 1.5**2)
     kernel = [side / (1 + 2 * side), 1 / (1 + 2 * side), side / (1 + 2 * side)]
     padded = F.pad(x, [1, 1] * axes, mode="reflect")
     total = torch.zeros_like(x)
@@ -147,17 +148,18 @@ class LovaszLoss(_StructureLoss):
     errors sorted downwards, dot the discrete derivative of the Jaccard loss along that order
 
     softmax and sigmoid (or probabilities): errors |g - p| of each class; raw scores of one channel (no activation):
-    errors max(0, 1 - (2g-1) s), the hinge form. Per sample; a class that is absent from the target leaves the mean. A
-    widely used library sorts class indices instead of one-hot targets: not this. A perfect prediction gives 0.
+    errors max(0, 1 - (2g-1) s), the hinge form. Per sample; a class that is absent from the target leaves the mean (so
+    a false positive costs nothing there; not so in the hinge form, whose loss is then the largest error). A widely used
+    library sorts class indices instead of one-hot targets: not this. A perfect prediction gives 0.
 
     Args:
         **options: see `SegmentationLoss`; "mean" is over the samples and classes kept that are present, "none" gives
-            (B, C', 1, ..) with 0 for those absent. A mask selects voxels; weights between are refused.
+            (B, C', 1, ..) with 0 for those absent. A float mask counts a voxel that many times.
 
     Shapes: see `SegmentationLoss`.
 
     Raises:
-        ValueError: sync_batch=True, a mask with weights other than 0 and 1; else see `SegmentationLoss`.
+        ValueError: sync_batch=True; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -178,19 +180,18 @@ class LovaszLoss(_StructureLoss):
             if hinge
             else (g - probabilities(v.scores, self.activation(inputs))).abs()
         )
-        counts = torch.ones_like(g[:, 0]) if v.weight is None else v.weight
-        kept = (counts > 0).unsqueeze(1)
-        # Without error a voxel stands at the end of the order, where it adds nothing.
-        errors, g = torch.where(kept, errors, 0), torch.where(kept, g, 0)
-        sorted_errors, order = errors.sort(2, descending=True)
-        values = (sorted_errors * _jaccard_derivative(g.gather(2, order))).sum(2)
-        return values, g.sum(2) > 0
+        weight = torch.ones_like(g[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
+        sorted_errors, order = errors.to(torch.float64).sort(2, descending=True)
+        derivative = _jaccard_derivative(*((w.gather(2, order)) for w in (weight * g, weight * (1 - g))))
+        values = (sorted_errors * derivative).sum(2)
+        return values, ((weight if hinge else weight * g).sum(2) > 0).expand_as(values)
 
 
-def _jaccard_derivative(g: Tensor) -> Tensor:
-    """(B, C, M) change of the Jaccard loss with each further voxel in error, g sorted by the errors."""
-    total = g.sum(2, keepdim=True)
-    missed = g.cumsum(2)
-    wrong = (1 - g).cumsum(2)
-    jaccard = 1 - (total - missed) / (total + wrong).clamp_min(1)
+def _jaccard_derivative(positives: Tensor, negatives: Tensor) -> Tensor:
+    """(B, C, M) change of the Jaccard loss with each further voxel in error, both sorted by the errors."""
+    # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
+    missed, wrong = positives.cumsum(2, dtype=torch.float64), negatives.cumsum(2, dtype=torch.float64)
+    total = missed[..., -1:]
+    union = total + wrong
+    jaccard = torch.where(union > 0, 1 - (total - missed) / torch.where(union > 0, union, 1), 0)
     return torch.diff(jaccard, dim=2, prepend=torch.zeros_like(total))

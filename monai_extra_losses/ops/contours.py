@@ -19,27 +19,34 @@ def contour_sizes(layout: Layout) -> Tensor:
     Returns:
         (B, C) counts in float64.
     """
-    num_classes = layout.scores.shape[1]
-    voxels = layout.whole()
-    counts = None if voxels.weight is None else voxels.weight.reshape(layout.scores[:, :1].shape) > 0
+    counted = layout.counted()
+    rows = [_sizes(layout, n, None if counted is None else counted[n]) for n in range(layout.scores.shape[0])]
+    return torch.stack(rows).to(sum_dtype(layout.scores.device))
+
+
+def _sizes(layout: Layout, sample: int, counted: Tensor | None) -> Tensor:
+    """(C,) counts of one sample; a byte per voxel at a time, beside scores of four and more."""
+    classes = range(layout.scores.shape[1])
+    target = layout.target[sample]
     if not layout.labels:
-        inside = layout.target > 0.5
-        if counts is not None:
-            inside &= counts
-        return (on_contour(inside) & inside).flatten(2).sum(2, dtype=sum_dtype(inside.device))
-    index = voxels.index().reshape(layout.target.shape)
-    if counts is not None:
-        index = index.masked_fill(~counts, -1)
+        sizes = []
+        for c in classes:
+            inside = target[c : c + 1] > 0.5
+            if counted is not None:
+                inside &= counted
+            sizes.append((on_contour(inside) & inside).count_nonzero())
+        return torch.stack(sizes)
+    index = target.to(torch.uint8 if len(classes) < 256 else torch.int32)
+    if counted is not None:
+        index = index.masked_fill(~counted, len(classes))
     contour = on_contour(index)
-    return torch.stack(
-        [(contour & (index == c)).flatten(1).sum(1, dtype=sum_dtype(index.device)) for c in range(num_classes)], 1
-    )
+    return torch.stack([(contour & (index == c)).count_nonzero() for c in classes])
 
 
 def on_contour(regions: Tensor) -> Tensor:
-    """(B, C, *spatial) bool: voxels with a face neighbour of another value, or on the border of the volume."""
+    """(C, *spatial) bool: voxels with a face neighbour of another value, or on the border of the volume."""
     contour = torch.zeros_like(regions, dtype=torch.bool)
-    for axis in range(2, regions.ndim):
+    for axis in range(1, regions.ndim):
         length = regions.shape[axis]
         contour.narrow(axis, 0, 1).fill_(True)
         contour.narrow(axis, length - 1, 1).fill_(True)

@@ -4,6 +4,7 @@ The backward recomputes each slab and writes the gradient of all terms together,
 a compound loss too, is the gradient of its logits and one slab.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,12 +54,13 @@ class _FusedSums(torch.autograd.Function):
         if not kernels:
             label_kernels.check_target(layout)
         for sample in range(scores.shape[0]):
+            own = [_of_sample(term, sample) for term in terms]
             for slab, voxels in layout.slabs(sample):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
                 if kernels:
-                    label_kernels.kernel(slab, terms).forward(terms, slab_outs)
+                    label_kernels.kernel(slab, own).forward(own, slab_outs)
                     continue
-                for term, out in zip(terms, slab_outs, strict=True):
+                for term, out in zip(own, slab_outs, strict=True):
                     out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
         return outs
 
@@ -89,23 +91,32 @@ def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], gra
     """Fill `gradient` (B, C, *spatial), slab by slab, from the gradients of the results."""
     kernels = layout.labels and label_kernels.supports(terms)
     for sample in range(layout.scores.shape[0]):
+        own = [_of_sample(term, sample) for term in terms]
         for slab, voxels in layout.slabs(sample):
             slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
             if not kernels:
-                write(gradient[sample], voxels, _differentiate(slab, terms, slab_grads))
+                write(gradient[sample], voxels, _differentiate(slab, own, slab_grads))
                 continue
             out = writable(gradient[sample], voxels, layout.dtype)
             if out is not None:
-                label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
+                label_kernels.kernel(slab, own).backward(own, slab_grads, out)
             else:
                 out = torch.empty_like(slab.scores[0])
-                label_kernels.kernel(slab, terms).backward(terms, slab_grads, out)
+                label_kernels.kernel(slab, own).backward(own, slab_grads, out)
                 write(gradient[sample], voxels, out)
 
 
 def _empty(layout: Layout, term: Term) -> Tensor:
     dtype = layout.dtype if isinstance(term, VoxelMap) else sum_dtype(layout.scores.device)
     return layout.scores.new_zeros(term.shape(layout.scores), dtype=dtype)
+
+
+def _of_sample(term: Term, sample: int) -> Term:
+    """The term with the factors of one sample, for a map whose factors are those of each sample and class."""
+    if isinstance(term, VoxelMap) and term.positive is not None and term.positive.ndim == 2:
+        assert term.negative is not None
+        return dataclasses.replace(term, positive=term.positive[sample], negative=term.negative[sample])
+    return term
 
 
 def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:

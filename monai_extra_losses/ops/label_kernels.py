@@ -47,7 +47,7 @@ def supports(terms: Sequence[Term]) -> bool:
     if any(isinstance(term, ErrorSums | MarginSums) for term in reading):
         return False
     for term in reading:
-        if isinstance(term, VoxelMap) and term.smoothing:
+        if isinstance(term, VoxelMap) and (term.smoothing or isinstance(term.sums, MarginSums)):
             return False
         sums = term.sums if isinstance(term, VoxelMap) else term
         if isinstance(sums, VoxelSums | LogSums) and sums.one_vs_rest == (sums.activation == "softmax"):
@@ -223,7 +223,8 @@ class SoftmaxSlab(_LabelSlab):
         """(m,) factor of the loss of the true class."""
         return 1.0 if term.positive is None else term.positive.to(self.x).index_select(0, self.t)
 
-    def slope(self, term: VoxelSums) -> Tensor | float:
+    def slope(self, term: Term) -> Tensor | float:
+        assert isinstance(term, VoxelSums)
         return derivative(term.formula, self.log_true) if term.slope is None else term.slope
 
 

@@ -87,6 +87,18 @@ class Layout:
         # A sentinel (255, -1) has no channel: in a target of C channels it ignores nothing.
         return 0 <= self.ignore_index < self.target.shape[1]
 
+    def counted(self) -> Tensor | None:
+        """(B, 1, *spatial) bool: which voxels count; None where all do."""
+        counted = None if self.mask is None else self.mask > 0
+        if not self._ignores:
+            return counted
+        assert self.ignore_index is not None
+        if self.labels or self.target.shape[1] == 1:
+            left = torch.ne(self.target, self.ignore_index)
+        else:
+            left = self.target.narrow(1, self.ignore_index, 1) < 1
+        return left if counted is None else left & counted
+
     def whole(self) -> Voxels:
         """Everything at once, as the plain definitions want it."""
         mask = None if self.mask is None else self.mask.flatten(2)

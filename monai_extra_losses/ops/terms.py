@@ -146,16 +146,15 @@ class VoxelSums:
         return 2, scores.shape[0], scores.shape[1]
 
     def definition(self, v: Voxels) -> Tensor:
-        if not self.one_vs_rest:
-            g = v.one_hot()
-            loss = v.weighted(g * self.formula(log_probabilities(v.scores, self.activation)))
-            return torch.stack([_total(loss), torch.zeros_like(_total(loss))])
-        return torch.stack([_total(v.weighted(part)) for part in self.binary_losses(v)])
+        return torch.stack([_total(v.weighted(part)) for part in self.losses(v)])
 
-    def binary_losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
-        """(B, C, M) losses of each one-vs-rest decision, as a positive and as a negative."""
-        log_p, log_not_p = binary_log_probabilities(v.scores, self.activation)
+    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        """(B, C, M) losses of each decision as a positive and as a negative."""
         g = v.one_hot()
+        if not self.one_vs_rest:
+            loss = g * self.formula(log_probabilities(v.scores, self.activation))
+            return loss, torch.zeros_like(loss)
+        log_p, log_not_p = binary_log_probabilities(v.scores, self.activation)
         if self.binary is not None and v.labels is None:
             loss = self.binary(log_p, log_not_p, g)
             return g * loss, (1 - g) * loss
@@ -186,13 +185,13 @@ class VoxelMap:
 
     Attributes:
         sums: the loss.
-        positive: (C,) factors of the losses of positive outcomes, or None for 1.
-        negative: (C,) factors of negative ones (one-vs-rest), or None for 1.
+        positive: (C,) or (B, C) factors of the losses of positive outcomes, or None for 1.
+        negative: likewise of negative ones (one-vs-rest), or None for 1.
         spread: whether a categorical loss, too, has C channels: that of its true class, 0 elsewhere. Else it has one.
         smoothing: e, the target is (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest; for losses linear in g.
     """
 
-    sums: VoxelSums
+    sums: VoxelSums | MarginSums
     positive: Tensor | None = None
     negative: Tensor | None = None
     spread: bool = False
@@ -210,16 +209,16 @@ class VoxelMap:
         if self.smoothing:
             share = self.smoothing / (2 if self.sums.one_vs_rest else v.scores.shape[1])
             v = Voxels(v.scores, None, (1 - self.smoothing) * v.one_hot() + share, v.weight)
+        positive, negative = self.sums.losses(v)
         if self.sums.one_vs_rest:
-            positive, negative = self.sums.binary_losses(v)
             return v.weighted(_scaled(positive, self.positive) + _scaled(negative, self.negative))
-        loss = _scaled(v.one_hot() * self.sums.formula(log_probabilities(v.scores, self.activation)), self.positive)
+        loss = _scaled(positive, self.positive)
         return v.weighted(loss if self.spread else loss.sum(1, keepdim=True))
 
 
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:
-    """(B, C, M) values times (C,) factors."""
-    return values if factors is None else values * factors.to(values).view(1, -1, 1)
+    """(B, C, M) values times (C,) or (B, C) factors."""
+    return values if factors is None else values * factors.to(values).unsqueeze(-1)
 
 
 def _total(values: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ LOSSES = [
     LossEntry(
         "DiceTopKLoss",
         "compound",
-        variants={"k": {"k": 50.0, "lambda_topk": 0.3}},
+        variants={"k": {"k": 20.0, "lambda_topk": 0.3}},
         reductions=REDUCED,
         mean_over="parts",
         syncs=False,

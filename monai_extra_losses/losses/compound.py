@@ -133,7 +133,7 @@ class CompoundLoss(nn.Module):
         self.weights = [1.0] * len(named) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(named):
             raise ValueError(f"expected {len(named)} weights, one per loss, got {len(self.weights)}.")
-        if min(self.weights) < 0:
+        if not all(weight >= 0 for weight in self.weights):
             raise ValueError(f"expected weights >= 0, got {self.weights}.")
         self.components: dict[str, Tensor] = {}
 
@@ -637,7 +637,7 @@ class ExponentialLogarithmicLoss(_RegionCompound):
         super().__init__(**options)
         refuse_negative(weight_dice=weight_dice, weight_cross_entropy=weight_cross_entropy)
         for name, gamma in (("gamma_dice", gamma_dice), ("gamma_cross_entropy", gamma_cross_entropy)):
-            if gamma <= 0:
+            if not gamma > 0:
                 raise ValueError(f"expected {name} > 0, got {gamma}.")
         self.dice = _LogDice(gamma_dice, smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
         self.cross_entropy = _FrequencyCrossEntropy(

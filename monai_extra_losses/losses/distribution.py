@@ -157,11 +157,10 @@ class FusedFocalLoss(DistributionLoss):
             ignore_index=ignore_index,
             sync_batch=sync_batch,
         )
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"expected gamma >= 0, got {gamma}.")
         if use_softmax and not include_background and isinstance(alpha, int | float):
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=2)
-            alpha = None
         self.gamma = gamma
         self.alpha = alpha if alpha is None or isinstance(alpha, int | float) else tuple(float(a) for a in alpha)
         self.use_softmax = use_softmax
@@ -223,10 +222,11 @@ class FusedFocalLoss(DistributionLoss):
             if len(self.alpha) != kept:
                 raise ValueError(f"The length of alpha ({len(self.alpha)}) must match the number of classes ({kept}).")
             positive = like.new_tensor(self.alpha)
-        elif self.alpha is not None:
+        elif self.alpha is not None and self.one_vs_rest(inputs):
             positive, negative = positive * self.alpha, negative * (1 - self.alpha)
-            if not self.one_vs_rest(inputs):
-                positive[0] = 1 - self.alpha
+        elif self.alpha is not None and self.include_background:
+            positive = positive * self.alpha
+            positive[0] = 1 - self.alpha
         if self.class_weight is not None:
             weight = self.class_weight.to(like)
             if weight.ndim > 0 and channels == 1:
@@ -267,7 +267,7 @@ class PolyLoss(DistributionLoss):
 
     def __init__(self, epsilon: float = 1.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if epsilon < -1:
+        if not epsilon >= -1:
             raise ValueError(f"expected epsilon >= -1, got {epsilon}.")
         self.epsilon = epsilon
 
@@ -364,7 +364,7 @@ class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
 
     def __init__(self, beta: float = 1.0, mode: BetaMode = "fixed", **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if beta <= 0:
+        if not beta > 0:
             raise ValueError(f"expected beta > 0, got {beta}.")
         self.beta = beta
         self.mode = one_of("mode", mode, BetaMode)
@@ -476,28 +476,28 @@ class TopKLoss(DistributionLoss):
         loss = super().value(inputs)
         if self.reduction == "none":
             return loss
-        counted = inputs.counted()
-        losses = loss.flatten(1)
-        kept = None if counted is None else counted.expand_as(loss).flatten(1)
-        if self.batch:
-            losses = losses.flatten().unsqueeze(0)
-            kept = None if kept is None else kept.flatten().unsqueeze(0)
-        most = self._count(losses.shape[1])
-        largest = losses.topk(most, dim=1).values.to(torch.float64)
-        if kept is None:
-            means = largest.mean(1)
-            return means.sum() if self.reduction == "sum" else means.mean()
-        # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
-        number = kept.sum(1, keepdim=True).to(torch.float64)
+        losses = loss.reshape(1, -1) if self.batch else loss.flatten(1)
+        number = self._number(inputs, loss)
         count = (number * self.k / 100).floor().clamp_min(1)
-        ranked = torch.arange(most, device=losses.device) < count
-        means = (largest * ranked).sum(1) / count[:, 0]
-        present = number[:, 0] > 0
+        # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
+        if self.k < 100:
+            most = max(1, math.floor(losses.shape[1] * self.k / 100))
+            largest = losses.topk(most, dim=1).values
+            losses = largest * (torch.arange(most, device=losses.device) < count.unsqueeze(1))
+        means = losses.sum(1).to(torch.float64) / count
+        present = number > 0
         total = torch.where(present, means, 0).sum()
         return total if self.reduction == "sum" else total / present.sum().clamp_min(1)
 
-    def _count(self, voxels: int) -> int:
-        return max(1, math.floor(voxels * self.k / 100))
+    def _number(self, inputs: LossInputs, loss: Tensor) -> Tensor:
+        """(B,) or with `batch` (1,) number of voxel losses that count, in float64."""
+        counted = inputs.counted()
+        if counted is None:
+            number = torch.full((loss.shape[0],), loss[0, 0].numel())
+        else:
+            number = torch.stack([sample.count_nonzero() for sample in counted])
+        number = loss.shape[1] * number.to(loss.device, torch.float64)
+        return number.sum(0, keepdim=True) if self.batch else number
 
 
 class _MarginLoss(DistributionLoss):

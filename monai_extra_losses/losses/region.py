@@ -247,7 +247,7 @@ class FocalTverskyLoss(RegionLoss):
         self, alpha: float = 0.3, beta: float = 0.7, gamma: float = 4 / 3, **options: Unpack[RegionOptions]
     ) -> None:
         super().__init__(**options)
-        if gamma <= 0:
+        if not gamma > 0:
             raise ValueError(f"expected gamma > 0, got {gamma}: the exponent is 1/gamma.")
         refuse_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma

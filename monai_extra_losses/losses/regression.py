@@ -175,7 +175,7 @@ class MeanAbsolutePercentageErrorLoss(RegressionLoss):
 
     def __init__(self, epsilon: float = 1e-7, **options: Unpack[RegressionOptions]) -> None:
         super().__init__(**options)
-        if epsilon <= 0:
+        if not epsilon > 0:
             raise ValueError(f"expected epsilon > 0, got {epsilon}.")
         self.epsilon = epsilon
 
@@ -240,7 +240,7 @@ class PoissonLoss(RegressionLoss):
 
     def __init__(self, epsilon: float = 1e-7, **options: Unpack[RegressionOptions]) -> None:
         super().__init__(**options)
-        if epsilon <= 0:
+        if not epsilon > 0:
             raise ValueError(f"expected epsilon > 0, got {epsilon}.")
         self.epsilon = epsilon
 
@@ -326,7 +326,7 @@ class HuberLoss(RegressionLoss):
 
     def __init__(self, delta: float = 1.0, **options: Unpack[RegressionOptions]) -> None:
         super().__init__(**options)
-        if delta <= 0:
+        if not delta > 0:
             raise ValueError(f"expected delta > 0, got {delta}.")
         self.delta = delta
 

@@ -86,7 +86,7 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
             raise ValueError(f"expected weight_cross_entropy in [0, 1], got {weight_cross_entropy}.")
         if not 0 <= threshold < 1:
             raise ValueError(f"expected threshold in [0, 1), got {threshold}.")
-        if stability <= 0:
+        if not stability > 0:
             raise ValueError(f"expected stability > 0, got {stability}.")
         self.weight_cross_entropy = weight_cross_entropy
         self.threshold = threshold

@@ -128,12 +128,14 @@ def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:
 
 def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
     """(C, m) gradient of the plain definitions on one slab."""
-    with torch.enable_grad():
-        leaf = slab.scores.detach().requires_grad_()
-        v = Voxels(leaf, slab.labels, slab.target, slab.weight)
-        values = [term.definition(v) for term in terms]
-        shaped = [
-            grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1) for term, grad in zip(terms, grads, strict=True)
-        ]
-        (d,) = torch.autograd.grad(values, leaf, shaped, allow_unused=True)
-    return torch.zeros_like(leaf[0]) if d is None else d[0]
+    total = torch.zeros_like(slab.scores)
+    leaf = slab.scores.detach().requires_grad_()
+    v = Voxels(leaf, slab.labels, slab.target, slab.weight)
+    for term, grad in zip(terms, grads, strict=True):  # one after the other: the graph of one is enough to keep
+        with torch.enable_grad():
+            value = term.definition(v)
+        shaped = grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1)
+        (d,) = torch.autograd.grad(value, leaf, shaped, allow_unused=True)
+        if d is not None:
+            total += d
+    return total[0]

@@ -15,7 +15,9 @@ from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
+    ErrorSums,
     LogSums,
+    MarginSums,
     TargetSums,
     Term,
     VoxelFormula,
@@ -30,6 +32,10 @@ def cross_entropy(log_pt: Tensor) -> Tensor:
 
 def focal(log_pt: Tensor) -> Tensor:
     return (-torch.expm1(log_pt)) ** 2 * -log_pt
+
+
+def margin(s: Tensor) -> Tensor:
+    return F.relu(1 - s) ** 2
 
 
 def focal_of_soft_targets(log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
@@ -57,14 +63,21 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
         "map": [VoxelMap(curved)],
         "linear map": [VoxelMap(linear)],
         "Dice and cross-entropy": [counts, TargetSums(), linear],
+        "errors": [ErrorSums(activation, 1.5), TargetSums()],
+        "margins": [MarginSums(margin, one_vs_rest=True)],
+        "map of margins": [VoxelMap(MarginSums(margin, one_vs_rest=True))],
         "squares, focal and smoothing": [CountSums(activation, squares=True), TargetSums(), curved, logs],
         "all": [counts, CountSums(activation, squares=True), linear, curved, logs, VoxelMap(linear), VoxelMap(curved)],
     }
     if activation != "sigmoid":
         cases["not by class"] = [voxel_sums(activation, focal, by_class=False)]
         cases["linear, not by class"] = [voxel_sums(activation, cross_entropy, by_class=False, slope=-1.0)]
-    if activation == "none":
-        cases["one-vs-rest"] = [voxel_sums("none", focal, one_vs_rest=True)]
+    if activation == "softmax":  # of several channels
+        cases["margins, categorical"] = [MarginSums(margin, one_vs_rest=False)]
+    if activation != "sigmoid":
+        one_vs_rest = voxel_sums(activation, focal, one_vs_rest=True)
+        cases["one-vs-rest"] = [one_vs_rest]
+        cases["map one-vs-rest"] = [VoxelMap(one_vs_rest)]
     return cases
 
 
@@ -125,7 +138,7 @@ def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1)
     real = slabs.slab_ranges
 
-    def short(scores: Tensor, *, whole_rows: bool) -> Any:
+    def short(scores: Tensor, *, whole_rows: bool, half: bool = False) -> Any:
         if whole_rows:
             yield from real(scores, whole_rows=True)
             return

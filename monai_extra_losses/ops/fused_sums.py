@@ -55,7 +55,7 @@ class _FusedSums(torch.autograd.Function):
             label_kernels.check_target(layout)
         for sample in range(scores.shape[0]):
             own = [_of_sample(term, sample) for term in terms]
-            for slab, voxels in layout.slabs(sample):
+            for slab, voxels in layout.slabs(sample, half=not kernels):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
                 if kernels:
                     label_kernels.kernel(slab, own).forward(own, slab_outs)
@@ -92,7 +92,7 @@ def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], gra
     kernels = layout.labels and label_kernels.supports(terms)
     for sample in range(layout.scores.shape[0]):
         own = [_of_sample(term, sample) for term in terms]
-        for slab, voxels in layout.slabs(sample):
+        for slab, voxels in layout.slabs(sample, half=not kernels):
             slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
             if not kernels:
                 write(gradient[sample], voxels, _differentiate(slab, own, slab_grads))
@@ -128,7 +128,7 @@ def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:
 
 def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
     """(C, m) gradient of the plain definitions on one slab."""
-    total = torch.zeros_like(slab.scores)
+    total: Tensor | None = None
     leaf = slab.scores.detach().requires_grad_()
     v = Voxels(leaf, slab.labels, slab.target, slab.weight)
     for term, grad in zip(terms, grads, strict=True):  # one after the other: the graph of one is enough to keep
@@ -137,5 +137,5 @@ def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor])
         shaped = grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1)
         (d,) = torch.autograd.grad(value, leaf, shaped, allow_unused=True)
         if d is not None:
-            total += d
-    return total[0]
+            total = d if total is None else total.add_(d)
+    return torch.zeros_like(leaf[0]) if total is None else total[0]

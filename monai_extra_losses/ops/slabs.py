@@ -104,13 +104,16 @@ class Layout:
         mask = None if self.mask is None else self.mask.flatten(2)
         return self._voxels(self.scores.flatten(2), self.target.flatten(2), mask)
 
-    def slabs(self, sample: int) -> Iterator[tuple[Voxels, slice]]:
-        """The slabs of one sample (with a batch axis of one), and the range of flat voxel positions of each."""
+    def slabs(self, sample: int, *, half: bool = False) -> Iterator[tuple[Voxels, slice]]:
+        """The slabs of one sample (with a batch axis of one), and the range of flat voxel positions of each.
+
+        `half` is for what keeps twice as many buffers.
+        """
         tensors = [self.scores[sample], self.target[sample]]
         if self.mask is not None:
             tensors.append(self.mask[sample])
         flat = [_flat_view(tensor) for tensor in tensors]
-        for voxels in slab_ranges(self.scores, whole_rows=any(view is None for view in flat)):
+        for voxels in slab_ranges(self.scores, whole_rows=any(view is None for view in flat), half=half):
             parts = [read(view, tensor, voxels).unsqueeze(0) for view, tensor in zip(flat, tensors, strict=True)]
             yield self._voxels(parts[0], parts[1], parts[2] if self.mask is not None else None), voxels
 
@@ -158,7 +161,7 @@ def _flat_view(tensor: Tensor) -> Tensor | None:
         return None
 
 
-def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
+def slab_ranges(scores: Tensor, *, whole_rows: bool, half: bool = False) -> Iterator[slice]:
     """Ranges of flat voxel positions; `whole_rows`: cut between indices of the first spatial axis only."""
     channels, spatial = scores.shape[1], scores.shape[2:]
     voxels = math.prod(spatial)
@@ -166,7 +169,7 @@ def slab_ranges(scores: Tensor, *, whole_rows: bool) -> Iterator[slice]:
     if scores.device.type == "cpu":
         # The buffers are float32 at least, whatever the scores are.
         elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS))
-    length = max(elements // channels, 1024)
+    length = max(elements // (2 * channels if half else channels), 1024)
     if whole_rows:
         row = voxels // max(spatial[0], 1)
         length = max(length // max(row, 1), 1) * row

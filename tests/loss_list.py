@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import monai_extra_losses.losses as losses
 
@@ -284,3 +285,24 @@ def value_and_gradient(loss: nn.Module, scores: Tensor, *data: Tensor | None) ->
     factors = torch.linspace(0.5, 1.5, max(value.numel(), 1), dtype=value.dtype).view(value.shape)
     (gradient,) = torch.autograd.grad((value * (factors if value.ndim else 1)).sum(), leaf)
     return value.detach(), gradient
+
+
+def peak_extra_bytes(step: Callable[[], object]) -> int:
+    """Highest sum of live allocations during a step, above what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    live = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def assert_lean(loss: nn.Module, scores: Tensor, *data: Tensor, maps: float = 0.0) -> None:
+    """Peak extra memory of forward and backward: 1.25 times the logits (the gradient is 1.0), plus maps."""
+    scores = scores.requires_grad_()
+    factors = torch.ones_like(loss(scores, *data))
+    peak = peak_extra_bytes(lambda: loss(scores, *data).backward(factors))
+    size = scores.numel() * scores.element_size()
+    assert peak <= (1.25 + maps) * size, f"{peak / size:.2f} times the logits"

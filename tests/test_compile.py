@@ -8,6 +8,8 @@ import pytest
 import torch
 from loss_list import LossCase, every_case, labels_like, one_hot, value_and_gradient
 
+from monai_extra_losses.losses import ComboLoss, CompoundLoss, FusedDiceCELoss, FusedGeneralizedDiceLoss, PolyLoss
+
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 
 
@@ -53,10 +55,19 @@ def test_two_classes_one_hot_and_none(case: LossCase) -> None:
     )
 
 
+def test_a_compound_of_any_parts() -> None:
+    scores = torch.randn(2, 3, 4, 5)
+    labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
+    options = {"to_onehot_y": True, "softmax": True}
+    parts = [FusedGeneralizedDiceLoss(**options), PolyLoss(**options), ComboLoss(**options)]
+    loss = CompoundLoss(parts, [1.0, 0.5, 0.25])
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for data in ((scores, labels), (scores, labels, mask)):
+        torch.testing.assert_close(value_and_gradient(compiled, *data), value_and_gradient(loss, *data), **CLOSE)
+
+
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C compiler")
 def test_inductor() -> None:
-    from monai_extra_losses.losses import FusedDiceCELoss
-
     scores = torch.randn(2, 3, 4, 5)
     labels = labels_like(scores)
     loss = FusedDiceCELoss(to_onehot_y=True, softmax=True)

@@ -5,15 +5,23 @@ import inspect
 import math
 import pickle
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from loss_list import LOSSES, LossCase, LossEntry, every_case, every_loss, labels_like, one_hot, value_and_gradient
+from loss_list import (
+    LOSSES,
+    LossCase,
+    LossEntry,
+    assert_lean,
+    every_case,
+    every_loss,
+    labels_like,
+    one_hot,
+    value_and_gradient,
+)
 from monai.data import MetaTensor
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from monai_extra_losses.losses import (
     CrossEntropyLoss,
@@ -1013,27 +1021,6 @@ def test_focal_takes_inputs_without_spatial_axes() -> None:
 
 
 # --- memory ---
-
-
-def peak_extra_bytes(step: Callable[[], object]) -> int:
-    """Highest sum of live allocations during a step, above what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    live = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
-
-
-def assert_lean(loss: nn.Module, scores: Tensor, *data: Tensor, maps: float = 0.0) -> None:
-    """Peak extra memory of forward and backward: 1.25 times the logits (the gradient is 1.0), plus maps."""
-    scores = scores.requires_grad_()
-    factors = torch.ones_like(loss(scores, *data))
-    peak = peak_extra_bytes(lambda: loss(scores, *data).backward(factors))
-    size = scores.numel() * scores.element_size()
-    assert peak <= (1.25 + maps) * size, f"{peak / size:.2f} times the logits"
 
 
 def map_of_top_k(case: LossCase, num_classes: int) -> float:

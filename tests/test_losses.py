@@ -11,9 +11,8 @@ import pytest
 import references as ref
 import torch
 import torch.nn.functional as F
-from loss_list import labels_like, one_hot, value_and_gradient
+from loss_list import assert_lean, labels_like, one_hot, value_and_gradient
 from monai.bundle import ConfigParser
-from test_contract import assert_lean
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
@@ -940,6 +939,10 @@ def test_sensitivity_weight_is_on_missed_voxels() -> None:
     assert loss(0.8, too_little) > loss(0.2, too_little) + 0.1
     assert loss(0.8, too_much) < loss(0.2, too_much) - 0.05
     assert loss(0.3, too_little) == pytest.approx(0.3 * 8 / 20, abs=1e-6)
+    unsmoothed = losses.SensitivitySpecificityLoss(sensitivity_weight=0.3, smooth_dr=0)
+    value, gradient = value_and_gradient(unsmoothed, too_much, torch.zeros_like(target))  # an absent class
+    assert value.item() == pytest.approx(0.7 * 28 / 100)
+    assert gradient.isfinite().all()
     assert loss(0.3, too_much) == pytest.approx(0.7 * 8 / 80, abs=1e-6)
 
 

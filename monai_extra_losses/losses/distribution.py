@@ -493,10 +493,10 @@ class TopKLoss(DistributionLoss):
         """(B,) or with `batch` (1,) number of voxel losses that count, in float64."""
         counted = inputs.counted()
         if counted is None:
-            number = torch.full((loss.shape[0],), loss[0, 0].numel())
+            number = torch.full((loss.shape[0],), loss[0, 0].numel(), device=loss.device)
         else:
             number = torch.stack([sample.count_nonzero() for sample in counted])
-        number = loss.shape[1] * number.to(loss.device, torch.float64)
+        number = loss.shape[1] * number.to(torch.float64)
         return number.sum(0, keepdim=True) if self.batch else number
 
 

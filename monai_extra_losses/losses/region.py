@@ -417,9 +417,15 @@ class SensitivitySpecificityLoss(RegionLoss):
     def formula(self, c: SoftCounts) -> Tensor:
         assert c.positive_error is not None
         assert c.negative_error is not None
-        sensitivity = c.positive_error / (c.tp + c.fn + self.smooth_dr)
-        specificity = c.negative_error / (c.tn + c.fp + self.smooth_dr)
+        sensitivity = _quotient(c.positive_error, c.tp + c.fn + self.smooth_dr)
+        specificity = _quotient(c.negative_error, c.tn + c.fp + self.smooth_dr)
         return self.sensitivity_weight * sensitivity + (1 - self.sensitivity_weight) * specificity
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 over an empty set."""
+    some = denominator > 0
+    return torch.where(some, numerator / torch.where(some, denominator, 1), 0)
 
 
 class TwoClassDiceLoss(RegionLoss):

@@ -1235,6 +1235,15 @@ def test_compound_loss_is_as_lean_as_its_parts() -> None:
     assert_lean(losses.CompoundLoss([FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)]), scores, labels)
 
 
+def test_every_part_of_a_compound_loss_names_what_one_channel_ignores() -> None:
+    parts = [FusedDiceLoss(), CrossEntropyLoss(softmax=True), JaccardLoss(include_background=False)]
+    with pytest.warns(UserWarning, match="single channel prediction") as caught:
+        losses.CompoundLoss(parts)(torch.rand(1, 1, 4, 4), torch.ones(1, 1, 4, 4))
+    ignored = [str(warning.message).split("`")[1] for warning in caught]
+    assert ignored == ["softmax=True", "include_background=False"]
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 def test_an_activation_is_taken_once_for_all_parts() -> None:
     calls = []
 

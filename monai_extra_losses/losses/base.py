@@ -234,15 +234,18 @@ class SegmentationLoss(nn.Module):
         mask = None if mask is None else plain("mask", mask)
         one_channel = scores.ndim > 1 and scores.shape[1] == 1
         if one_channel:
-            for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
-                if getattr(self, option, default) is not default:
-                    # nn.Module adds two frames between the caller and `forward`.
-                    warnings.warn(f"single channel prediction, `{option}={not default}` ignored.", stacklevel=5)
+            self.warn_of_one_channel(stacklevel=6)
         labels = self.to_onehot_y and not one_channel
         check_shapes(scores, target, mask, labels=labels, spatial=self._spatial)
         if labels:
             self._check_labels(target, scores.shape[1], self.ignore_index)
         return LossInputs(scores, target, mask, labels=labels, ignore_index=self.ignore_index, other_act=self.other_act)
+
+    def warn_of_one_channel(self, stacklevel: int) -> None:
+        """Name the options that one channel leaves without effect; nn.Module adds two frames above `forward`."""
+        for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
+            if getattr(self, option, default) is not default:
+                warnings.warn(f"single channel prediction, `{option}={not default}` ignored.", stacklevel=stacklevel)
 
     def activation(self, inputs: LossInputs) -> Activation:
         """How this loss reads probabilities of this input."""

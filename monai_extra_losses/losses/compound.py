@@ -145,6 +145,8 @@ class CompoundLoss(nn.Module):
                 key = (loss.to_onehot_y, loss.ignore_index, loss.other_act)
                 if key not in shared:
                     shared[key] = (loss.prepare(input, target, mask), [])
+                elif shared[key][0].scores.shape[1] == 1:
+                    loss.warn_of_one_channel(stacklevel=5)
                 shared[key][1].append(loss)
         for inputs, parts in shared.values():
             inputs.compute([term for part in parts for term in part.terms(inputs)])

@@ -109,14 +109,14 @@ def test_value_and_gradient_are_those_of_the_formula(
     labels = labels_like(scores)
     soft = torch.rand(shape, dtype=torch.float64)
     target = soft / soft.sum(1, keepdim=True) if "soft" in kind else labels
-    mask = torch.rand(2, 1, *shape[2:], dtype=torch.float64) if "mask" in kind else None
+    mask = torch.rand(shape[0], 1, *shape[2:], dtype=torch.float64) if "mask" in kind else None
     if cls is FusedFocalLoss:
         active = {"use_softmax": activation == "softmax"}
     else:
         active = {activation: True} if activation != "none" else {}
     value, gradient = value_and_gradient(cls(to_onehot_y="labels" in kind, **active, **options), scores, target, mask)
     g = target.numpy() if "soft" in kind else ref.one_hot(labels.numpy(), shape[1])
-    w = np.ones((2, 1, *shape[2:])) if mask is None else mask.numpy()
+    w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.numpy()
     x = scores.numpy()
     assert value.item() == pytest.approx(reference(x, g, activation, w), rel=1e-12)
     # The error of the differences is about 1e-10.

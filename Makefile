@@ -12,7 +12,6 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 .PHONY: demo test test-all lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
-	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q -c constraints.txt torch --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
@@ -36,4 +35,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_losses.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf .venv build dist

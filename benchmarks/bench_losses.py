@@ -1,6 +1,6 @@
 """Time and memory of our losses against MONAI's, in one process: same tensors, alternating, medians.
 
-    python benchmarks/bench_losses.py [--rounds 9] [--csv FILE]
+    python benchmarks/bench_losses.py [--rounds 9] [--csv FILE] [--markdown FILE]
 
 Prints, per loss and shape, forward+backward time of MONAI and of ours, their ratio, and the peak extra memory of a
 forward+backward as a multiple of the logits (the gradient itself counts 1.0).
@@ -117,6 +117,20 @@ def measure(name: str, shape: tuple[int, ...], device: str, label_dtype: torch.d
     return row
 
 
+def markdown(rows: list[dict[str, object]]) -> str:
+    """One row per loss; per shape our time as a fraction of MONAI's, and the memory of ours and of MONAI's."""
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    lines = ["| loss | " + " | ".join(f"{shape}" for shape in shapes) + " |", "|---" * (len(shapes) + 1) + "|"]
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        cells = []
+        for row in (row for row in rows if row["loss"] == loss):
+            ratio = f"{row['time_ratio']:.2f} ×, " if "time_ratio" in row else ""
+            theirs = f" / {row['monai_memory']:.1f}" if "monai_memory" in row else ""
+            cells.append(f"{ratio}{row['ours_memory']:.2f}{theirs}")
+        lines.append(f"| {loss} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="timed steps per loss and shape")
@@ -124,11 +138,13 @@ def main() -> None:
     parser.add_argument("--label-dtype", default="float32", help="MONAI's data loaders give float32 labels")
     parser.add_argument("--only", nargs="*", choices=list(PAIRS), help="names of losses; all by default")
     parser.add_argument("--csv", type=Path, help="also write the rows to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the table of the README to this file")
     args = parser.parse_args()
 
     name = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU {platform.machine()}"
     versions = f"torch {torch.__version__}, MONAI {monai.__version__}"
-    print(f"{name}, {torch.get_num_threads()} threads, {versions}, {date.today()}")
+    title = f"{name}, {torch.get_num_threads()} threads, {versions}, {date.today()}"
+    print(title)
     columns = ["loss", "shape", "labels", "monai_ms", "ours_ms", "time_ratio", "monai_memory", "ours_memory"]
     print(" ".join(f"{column:>16}" for column in columns))
     rows = []
@@ -142,6 +158,8 @@ def main() -> None:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+    if args.markdown:
+        args.markdown.write_text(f"{title}\n\n{markdown(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The analytic slab kernels against the plain definitions, differentiated by autograd."""
 
+import itertools
 import math
 from typing import Any
 
@@ -138,9 +139,9 @@ def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1)
     real = slabs.slab_ranges
 
-    def short(scores: Tensor, *, whole_rows: bool, half: bool = False) -> Any:
+    def short(scores: Tensor, buffers: slabs.Buffers, *, whole_rows: bool) -> Any:
         if whole_rows:
-            yield from real(scores, whole_rows=True)
+            yield from real(scores, buffers, whole_rows=True)
             return
         voxels = math.prod(scores.shape[2:])
         for start in range(0, voxels, 7):  # the shortest slab is 1024 voxels otherwise
@@ -242,8 +243,8 @@ def test_real_slabs(activation: Activation, num_classes: int) -> None:
 def test_the_slabs_cover_every_voxel_once() -> None:
     for shape in ((1, 2, 7), (1, 14, 40, 41), (2, 3, 33, 34, 35), (1, 2, 1, 1, 1)):
         scores = torch.empty(shape)
-        for whole_rows in (False, True):
-            ranges = list(slabs.slab_ranges(scores, whole_rows=whole_rows))
+        for buffers, whole_rows in itertools.product(("few", "many"), (False, True)):
+            ranges = list(slabs.slab_ranges(scores, buffers, whole_rows=whole_rows))
             assert [r.start for r in ranges] == [0, *[r.stop for r in ranges[:-1]]]
             assert ranges[-1].stop == math.prod(shape[2:])
 

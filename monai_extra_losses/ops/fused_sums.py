@@ -51,11 +51,12 @@ class _FusedSums(torch.autograd.Function):
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         outs = tuple(_empty(layout, term) for term in terms)
         kernels = layout.labels and label_kernels.supports(terms)
+        buffers = label_kernels.buffers(terms) if kernels else "most"
         if not kernels:
             label_kernels.check_target(layout)
         for sample in range(scores.shape[0]):
             own = [_of_sample(term, sample) for term in terms]
-            for slab, voxels in layout.slabs(sample, half=not kernels):
+            for slab, voxels in layout.slabs(sample, buffers):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
                 if kernels:
                     label_kernels.kernel(slab, own).forward(own, slab_outs)
@@ -90,9 +91,10 @@ class _FusedSums(torch.autograd.Function):
 def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor]) -> None:
     """Fill `gradient` (B, C, *spatial), slab by slab, from the gradients of the results."""
     kernels = layout.labels and label_kernels.supports(terms)
+    buffers = label_kernels.buffers(terms) if kernels else "most"
     for sample in range(layout.scores.shape[0]):
         own = [_of_sample(term, sample) for term in terms]
-        for slab, voxels in layout.slabs(sample, half=not kernels):
+        for slab, voxels in layout.slabs(sample, buffers):
             slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
             if not kernels:
                 write(gradient[sample], voxels, _differentiate(slab, own, slab_grads))

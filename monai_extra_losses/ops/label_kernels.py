@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slabs import Layout, Voxels
+from monai_extra_losses.ops.slabs import Buffers, Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
@@ -55,6 +55,15 @@ def supports(terms: Sequence[Term]) -> bool:
         if isinstance(sums, LogSums) and sums.one_vs_rest:
             return False
     return True
+
+
+def buffers(terms: Sequence[Term]) -> Buffers:
+    """How much a slab needs beside its scores: a formula that is differentiated needs many tensors."""
+    simple = all(
+        isinstance(term, TargetSums | CountSums) or (isinstance(term, VoxelSums) and term.slope is not None)
+        for term in terms
+    )
+    return "few" if simple and not any(term.activation == "sigmoid" for term in terms) else "many"
 
 
 def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | TwoClassSlab":

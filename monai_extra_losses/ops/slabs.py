@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch import Tensor
 # only has to be long enough to keep the device busy.
 _CPU_SLAB = 1 << 17
 _GPU_SLAB = 1 << 24
-_FEWEST_SLABS = 64  # the buffers of a slab, a dozen at most, stay small beside the scores of a small patch too
+Buffers = Literal["few", "many", "most"]
+# So that the buffers of a slab stay small beside the scores of a small patch, too: a handful of them, over a dozen,
+# or what autograd keeps of the plain definitions.
+_FEWEST_SLABS = {"few": 24, "many": 64, "most": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +108,18 @@ class Layout:
         mask = None if self.mask is None else self.mask.flatten(2)
         return self._voxels(self.scores.flatten(2), self.target.flatten(2), mask)
 
-    def slabs(self, sample: int, *, half: bool = False) -> Iterator[tuple[Voxels, slice]]:
+    def slabs(self, sample: int, buffers: Buffers = "most") -> Iterator[tuple[Voxels, slice]]:
         """The slabs of one sample (with a batch axis of one), and the range of flat voxel positions of each.
 
-        `half` is for what keeps twice as many buffers.
+        Args:
+            sample: position in the batch.
+            buffers: how many tensors of the size of a slab are needed at a time.
         """
         tensors = [self.scores[sample], self.target[sample]]
         if self.mask is not None:
             tensors.append(self.mask[sample])
         flat = [_flat_view(tensor) for tensor in tensors]
-        for voxels in slab_ranges(self.scores, whole_rows=any(view is None for view in flat), half=half):
+        for voxels in slab_ranges(self.scores, buffers, whole_rows=any(view is None for view in flat)):
             parts = [read(view, tensor, voxels).unsqueeze(0) for view, tensor in zip(flat, tensors, strict=True)]
             yield self._voxels(parts[0], parts[1], parts[2] if self.mask is not None else None), voxels
 
@@ -161,15 +167,15 @@ def _flat_view(tensor: Tensor) -> Tensor | None:
         return None
 
 
-def slab_ranges(scores: Tensor, *, whole_rows: bool, half: bool = False) -> Iterator[slice]:
+def slab_ranges(scores: Tensor, buffers: Buffers, *, whole_rows: bool) -> Iterator[slice]:
     """Ranges of flat voxel positions; `whole_rows`: cut between indices of the first spatial axis only."""
     channels, spatial = scores.shape[1], scores.shape[2:]
     voxels = math.prod(spatial)
     elements = _GPU_SLAB
     if scores.device.type == "cpu":
         # The buffers are float32 at least, whatever the scores are.
-        elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS))
-    length = max(elements // (2 * channels if half else channels), 1024)
+        elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS[buffers]))
+    length = max(elements // channels, 1024)
     if whole_rows:
         row = voxels // max(spatial[0], 1)
         length = max(length // max(row, 1), 1) * row

@@ -144,7 +144,7 @@ def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
             yield from real(scores, buffers, whole_rows=True)
             return
         voxels = math.prod(scores.shape[2:])
-        for start in range(0, voxels, 7):  # the shortest slab is 1024 voxels otherwise
+        for start in range(0, voxels, 7):  # the shortest slab is 512 voxels otherwise
             yield slice(start, min(start + 7, voxels))
 
     monkeypatch.setattr(slabs, "slab_ranges", short)

@@ -175,7 +175,7 @@ def slab_ranges(scores: Tensor, buffers: Buffers, *, whole_rows: bool) -> Iterat
     if scores.device.type == "cpu":
         # The buffers are float32 at least, whatever the scores are.
         elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS[buffers]))
-    length = max(elements // channels, 1024)
+    length = max(elements // channels, 512)
     if whole_rows:
         row = voxels // max(spatial[0], 1)
         length = max(length // max(row, 1), 1) * row

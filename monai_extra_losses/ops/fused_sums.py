@@ -79,12 +79,11 @@ class _FusedSums(torch.autograd.Function):
             for term, grad in zip(ctx.terms, grads, strict=True)
             if grad is not None and not isinstance(term, TargetSums)
         ]
-        terms = [term for term, _ in wanted]
-        gradient = torch.empty_like(scores) if wanted else torch.zeros_like(scores)
         if not wanted:
-            return gradient, None, None
+            return torch.zeros_like(scores), None, None
+        gradient = torch.empty_like(scores)
         with torch.autocast(scores.device.type, enabled=False):
-            _write_gradient(gradient, layout, terms, [grad for _, grad in wanted])
+            _write_gradient(gradient, layout, [term for term, _ in wanted], [grad for _, grad in wanted])
         return gradient, None, None
 
 
@@ -99,12 +98,10 @@ def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], gra
             if not kernels:
                 write(gradient[sample], voxels, _differentiate(slab, own, slab_grads))
                 continue
-            out = writable(gradient[sample], voxels, layout.dtype)
-            if out is not None:
-                label_kernels.kernel(slab, own).backward(own, slab_grads, out)
-            else:
-                out = torch.empty_like(slab.scores[0])
-                label_kernels.kernel(slab, own).backward(own, slab_grads, out)
+            view = writable(gradient[sample], voxels, layout.dtype)
+            out = torch.empty_like(slab.scores[0]) if view is None else view
+            label_kernels.kernel(slab, own).backward(own, slab_grads, out)
+            if view is None:
                 write(gradient[sample], voxels, out)
 
 

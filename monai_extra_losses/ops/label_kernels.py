@@ -127,14 +127,18 @@ class _LabelSlab:
 
     def count(self, term: CountSums | TargetSums, out: Tensor) -> None:
         if isinstance(term, TargetSums):
-            out[0] += self.volumes if self.w is None else sum_by_label(self.t, self.w, self.x.shape[0])
+            out[0] += self.weighted_volumes()
             out[1] += self.t.numel() if self.w is None else self.w.sum(dtype=out.dtype)
             return
         out[0] += self.by_class(self.at_true(self.p))
         out[1] += self.sum(self.p)
         if term.squares:
             out[2] += self.sum(self.p * self.p)
-            out[3] += self.volumes if self.w is None else sum_by_label(self.t, self.w, self.x.shape[0])  # g^2 = g
+            out[3] += self.weighted_volumes()  # g^2 = g
+
+    def weighted_volumes(self) -> Tensor:
+        """(C,) what the voxels of each label count together."""
+        return self.volumes if self.w is None else sum_by_label(self.t, self.w, self.x.shape[0])
 
     def at_true(self, values: Tensor) -> Tensor:
         """(m,) value of each voxel's own class."""
@@ -322,7 +326,7 @@ class TwoClassSlab:
         self.w = None if v.weight is None else v.weight[0]
 
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
-        """As `LabelSlab.forward`."""
+        """See `kernel`."""
         if self.g.device.type == "cpu":
             _refuse_outside(self.g, 2)
             if torch.dot(self.g, self.g) != self.g.sum():  # g^2 < g between 0 and 1
@@ -360,7 +364,7 @@ class TwoClassSlab:
                     out[0] = loss
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
-        """As `LabelSlab.backward`."""
+        """See `kernel`."""
         p, g = torch.sigmoid(self.z), self.g
         d: Tensor | None = None
         for term, grad in zip(terms, grads, strict=True):

@@ -1,5 +1,6 @@
 """The analytic slab kernels against the plain definitions, differentiated by autograd."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from loss_list import labels_like, one_hot
 from torch import Tensor
 
-from monai_extra_losses.ops import slabs
+from monai_extra_losses.ops import label_kernels, slabs
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
@@ -65,6 +66,8 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
         "linear map": [VoxelMap(linear)],
         "Dice and cross-entropy": [counts, TargetSums(), linear],
         "errors": [ErrorSums(activation, 1.5), TargetSums()],
+        "squared errors": [ErrorSums(activation, 2.0), counts],
+        "other errors": [ErrorSums(activation, 1.0), ErrorSums(activation, 1.3)],
         "margins": [MarginSums(margin, one_vs_rest=True)],
         "map of margins": [VoxelMap(MarginSums(margin, one_vs_rest=True))],
         "squares, focal and smoothing": [CountSums(activation, squares=True), TargetSums(), curved, logs],
@@ -79,10 +82,23 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
         one_vs_rest = voxel_sums(activation, focal, one_vs_rest=True)
         cases["one-vs-rest"] = [one_vs_rest]
         cases["map one-vs-rest"] = [VoxelMap(one_vs_rest)]
+        linear_one_vs_rest = voxel_sums(activation, cross_entropy, one_vs_rest=True, slope=-1.0)
+        cases["linear one-vs-rest"] = [linear_one_vs_rest]
+        cases["Combo"] = [counts, TargetSums(), linear_one_vs_rest]
     return cases
 
 
 ALL = [(activation, name) for activation in ("softmax", "sigmoid", "none") for name in terms_of(activation)]
+
+
+def test_sums_have_kernels() -> None:
+    """Every sum of a label map that a loss asks for with a softmax or sigmoid; maps one-vs-rest are general."""
+    for activation in ("softmax", "sigmoid"):
+        for name, terms in terms_of(activation).items():
+            general = name in ("map of margins", "one-vs-rest", "map one-vs-rest") or (
+                activation == "sigmoid" and any(isinstance(term, LogSums) for term in terms)
+            )
+            assert label_kernels.supports(terms) is not general, f"{activation}: {name}"
 
 
 def scores_and_labels(shape: tuple[int, ...], activation: Activation, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -263,6 +279,26 @@ def test_the_gradient_of_some_results(activation: Activation) -> None:
                 definitions(Layout(leaf, labels, None, True, None), [term])[0].sum(), leaf
             )
             torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_confident_voxels_keep_their_digits_one_vs_rest(num_classes: int) -> None:
+    """Value and gradient of log p_t and all log(1-p_c) in float32, from both sides, alone in a slab and together."""
+    margins = torch.tensor([-300.0, -90.0, -60.0, -20.0, -1.0, 0.0, 1.0, 8.0, 14.0, 30.0, 90.0])
+    scores = torch.zeros(1, num_classes, len(margins))
+    scores[0, 1] = margins
+    scores[0, 2:] = -2
+    terms: list[Term] = [voxel_sums("softmax", cross_entropy, one_vs_rest=True, slope=-1.0)]
+    for true_class in range(num_classes):
+        for chosen in [slice(None), *[slice(i, i + 1) for i in range(len(margins))]]:
+            layout = Layout(scores[..., chosen], torch.full((1, 1, 99), true_class)[..., chosen], None, True, None)
+            layout = dataclasses.replace(layout, target=layout.target[..., : layout.scores.shape[-1]])
+            double = dataclasses.replace(layout, scores=layout.scores.double())
+            assert label_kernels.supports(terms)
+            (value,), gradient = results_and_gradient(fused_sums, layout, terms)
+            (expected,), expected_gradient = results_and_gradient(definitions, double, terms)
+            torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(gradient.double(), expected_gradient, atol=1e-7, rtol=2e-6)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

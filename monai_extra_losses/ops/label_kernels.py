@@ -8,6 +8,8 @@ every voxel of a class (`base`, `square`) and a part at the true class alone (`t
     dL/dx = p (dL/dp - sum_k p_k dL/dp_k)               softmax
     dL/dx = p (1 - p) dL/dp                             sigmoid
     dL/dx = v (g - p)                                   from v = dL/dlog p_t under softmax
+    dL/dx = a - p sum_k a_k                             from log p_t and all log(1-p_c), c != t, under softmax:
+                                                        a_t = dL/dlog p_t, a_c = -p_c / (1-p_c) dL/dlog(1-p_c)
 """
 
 from collections.abc import Sequence
@@ -42,36 +44,42 @@ class WrongLabelsError(ValueError):
 def supports(terms: Sequence[Term]) -> bool:
     """Whether the kernels compute these terms for a label map."""
     reading = [term for term in terms if not isinstance(term, TargetSums)]
+    if any(isinstance(term, MarginSums) for term in reading):
+        return all(isinstance(term, MarginSums) for term in reading)
     if {term.activation for term in reading} not in ({"softmax"}, {"sigmoid"}, set()):
         return False
-    if any(isinstance(term, ErrorSums | MarginSums) for term in reading):
-        return False
-    for term in reading:
-        if isinstance(term, VoxelMap) and (term.smoothing or isinstance(term.sums, MarginSums)):
-            return False
-        sums = term.sums if isinstance(term, VoxelMap) else term
-        if isinstance(sums, VoxelSums | LogSums) and sums.one_vs_rest == (sums.activation == "softmax"):
-            return False
-        if isinstance(sums, LogSums) and sums.one_vs_rest:
-            return False
+    return all(_supports(term) for term in reading)
+
+
+def _supports(term: Term) -> bool:
+    if isinstance(term, LogSums):
+        return not term.one_vs_rest
+    if isinstance(term, VoxelMap):
+        ordinary = isinstance(term.sums, VoxelSums) and term.sums.one_vs_rest == (term.activation == "sigmoid")
+        return ordinary and not term.smoothing
+    if isinstance(term, VoxelSums) and term.activation == "softmax":
+        return not term.one_vs_rest or term.slope is not None
     return True
 
 
 def buffers(terms: Sequence[Term]) -> Buffers:
     """How much a slab needs beside its scores: a formula that is differentiated needs many tensors."""
     simple = all(
-        isinstance(term, TargetSums | CountSums) or (isinstance(term, VoxelSums) and term.slope is not None)
+        isinstance(term, TargetSums | CountSums)
+        or (isinstance(term, VoxelSums) and term.slope is not None and not term.one_vs_rest)
         for term in terms
     )
     return "few" if simple and not any(term.activation == "sigmoid" for term in terms) else "many"
 
 
-def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | TwoClassSlab":
+def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | MarginSlab | TwoClassSlab":
     """The kernel for one slab of one sample with a label map.
 
     Its `forward(terms, outs)` adds the slab to the sums `outs` (rows, C), or fills the slab (channels, m) of a map; its
     `backward(terms, grads, out)` writes the (C, m) gradient with respect to the scores, from the gradients of those.
     """
+    if any(isinstance(term, MarginSums) for term in terms):
+        return MarginSlab(v)
     if any(term.activation == "sigmoid" for term in terms):
         return SigmoidSlab(v)
     return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v)
@@ -152,6 +160,18 @@ class _LabelSlab:
         """(C,) weighted sums of (m,) values over the voxels of each class."""
         return sum_by_label(self.t, values if self.w is None else values * self.w, self.x.shape[0])
 
+    def by_outcome(self, values: Tensor, out: Tensor) -> None:
+        """Add the (C, m) losses of each channel's outcome: row 0 at the true class, row 1 elsewhere."""
+        out[0] += self.by_class(self.at_true(values))
+        out[1] += self.sum(self.put(values, 0.0))
+
+    def put(self, values: Tensor, at_true: Tensor | float) -> Tensor:
+        """`values` (C, m) with the value of each voxel's own class replaced, in place."""
+        position = self.t.unsqueeze(0)
+        if isinstance(at_true, float):
+            return values.scatter_(0, position, at_true)
+        return values.scatter_(0, position, at_true.unsqueeze(0))
+
     def weighted(self, values: Tensor) -> Tensor:
         return values if self.w is None else values.mul_(self.w)
 
@@ -187,6 +207,12 @@ class SoftmaxSlab(_LabelSlab):
                     out.zero_().scatter_(0, self.t.unsqueeze(0), loss.unsqueeze(0))
                 else:
                     out[0] = loss
+            elif isinstance(term, ErrorSums):
+                out[0] += self.by_class(power(1 - self.p_true, term.power))
+                out[1] += self.sum(self.put(power(self.p, term.power), 0.0))
+            elif isinstance(term, VoxelSums) and term.one_vs_rest:
+                out[0] += self.by_class(term.formula(self.log_true))
+                out[1] += self.sum(self.put(term.formula(self.log_rest()), 0.0))
             elif isinstance(term, VoxelSums) and term.by_class:
                 out[0] += self.by_class(term.formula(self.log_true))
             elif isinstance(term, VoxelSums):
@@ -194,6 +220,7 @@ class SoftmaxSlab(_LabelSlab):
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
         base = square = log_base = None
+        apart: Tensor | None = None  # gradients of the terms that differ in every channel of every voxel
         jump: Tensor | None = None  # p_t dL/dp_t of the true class alone, plus dL/dlog p_t
         for term, grad in zip(terms, grads, strict=True):
             grad = grad.to(self.x.dtype)
@@ -203,6 +230,10 @@ class SoftmaxSlab(_LabelSlab):
                 square = _plus(square, grad[2]) if term.squares else square
             elif isinstance(term, LogSums):
                 log_base = _plus(log_base, grad[0])
+            elif isinstance(term, ErrorSums):
+                apart = _plus(apart, self.error_gradient(term, grad))
+            elif isinstance(term, VoxelSums) and term.one_vs_rest:
+                apart = _plus(apart, self.one_vs_rest_gradient(term, grad))
             else:
                 jump = _plus(jump, self.voxel_gradient(term, grad))
         inner = self.x.new_zeros(()) if jump is None else jump
@@ -222,7 +253,70 @@ class SoftmaxSlab(_LabelSlab):
             out += log_base.unsqueeze(1)
         if jump is not None:
             out.scatter_add_(0, self.t.unsqueeze(0), jump.expand_as(self.t).unsqueeze(0))
+        if apart is not None:
+            out += apart
         self.weighted(out)
+
+    @cached_property
+    def top(self) -> tuple[Tensor, Tensor]:
+        """(1, m) the likeliest class and its probability."""
+        p_top, position = self.p.max(0, keepdim=True)
+        return position, p_top
+
+    @cached_property
+    def lesser(self) -> Tensor:
+        """(C, m) probabilities, 0 for the likeliest class: all are at most 1/2."""
+        return self.p.scatter(0, self.top[0], 0.0)
+
+    @cached_property
+    def rest(self) -> Tensor:
+        """(1, m) 1 - p of the likeliest class, without cancellation."""
+        return self.lesser.sum(0, keepdim=True)
+
+    def others(self) -> Tensor | None:
+        """(C, m) scores without the likeliest class, where `rest` could have lost digits; else None."""
+        if self.x.device.type == "cpu" and self.rest.min() > _SMALL:
+            return None
+        return self.x.scatter(0, self.top[0], -torch.inf)
+
+    def log_rest(self) -> Tensor:
+        """(C, m) log(1 - p)."""
+        others = self.others()
+        if others is None:
+            log_rest = self.rest.log()
+        else:
+            log_rest = others.logsumexp(0, keepdim=True) - self.x.logsumexp(0, keepdim=True)
+        return torch.log1p(-self.lesser).scatter_(0, self.top[0], log_rest)
+
+    def one_vs_rest_gradient(self, term: VoxelSums, grad: Tensor) -> Tensor:
+        """dL/dx of the losses of log p_t and log(1-p_c), where the formula has one slope.
+
+        With k the likeliest class, a_k (1-p_k) is taken as one number: alone, a_k grows without bound.
+        """
+        assert term.slope is not None
+        (position, p_top), others = self.top, self.others()
+        at_true = term.slope * grad[0].index_select(0, self.t)
+        true_is_top = position[0] == self.t
+        d = self.lesser / (self.lesser - 1)
+        d *= term.slope * grad[1].unsqueeze(1)
+        self.put(d, torch.where(true_is_top, 0.0, at_true))
+        of_top = torch.where(
+            true_is_top, at_true * self.rest, -term.slope * grad[1].index_select(0, position[0]) * p_top
+        )
+        total = d.sum(0, keepdim=True)
+        d.addcmul_(self.lesser, total, value=-1)
+        share = self.lesser / self.rest if others is None else torch.softmax(others, 0)
+        d.addcmul_(share, of_top, value=-1)
+        return d.scatter_(0, position, of_top - p_top * total)
+
+    def error_gradient(self, term: ErrorSums, grad: Tensor) -> Tensor:
+        """dL/dp = q p^(q-1) off the true class, -q (1-p)^(q-1) on it."""
+        q = term.power
+        d = power(self.p, q - 1)
+        d *= q * grad[1].unsqueeze(1)
+        self.put(d, power(1 - self.p_true, q - 1) * (-q * grad[0]).index_select(0, self.t))
+        d *= self.p
+        return d.addcmul_(self.p, d.sum(0, keepdim=True), value=-1)
 
     def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
         """dL/dlog p_t, (m,) or, where it is the same everywhere, a scalar."""
@@ -248,11 +342,13 @@ class SigmoidSlab(_LabelSlab):
     def p(self) -> Tensor:
         return torch.sigmoid(self.x)
 
+    def signed(self) -> Tensor:
+        """(C, m) score of each channel's outcome: x at the true class, else -x."""
+        return self.put(self.x.neg(), self.at_true(self.x))
+
     def log_true(self) -> Tensor:
-        """(C, m) log-probability of each channel's outcome: logsigmoid(x) at the true class, else logsigmoid(-x)."""
-        signed = self.x.neg()
-        signed.scatter_(0, self.t.unsqueeze(0), self.x.gather(0, self.t.unsqueeze(0)))
-        return F.logsigmoid(signed)
+        """(C, m) log-probability of each channel's outcome."""
+        return F.logsigmoid(self.signed())
 
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         self.check()
@@ -262,17 +358,21 @@ class SigmoidSlab(_LabelSlab):
             elif isinstance(term, VoxelMap):
                 out.copy_(self.weighted(self.scaled(term.sums.formula(self.log_true()), term)))
             elif isinstance(term, VoxelSums):
-                loss = term.formula(self.log_true())
-                out[0] += self.by_class(self.at_true(loss))
-                out[1] += self.sum(loss.scatter_(0, self.t.unsqueeze(0), 0.0))
+                self.by_outcome(term.formula(self.log_true()), out)
+            elif isinstance(term, ErrorSums):
+                self.by_outcome(power(torch.sigmoid(self.signed().neg_()), term.power), out)
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
         d: Tensor | None = None
         for term, grad in zip(terms, grads, strict=True):
             grad = grad.to(self.x.dtype)
-            d = _plus(
-                d, self.count_gradient(term, grad) if isinstance(term, CountSums) else self.voxel_gradient(term, grad)
-            )
+            if isinstance(term, CountSums):
+                part = self.count_gradient(term, grad)
+            elif isinstance(term, ErrorSums):
+                part = self.error_gradient(term, grad)
+            else:
+                part = self.voxel_gradient(term, grad)
+            d = _plus(d, part)
         assert d is not None
         out.copy_(self.weighted(d))
 
@@ -282,6 +382,13 @@ class SigmoidSlab(_LabelSlab):
         base = grad[1].unsqueeze(1)
         d *= base + 2 * grad[2].unsqueeze(1) * self.p if term.squares else base
         return d.scatter_add_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+
+    def error_gradient(self, term: ErrorSums, grad: Tensor) -> Tensor:
+        """dL/dx = q e^q (1-e), with e = |p - g|; negative at the true class."""
+        error = torch.sigmoid(self.signed().neg_())
+        d = power(error, term.power).mul_(1 - error).mul_(term.power)
+        at_true = self.at_true(d) * -grad[0].index_select(0, self.t)
+        return self.put(d.mul_(grad[1].unsqueeze(1)), at_true)
 
     def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
         """dL/dx: d logsigmoid(-x)/dx = -p = -(1 - p_t), and +(1 - p_t) at the true class."""
@@ -301,7 +408,7 @@ class SigmoidSlab(_LabelSlab):
         else:
             at_true *= grad[0].index_select(0, self.t)
             d *= grad[1].unsqueeze(1)
-        return d.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+        return self.put(d, at_true)
 
     def scaled(self, loss: Tensor, term: VoxelMap) -> Tensor:
         """`loss` (C, m) times the factors of a map."""
@@ -310,7 +417,49 @@ class SigmoidSlab(_LabelSlab):
             at_true *= term.positive.to(self.x).index_select(0, self.t)
         if term.negative is not None:
             loss *= term.negative.to(self.x).unsqueeze(1)
-        return loss.scatter_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+        return self.put(loss, at_true)
+
+
+class MarginSlab(_LabelSlab):
+    """Losses of the margins of raw scores."""
+
+    def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
+        """See `kernel`."""
+        self.check()
+        for term, out in zip(terms, outs, strict=True):
+            if isinstance(term, TargetSums):
+                self.count(term, out)
+                continue
+            assert isinstance(term, MarginSums)
+            if term.one_vs_rest:
+                self.by_outcome(term.formula(self.signed()), out)
+            else:
+                out[0] += self.by_class(term.formula(self.lead()[0]))
+
+    def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
+        """See `kernel`."""
+        out.zero_()
+        for term, grad in zip(terms, grads, strict=True):
+            assert isinstance(term, MarginSums)
+            grad = grad.to(self.x.dtype)
+            if term.one_vs_rest:
+                d = derivative(term.formula, self.signed())
+                at_true = self.at_true(d) * grad[0].index_select(0, self.t)
+                out += self.put(d.mul_(-grad[1].unsqueeze(1)), at_true)
+            else:
+                margin, rival = self.lead()
+                d = (derivative(term.formula, margin) * grad[0].index_select(0, self.t)).unsqueeze(0)
+                out.scatter_add_(0, self.t.unsqueeze(0), d).scatter_add_(0, rival, -d)
+        self.weighted(out)
+
+    def signed(self) -> Tensor:
+        """(C, m) score of each channel's outcome: s at the true class, else -s."""
+        return self.put(self.x.neg(), self.at_true(self.x))
+
+    def lead(self) -> tuple[Tensor, Tensor]:
+        """(m,) score of the true class minus the largest other, and (1, m) the class of that."""
+        top, rival = self.put(self.x.clone(), -torch.inf).max(0, keepdim=True)
+        return self.at_true(self.x) - top[0], rival
 
 
 class TwoClassSlab:
@@ -346,6 +495,14 @@ class TwoClassSlab:
                 out += torch.stack(rows).view(-1, 2)
             elif isinstance(term, LogSums):
                 out += torch.stack([self._sum(F.logsigmoid(-self.z)), self._sum(F.logsigmoid(self.z))])
+            elif isinstance(term, ErrorSums) or (isinstance(term, VoxelSums) and term.one_vs_rest):
+                # Both channels have the same error, and log(1-p_c) of the wrong class is log p_t.
+                loss = (
+                    power(self._error(), term.power) if isinstance(term, ErrorSums) else term.formula(self._log_true())
+                )
+                positive = self._sum(loss * self.g)
+                losses = torch.stack([self._sum(loss) - positive, positive])
+                out += torch.stack([losses, losses.flip(0)])
             elif isinstance(term, VoxelSums):
                 loss = term.formula(self._log_true())
                 out[0, 0] += self._sum(loss)
@@ -381,6 +538,10 @@ class TwoClassSlab:
             elif isinstance(term, LogSums):
                 lower, upper = grad[0].tolist()
                 part = upper - (lower + upper) * p
+            elif isinstance(term, ErrorSums):
+                error = self._error()
+                part = power(error, term.power).mul_(1 - error).mul_(1 - 2 * g)
+                part *= self._at(term.power * (grad[0] + grad[1].flip(0)))
             else:
                 sums = term.sums if isinstance(term, VoxelMap) else term
                 assert isinstance(sums, VoxelSums)
@@ -389,9 +550,10 @@ class TwoClassSlab:
                 if isinstance(term, VoxelMap):
                     part *= torch.lerp(grad[0], grad[1], g) if term.spread else grad[0]
                     part *= self._factor(term)
+                elif sums.one_vs_rest:
+                    part *= self._at(grad[0] + grad[1].flip(0))
                 elif sums.by_class:
-                    lower, upper = grad[0].tolist()
-                    part *= g * (upper - lower) + lower
+                    part *= self._at(grad[0])
                 else:
                     part *= grad[0, 0].item()
             d = part if d is None else d.add_(part)
@@ -403,10 +565,16 @@ class TwoClassSlab:
 
     def _factor(self, term: VoxelMap) -> Tensor | float:
         """(m,) factor of the loss of the true class."""
-        if term.positive is None:
-            return 1.0
-        lower, upper = term.positive.to(self.z)
+        return 1.0 if term.positive is None else self._at(term.positive)
+
+    def _at(self, factors: Tensor) -> Tensor:
+        """(m,) factor of each voxel's class, of (2,) factors."""
+        lower, upper = factors.to(self.z)
         return self.g * (upper - lower) + lower
+
+    def _error(self) -> Tensor:
+        """(m,) |p - g|, the same for both channels."""
+        return torch.sigmoid((1 - 2 * self.g) * self.z)
 
     def _log_true(self) -> Tensor:
         return F.logsigmoid((2 * self.g - 1) * self.z)
@@ -433,6 +601,17 @@ def derivative(formula: VoxelFormula, log_pt: Tensor) -> Tensor:
         value = formula(leaf)
         (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
     return slope
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """`base` ** `exponent` in a new tensor, without a logarithm for the usual exponents."""
+    if exponent == 2:
+        return base * base
+    if exponent == 1.5:
+        return base.sqrt().mul_(base)
+    if exponent == 0.5:
+        return base.sqrt()
+    return base.clone() if exponent == 1 else base**exponent
 
 
 def sum_by_label(t: Tensor, values: Tensor | None, num_classes: int) -> Tensor:

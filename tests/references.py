@@ -367,14 +367,16 @@ def lovasz_of_set(errors: Array, g: Array) -> float:
 
 
 def lovasz(x: Array, g: Array, activation: str, w: Array) -> float:
-    """Mean over samples and classes present; w selects voxels."""
+    """Mean over the classes present of each sample, then over the samples; w selects voxels."""
     p = activated(x, activation)
-    values = []
-    for n, c in np.ndindex(*x.shape[:2]):
+    samples = []
+    for n in range(len(x)):
         keep = w[n, 0] > 0
-        if g[n, c][keep].sum() > 0:
-            values.append(lovasz_of_set(np.abs(g[n, c] - p[n, c])[keep], g[n, c][keep]))
-    return float(np.mean(values))
+        present = [c for c in range(x.shape[1]) if g[n, c][keep].sum() > 0]
+        losses = [lovasz_of_set(np.abs(g[n, c] - p[n, c])[keep], g[n, c][keep]) for c in present]
+        if losses:
+            samples.append(np.mean(losses))
+    return float(np.mean(samples))
 
 
 # --- regression: maps of (B, C, *spatial), or (B, 1, *spatial) over the channels ---

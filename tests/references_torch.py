@@ -212,10 +212,7 @@ def structural_similarity(logits: Tensor, labels: Tensor, share: float = 0.5, th
 
 
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
-    """As the authors' code: of the classes present, then of the images.
-
-    Ours is the mean over all pairs of image and class present: the same where all images show as many classes.
-    """
+    """As the authors' code: the mean over the classes present, then over the images."""
     images = []
     for p, label in zip(logits.softmax(1), labels[:, 0], strict=True):
         losses = []

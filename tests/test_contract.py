@@ -1031,27 +1031,38 @@ def map_of_top_k(case: LossCase, num_classes: int) -> float:
     return (1.0 if case.activation == "sigmoid" else 1 / num_classes) * (1 + (2 * k / 100 if k < 100 else 0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-@pytest.mark.parametrize("num_classes", [2, 4, 14])
-@every_case(only=lambda entry: entry.lean)
+MEMORY_CASES = [(2, torch.float32), (2, torch.uint8), (4, torch.int64), (14, torch.float32), (105, torch.uint8)]
+
+
+def large_scores_and_labels(case: LossCase, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    scores = case.scores(1, num_classes, 32 if num_classes > 2 else 64, 64, 64 if num_classes < 100 else 16)
+    return scores, labels_like(scores, dtype=dtype)
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), MEMORY_CASES, ids=str)
+@every_case(only=lambda entry: entry.lean, variants=False, activations=("softmax",))
 def test_memory(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
-    scores = case.scores(1, num_classes, 64, 64, 64 if num_classes == 2 else 32)
-    labels = labels_like(scores, dtype=dtype)
+    scores, labels = large_scores_and_labels(case, num_classes, dtype)
     assert_lean(case(), scores, labels, maps=map_of_top_k(case, num_classes))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-@pytest.mark.parametrize("num_classes", [2, 4, 14])
-@every_case(family="distribution")
+@pytest.mark.parametrize(("num_classes", "dtype"), MEMORY_CASES[1:3], ids=str)
+@every_case(only=lambda entry: entry.lean)
+def test_memory_of_variants_and_activations(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
+    scores, labels = large_scores_and_labels(case, num_classes, dtype)
+    assert_lean(case(), scores, labels, maps=map_of_top_k(case, num_classes))
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), MEMORY_CASES[1:3], ids=str)
+@every_case(only=lambda entry: entry.lean and entry.family != "region" and "none" in entry.reductions, variants=False)
 def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
-    scores = case.scores(1, num_classes, 64, 64, 64 if num_classes == 2 else 32)
-    labels = labels_like(scores, dtype=dtype)
+    scores, labels = large_scores_and_labels(case, num_classes, dtype)
     loss = case(reduction="none")
     assert_lean(loss, scores, labels, maps=loss(scores, labels).shape[1] / num_classes)
 
 
 @pytest.mark.parametrize("what", ["mask", "float mask", "ignore_index", "weight", "one-hot", "half", "channels_last"])
-@every_case(variants=False, only=lambda entry: entry.lean)
+@every_case(variants=False, only=lambda entry: entry.lean, activations=("softmax",))
 def test_memory_with_options(case: LossCase, what: str) -> None:
     scores = case.scores(2, 4, 32, 64, 32, dtype=torch.float16 if what == "half" else torch.float32)
     labels = labels_like(scores, dtype=torch.float32)

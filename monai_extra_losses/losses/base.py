@@ -341,6 +341,8 @@ class RegionLoss(SegmentationLoss):
         return (numerator + self.smooth_nr) / (denominator + self.smooth_dr)
 
     def terms(self, inputs: LossInputs) -> Terms:
+        if self.contours:
+            inputs.contour_sizes()  # before the pass, which leaves a tensor as large as the scores
         errors = [] if self.error_power is None else [self._error_term(inputs)]
         return self._count_term(inputs), TARGET_SUMS, *errors
 

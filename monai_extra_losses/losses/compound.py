@@ -408,6 +408,14 @@ class FusedDiceFocalLoss(_WeightedParts):
     def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
         return (self.lambda_dice, self.dice), (self.lambda_focal, self.focal)
 
+    def value(self, inputs: LossInputs) -> Tensor:
+        if self.reduction != "none":
+            return super().value(inputs)
+        focal = self.focal.value(inputs)  # in place: a second map would be as large as the logits
+        if self.lambda_focal != 1:
+            focal.mul_(self.lambda_focal)
+        return focal.add_((self.lambda_dice * self.dice.value(inputs)).to(focal.dtype))
+
 
 class _RegionCompound(_WeightedParts):
     """Base of the compounds that take the options of their region part."""

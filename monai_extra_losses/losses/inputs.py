@@ -45,6 +45,7 @@ class LossInputs:
         self.labels, self.ignore_index, self.other_act = labels, ignore_index, other_act
         self._results: dict[tuple[Source, Term], Tensor] = {}
         self._terms: dict[object, tuple[Source, Term]] = {}
+        self._contour_sizes: Tensor | None = None
 
     @property
     def counts_all(self) -> bool:
@@ -74,7 +75,9 @@ class LossInputs:
 
     def contour_sizes(self) -> Tensor:
         """(B, C) number of target voxels with a face neighbour outside their class, the border counting as outside."""
-        return contour_sizes(self._layout(self.scores))
+        if self._contour_sizes is None:
+            self._contour_sizes = contour_sizes(self._layout(self.scores))
+        return self._contour_sizes
 
     def counted(self) -> Tensor | None:
         """(B, 1, *spatial) bool: which voxels count; None where all do."""

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, SegmentationOptions, Terms
 from monai_extra_losses.losses.inputs import LossInputs
-from monai_extra_losses.ops.terms import binary_log_probabilities, probabilities
+from monai_extra_losses.ops.terms import binary_log_probabilities, probabilities, sum_dtype
 
 
 class _StructureLoss(SegmentationLoss):
-    """Base of the structure losses: per sample and class values, computed from whole maps."""
+    """Base of the structure losses: per sample and class values, computed from whole maps.
+
+    The mean is over the classes that enter it of each sample, then over the samples.
+    """
 
     def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
@@ -34,7 +37,10 @@ class _StructureLoss(SegmentationLoss):
         values = torch.where(counted, values, 0)
         if self.reduction == "none":
             return values[(..., *[None] * (inputs.scores.ndim - 2))]
-        return values.sum() if self.reduction == "sum" else values.sum() / counted.sum().clamp_min(1)
+        if self.reduction == "sum":
+            return values.sum()
+        classes = counted.sum(1)
+        return (values.sum(1) / classes.clamp_min(1)).sum() / (classes > 0).sum().clamp_min(1)
 
     @abstractmethod
     def values(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
@@ -118,28 +124,32 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
 
     def _normalised(self, x: Tensor) -> Tensor:
         """(x - mu + C) / (sigma + C) of each voxel's window."""
-        mean = _window_mean(x, x, centred=False)
-        variance = _window_mean(x, mean, centred=True)
+        mean, variance = _window_moments(x)
         flat = variance <= 0
         deviation = torch.where(flat, 0, torch.where(flat, 1, variance).sqrt())  # the root has no gradient at 0
         return (x - mean + self.stability) / (deviation + self.stability)
 
 
-def _window_mean(x: Tensor, mean: Tensor, *, centred: bool) -> Tensor:
-    """Gaussian mean of x, or of (x - mean of the window)^2, in 3 voxels per axis of (B, C, *spatial)."""
-    axes = x.ndim - 2
+def _window_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gaussian mean and variance of x in 3 voxels per axis of (B, C, *spatial).
+
+    Axis by axis, by the law of total variance: Var[x] = E[Var[x | axis]] + Var[E[x | axis]]. Every part is a mean of
+    centred squares, so nothing cancels and no variance is below 0.
+    """
     side = math.exp(-0.5 / 1.5**2)
-    kernel = [side / (1 + 2 * side), 1 / (1 + 2 * side), side / (1 + 2 * side)]
-    padded = F.pad(x, [1, 1] * axes, mode="reflect")
-    total = torch.zeros_like(x)
-    for offset in itertools.product(range(3), repeat=axes):
-        shifted = padded
-        factor = 1.0
-        for axis, start in enumerate(offset):
-            shifted = shifted.narrow(axis + 2, start, x.shape[axis + 2])
-            factor *= kernel[start]
-        total = total + factor * ((shifted - mean) ** 2 if centred else shifted)
-    return total
+    total = 1 + 2 * side
+    mean = F.pad(x, [1, 1] * (x.ndim - 2), mode="reflect")
+    variance: Tensor | None = None
+    for axis in range(2, x.ndim):
+        parts = [mean.narrow(axis, start, x.shape[axis]) for start in range(3)]
+        mean = torch.add(parts[1], parts[0] + parts[2], alpha=side) / total
+        spread = ((parts[1] - mean) ** 2 + side * ((parts[0] - mean) ** 2 + (parts[2] - mean) ** 2)) / total
+        if variance is not None:
+            low, middle, high = (variance.narrow(axis, start, x.shape[axis]) for start in range(3))
+            spread = spread + torch.add(middle, low + high, alpha=side) / total
+        variance = spread
+    assert variance is not None
+    return mean, variance
 
 
 class LovaszLoss(_StructureLoss):
@@ -148,13 +158,14 @@ class LovaszLoss(_StructureLoss):
     errors sorted downwards, dot the discrete derivative of the Jaccard loss along that order
 
     softmax and sigmoid (or probabilities): errors |g - p| of each class; raw scores of one channel (no activation):
-    errors max(0, 1 - (2g-1) s), the hinge form. Per sample; a class that is absent from the target leaves the mean (so
-    a false positive costs nothing there; not so in the hinge form, whose loss is then the largest error). A widely used
-    library sorts class indices instead of one-hot targets: not this. A perfect prediction gives 0.
+    errors max(0, 1 - (2g-1) s), the hinge form. Per sample; a class that is absent from the target leaves the mean, as
+    in the authors' code (so a false positive costs nothing there: add a cross-entropy; not so in the hinge form, whose
+    loss is then the largest error). A widely used library sorts class indices instead of one-hot targets: not this. A
+    perfect prediction gives 0.
 
     Args:
-        **options: see `SegmentationLoss`; "mean" is over the samples and classes kept that are present, "none" gives
-            (B, C', 1, ..) with 0 for those absent. A float mask counts a voxel that many times.
+        **options: see `SegmentationLoss`; "mean" is over the classes kept that are present in a sample, then over the
+            samples; "none" gives (B, C', 1, ..) with 0 for classes absent. A float mask counts a voxel that many times.
 
     Shapes: see `SegmentationLoss`.
 
@@ -181,17 +192,25 @@ class LovaszLoss(_StructureLoss):
             else (g - probabilities(v.scores, self.activation(inputs))).abs()
         )
         weight = torch.ones_like(g[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
-        sorted_errors, order = errors.to(torch.float64).sort(2, descending=True)
-        derivative = _jaccard_derivative(*((w.gather(2, order)) for w in (weight * g, weight * (1 - g))))
-        values = (sorted_errors * derivative).sum(2)
-        return values, ((weight if hinge else weight * g).sum(2) > 0).expand_as(values)
+        positives = weight * g
+        values = (errors * _slopes(errors, positives, weight)).sum(2, dtype=sum_dtype(errors.device))
+        return values, ((weight if hinge else positives).sum(2) > 0).expand_as(values)
 
 
-def _jaccard_derivative(positives: Tensor, negatives: Tensor) -> Tensor:
-    """(B, C, M) change of the Jaccard loss with each further voxel in error, both sorted by the errors."""
-    # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
-    missed, wrong = positives.cumsum(2, dtype=torch.float64), negatives.cumsum(2, dtype=torch.float64)
-    total = missed[..., -1:]
-    union = total + wrong
-    jaccard = torch.where(union > 0, 1 - (total - missed) / torch.where(union > 0, union, 1), 0)
-    return torch.diff(jaccard, dim=2, prepend=torch.zeros_like(total))
+@torch.no_grad()
+def _slopes(errors: Tensor, positives: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, M) change of the Jaccard loss as each voxel joins those in error, from the largest error down.
+
+    The loss is linear in the errors as long as their order stays, so this is its derivative, too.
+    """
+    slopes = torch.zeros_like(errors)
+    for sample, channel in itertools.product(range(errors.shape[0]), range(errors.shape[1])):
+        order = errors[sample, channel].argsort(descending=True)
+        # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
+        missed = positives[sample, channel][order].cumsum(0, dtype=sum_dtype(errors.device))
+        counted = weight[sample, 0][order].cumsum(0, dtype=missed.dtype)
+        union = missed[-1] + counted - missed
+        jaccard = torch.where(union > 0, 1 - (missed[-1] - missed) / torch.where(union > 0, union, 1), 0)
+        change = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+        slopes[sample, channel].scatter_(0, order, change.to(errors.dtype))
+    return slopes

@@ -40,7 +40,11 @@ def _sizes(layout: Layout, sample: int, counted: Tensor | None) -> Tensor:
     if counted is not None:
         index = index.masked_fill(~counted, len(classes))
     contour = on_contour(index)
-    return torch.stack([(contour & (index == c)).count_nonzero() for c in classes])
+    if index.device.type != "cpu":  # bincount would wait for the device
+        return torch.stack([(contour & (index == c)).count_nonzero() for c in classes])
+    # Labels out of range are counted with what is on no contour; the pass over the voxels refuses them.
+    index = index.masked_fill(contour.logical_not_(), len(classes)).clamp_(0, len(classes))
+    return torch.bincount(index.flatten(), minlength=len(classes) + 1)[:-1]
 
 
 def on_contour(regions: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops import label_kernels
-from monai_extra_losses.ops.slabs import Layout, Voxels, writable, write
+from monai_extra_losses.ops.slabs import Layout, Voxels, read, writable, write
 from monai_extra_losses.ops.terms import TargetSums, Term, VoxelMap, sum_dtype
 
 
@@ -51,15 +51,21 @@ class _FusedSums(torch.autograd.Function):
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         outs = tuple(_empty(layout, term) for term in terms)
         kernels = layout.labels and label_kernels.supports(terms)
-        buffers = label_kernels.buffers(terms) if kernels else "most"
+        floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels)
+        ctx.probabilities = None
         if not kernels:
             label_kernels.check_target(layout)
+        elif ctx.needs_input_grad[0] and label_kernels.keeps_probabilities(terms, scores):
+            ctx.probabilities = torch.empty_like(scores)
         for sample in range(scores.shape[0]):
             own = [_of_sample(term, sample) for term in terms]
-            for slab, voxels in layout.slabs(sample, buffers):
+            for slab, voxels in layout.slabs(sample, floats):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
                 if kernels:
-                    label_kernels.kernel(slab, own).forward(own, slab_outs)
+                    kernel = label_kernels.kernel(slab, own)
+                    kernel.forward(own, slab_outs)
+                    if ctx.probabilities is not None and isinstance(kernel, label_kernels.SoftmaxSlab):
+                        write(ctx.probabilities[sample], voxels, kernel.p)
                     continue
                 for term, out in zip(own, slab_outs, strict=True):
                     out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
@@ -81,26 +87,36 @@ class _FusedSums(torch.autograd.Function):
         ]
         if not wanted:
             return torch.zeros_like(scores), None, None
-        gradient = torch.empty_like(scores)
+        # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
+        probabilities, ctx.probabilities = ctx.probabilities, None
+        gradient = torch.empty_like(scores) if probabilities is None else probabilities
         with torch.autocast(scores.device.type, enabled=False):
-            _write_gradient(gradient, layout, [term for term, _ in wanted], [grad for _, grad in wanted])
+            terms, wanted_grads = [term for term, _ in wanted], [grad for _, grad in wanted]
+            _write_gradient(gradient, layout, terms, wanted_grads, softmax_is_there=probabilities is not None)
         return gradient, None, None
 
 
-def _write_gradient(gradient: Tensor, layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor]) -> None:
-    """Fill `gradient` (B, C, *spatial), slab by slab, from the gradients of the results."""
+def _write_gradient(
+    gradient: Tensor, layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor], *, softmax_is_there: bool
+) -> None:
+    """Fill `gradient` (B, C, *spatial), slab by slab, from the gradients of the results.
+
+    With `softmax_is_there` it holds the probabilities until then.
+    """
     kernels = layout.labels and label_kernels.supports(terms)
-    buffers = label_kernels.buffers(terms) if kernels else "most"
+    floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels)
     for sample in range(layout.scores.shape[0]):
         own = [_of_sample(term, sample) for term in terms]
-        for slab, voxels in layout.slabs(sample, buffers):
+        for slab, voxels in layout.slabs(sample, floats):
             slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
             if not kernels:
                 write(gradient[sample], voxels, _differentiate(slab, own, slab_grads))
                 continue
             view = writable(gradient[sample], voxels, layout.dtype)
-            out = torch.empty_like(slab.scores[0]) if view is None else view
-            label_kernels.kernel(slab, own).backward(own, slab_grads, out)
+            p = out = torch.empty_like(slab.scores[0]) if view is None else view
+            if softmax_is_there and view is None:
+                p = read(None, gradient[sample], voxels)
+            label_kernels.kernel(slab, own, p if softmax_is_there else None).backward(own, slab_grads, out)
             if view is None:
                 write(gradient[sample], voxels, out)
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slabs import Buffers, Layout, Voxels
+from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
@@ -62,27 +62,54 @@ def _supports(term: Term) -> bool:
     return True
 
 
-def buffers(terms: Sequence[Term]) -> Buffers:
-    """How much a slab needs beside its scores: a formula that is differentiated needs many tensors."""
-    simple = all(
-        isinstance(term, TargetSums | CountSums)
-        or (isinstance(term, VoxelSums) and term.slope is not None and not term.one_vs_rest)
-        for term in terms
-    )
-    return "few" if simple and not any(term.activation == "sigmoid" for term in terms) else "many"
+def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) -> int:
+    """How many float32 numbers per voxel of a slab are alive at a time, at most (measured; tests hold the memory)."""
+    channels = layout.scores.shape[1]
+    copies = 2 * (layout.scores.dtype != layout.dtype) + (not layout.counts_all)
+    conversions = (copies + 1) * channels + 4  # scores, masked scores, gradient; the labels as an index
+    if not kernels:
+        return conversions + 19 * channels  # what autograd keeps of the plain definitions
+    sums = [term.sums if isinstance(term, VoxelMap) else term for term in terms]
+    differentiated = any(isinstance(term, VoxelSums) and term.slope is None for term in sums)
+    if any(isinstance(term, MarginSums) for term in sums):
+        return conversions + 6 * channels
+    if any(term.activation == "sigmoid" for term in sums):
+        return conversions + (13 if differentiated else 5) * channels
+    if any(isinstance(term, VoxelSums) and term.one_vs_rest for term in sums):
+        return conversions + 3 * channels + 10
+    if any(isinstance(term, ErrorSums) for term in sums):
+        return conversions + 3 * channels + 4
+    squares = any(isinstance(term, CountSums) and term.squares for term in sums)
+    return conversions + (2 if squares else 1) * channels + (10 if differentiated else 2)
 
 
-def kernel(v: Voxels, terms: Sequence[Term]) -> "SoftmaxSlab | SigmoidSlab | MarginSlab | TwoClassSlab":
+def keeps_probabilities(terms: Sequence[Term], scores: Tensor) -> bool:
+    """Whether the forward can leave its softmax where the backward writes the gradient: half the exponentials.
+
+    Not on a GPU, where memory traffic counts; nor in half precision, which would round the probabilities; nor beside a
+    map, which may be worked on before the backward.
+    """
+    softmax = any(term.activation == "softmax" for term in terms)
+    if any(isinstance(term, VoxelMap) for term in terms):
+        return False
+    wide = scores.dtype in (torch.float32, torch.float64)
+    return softmax and scores.shape[1] > 2 and wide and scores.device.type == "cpu"
+
+
+def kernel(
+    v: Voxels, terms: Sequence[Term], p: Tensor | None = None
+) -> "SoftmaxSlab | SigmoidSlab | MarginSlab | TwoClassSlab":
     """The kernel for one slab of one sample with a label map.
 
     Its `forward(terms, outs)` adds the slab to the sums `outs` (rows, C), or fills the slab (channels, m) of a map; its
     `backward(terms, grads, out)` writes the (C, m) gradient with respect to the scores, from the gradients of those.
+    With `keeps_probabilities`, `p` (C, m) is the softmax of the slab, and may be the `out` of the backward.
     """
     if any(isinstance(term, MarginSums) for term in terms):
         return MarginSlab(v)
     if any(term.activation == "sigmoid" for term in terms):
         return SigmoidSlab(v)
-    return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v)
+    return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v, p)
 
 
 def check_target(layout: Layout) -> None:
@@ -93,7 +120,7 @@ def check_target(layout: Layout) -> None:
     """
     if layout.scores.device.type == "cpu":
         for sample in range(layout.scores.shape[0]):
-            for slab, _ in layout.slabs(sample):
+            for slab, _ in layout.slabs(sample, 2 * layout.scores.shape[1]):
                 if layout.labels:
                     _LabelSlab(slab).check()
                 elif slab.target is not None:
@@ -179,6 +206,11 @@ class _LabelSlab:
 class SoftmaxSlab(_LabelSlab):
     """Three classes and more under a softmax."""
 
+    def __init__(self, v: Voxels, p: Tensor | None = None) -> None:
+        super().__init__(v)
+        if p is not None:
+            self.p = p
+
     @cached_property
     def p(self) -> Tensor:
         return torch.softmax(self.x, 0)
@@ -243,12 +275,10 @@ class SoftmaxSlab(_LabelSlab):
             inner = inner + 2 * (square @ (self.p * self.p))
         if log_base is not None:
             inner = inner + log_base.sum()
-        if base is None:
-            torch.mul(self.p, -inner, out=out)
-        else:
-            torch.sub(base.unsqueeze(1), inner, out=out).mul_(self.p)
+        factor = -inner if base is None else base.unsqueeze(1) - inner
         if square is not None:
-            out.addcmul_(self.p * square.unsqueeze(1), self.p, value=2)
+            factor = torch.addcmul(factor, self.p, square.unsqueeze(1), value=2)
+        torch.mul(self.p, factor, out=out)
         if log_base is not None:
             out += log_base.unsqueeze(1)
         if jump is not None:

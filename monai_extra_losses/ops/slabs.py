@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from torch import Tensor
 # only has to be long enough to keep the device busy.
 _CPU_SLAB = 1 << 17
 _GPU_SLAB = 1 << 24
-Buffers = Literal["few", "many", "most"]
-# So that the buffers of a slab stay small beside the scores of a small patch, too: a handful of them, over a dozen,
-# or what autograd keeps of the plain definitions.
-_FEWEST_SLABS = {"few": 24, "many": 64, "most": 128}
+# So that the buffers of a slab stay small beside the scores of a small patch, too.
+_CPU_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +105,18 @@ class Layout:
         mask = None if self.mask is None else self.mask.flatten(2)
         return self._voxels(self.scores.flatten(2), self.target.flatten(2), mask)
 
-    def slabs(self, sample: int, buffers: Buffers = "most") -> Iterator[tuple[Voxels, slice]]:
+    def slabs(self, sample: int, floats: int) -> Iterator[tuple[Voxels, slice]]:
         """The slabs of one sample (with a batch axis of one), and the range of flat voxel positions of each.
 
         Args:
             sample: position in the batch.
-            buffers: how many tensors of the size of a slab are needed at a time.
+            floats: how many float32 numbers per voxel the buffers of a slab hold at a time.
         """
         tensors = [self.scores[sample], self.target[sample]]
         if self.mask is not None:
             tensors.append(self.mask[sample])
         flat = [_flat_view(tensor) for tensor in tensors]
-        for voxels in slab_ranges(self.scores, buffers, whole_rows=any(view is None for view in flat)):
+        for voxels in slab_ranges(self.scores, floats, whole_rows=any(view is None for view in flat)):
             parts = [read(view, tensor, voxels).unsqueeze(0) for view, tensor in zip(flat, tensors, strict=True)]
             yield self._voxels(parts[0], parts[1], parts[2] if self.mask is not None else None), voxels
 
@@ -167,15 +164,15 @@ def _flat_view(tensor: Tensor) -> Tensor | None:
         return None
 
 
-def slab_ranges(scores: Tensor, buffers: Buffers, *, whole_rows: bool) -> Iterator[slice]:
+def slab_ranges(scores: Tensor, floats: int, *, whole_rows: bool) -> Iterator[slice]:
     """Ranges of flat voxel positions; `whole_rows`: cut between indices of the first spatial axis only."""
     channels, spatial = scores.shape[1], scores.shape[2:]
     voxels = math.prod(spatial)
-    elements = _GPU_SLAB
+    length = _GPU_SLAB // channels
     if scores.device.type == "cpu":
         # The buffers are float32 at least, whatever the scores are.
-        elements = min(_CPU_SLAB, scores.numel() * scores.element_size() // (4 * _FEWEST_SLABS[buffers]))
-    length = max(elements // channels, 512)
+        share = int(_CPU_SHARE * scores.numel() * scores.element_size() / (4 * floats))
+        length = max(min(_CPU_SLAB // channels, share), 128)
     if whole_rows:
         row = voxels // max(spatial[0], 1)
         length = max(length // max(row, 1), 1) * row

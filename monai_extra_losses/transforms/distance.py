@@ -1,0 +1,187 @@
+"""Signed distance maps of labels, measured once on the whole volume and cached with it."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from monai.config import KeysCollection
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from torch import Tensor
+
+from monai_extra_losses.ops.distance import signed_distance
+
+MapSpacing: TypeAlias = Literal["auto"] | Sequence[float] | None
+
+
+class SignedDistance(Transform):
+    """Signed distance of every class: what the boundary losses take as `distance`, from the whole volume.
+
+    phi_c(x) = distance from x to the nearest voxel of c outside of c, and minus the distance to the nearest voxel that
+    is not of c inside; 0 everywhere where c has no voxel or all of them. Put it behind what changes the label
+    (resampling, padding) and before the random crop: the map of a crop then knows the boundaries beyond the crop. It
+    is deterministic, so that MONAI's caching data sets keep it.
+
+    Transforms that move the label must move the map alike. Flips, crops and rotations by 90 degrees are exact. Where a
+    transform interpolates, take a linear mode and padding_mode="border": the map is then an approximation, and a zoom
+    changes the true distances but not the map's numbers. Zeros padded to a map would be a boundary: pad first.
+
+    Args:
+        num_classes: channels C of the map; with background for a label map.
+        spacing: "auto" takes the mm per voxel from the label's affine, and measures in voxels where there is none;
+            None measures in voxels always; or one number in mm per spatial axis.
+        max_distance: distances are clipped to this size, in mm, > 0; None keeps them as they are, which is what the
+            losses measure by themselves.
+        dtype: torch.float16 rounds to 0.05 % of the distance (2^-11; at most 65504 mm) in half the memory of
+            torch.float32.
+        ignore_index: label that belongs to no class. As a class of a multi-label target with several channels: its
+            voxels belong to no other class either.
+
+    Shapes:
+        label: (1, *spatial) map of whole numbers in 0..C-1 or ignore_index, or (C, *spatial) regions, > 0.5 inside,
+            which may overlap; with C = 1 always a region. 1 to 3 spatial axes.
+        result: (C, *spatial), a MetaTensor with the label's affine and history where the label is one.
+
+    Raises:
+        TypeError: another dtype than the two above.
+        ValueError: an option out of range, a label of another shape or with other values than expected.
+
+    Example:
+        >>> import torch
+        >>> label = torch.tensor([[0, 0, 0, 1, 1]])
+        >>> SignedDistance(num_classes=2, spacing=[2.0])(label)[1].tolist()
+        [6.0, 4.0, 2.0, -2.0, -4.0]
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  MONAI's own attribute
+
+    def __init__(
+        self,
+        num_classes: int,
+        spacing: MapSpacing = "auto",
+        max_distance: float | None = None,
+        dtype: torch.dtype = torch.float16,
+        ignore_index: int | None = None,
+    ) -> None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"expected num_classes to be a whole number of at least 1, got {num_classes!r}.")
+        if dtype not in (torch.float16, torch.float32):
+            raise TypeError(f"expected the dtype torch.float16 or torch.float32, got {dtype}.")
+        if max_distance is not None and not max_distance > 0:
+            raise ValueError(f"expected max_distance above 0 mm, or None, got {max_distance}.")
+        self.num_classes = num_classes
+        self.spacing = _checked_spacing(spacing)
+        self.max_distance = max_distance
+        self.dtype = dtype
+        self.ignore_index = ignore_index
+
+    def __call__(self, img: NdarrayOrTensor) -> Tensor:
+        """The map of one label."""
+        label = convert_to_tensor(img, track_meta=get_track_meta())
+        spatial = label.ndim - 1
+        expected = f"(1, *spatial){f' or ({self.num_classes}, *spatial)' * (self.num_classes > 1)}"
+        if not 1 <= spatial <= 3 or label.shape[0] not in (1, self.num_classes):
+            raise ValueError(
+                f"expected a label {expected} with 1 to 3 spatial axes for num_classes={self.num_classes}, "
+                f"got shape {tuple(label.shape)}."
+            )
+        regions, classes = self._regions(label.as_subclass(Tensor))
+        distance = signed_distance(regions, classes, self._spacing_of(label, spatial))[0]
+        limit = min(self.max_distance or math.inf, torch.finfo(self.dtype).max)
+        return convert_to_dst_type(distance.clamp_(-limit, limit), dst=label, dtype=self.dtype)[0]
+
+    def _regions(self, label: Tensor) -> tuple[Tensor, range | None]:
+        """What `signed_distance` takes: labels and the classes to measure, or a mask."""
+        label = label.byte() if label.dtype == torch.bool else label
+        ignored = torch.zeros_like(label[:1], dtype=torch.bool)
+        if label.shape[0] == self.num_classes > 1:
+            if self.ignore_index in range(self.num_classes):  # a sentinel has no channel: it ignores nothing
+                ignored = label[self.ignore_index].unsqueeze(0) >= 1
+        elif self.ignore_index is not None:
+            ignored = label == self.ignore_index
+        if label.shape[0] == self.num_classes:
+            return ((label > 0.5) & ~ignored).unsqueeze(0), None
+        wrong = ~ignored & ~((label >= 0) & (label < self.num_classes) & (label % 1 == 0))
+        if wrong.any():
+            shown = ", ".join(f"{value:g}" for value in label[wrong].unique()[:8].tolist())
+            raise ValueError(
+                f"expected whole labels in 0..{self.num_classes - 1} or ignore_index={self.ignore_index}, got {shown}: "
+                "remap them, raise num_classes, or set ignore_index."
+            )
+        return label.int().masked_fill(ignored, -1), range(self.num_classes)
+
+    def _spacing_of(self, label: Tensor, spatial: int) -> Sequence[float] | None:
+        if self.spacing != "auto":
+            return self.spacing
+        if not isinstance(label, MetaTensor):
+            return None
+        # a column of the affine is the step, in mm, from one voxel to the next along an axis
+        return torch.linalg.vector_norm(label.affine[:-1, :spatial].double(), dim=0).tolist()
+
+
+class SignedDistanced(MapTransform):
+    """Dictionary version of `SignedDistance`: writes the map of `keys` to `distance_keys`.
+
+    Args:
+        keys: of the labels.
+        distance_keys: of the maps, one per label.
+        num_classes, spacing, max_distance, dtype, ignore_index: see `SignedDistance`.
+        allow_missing_keys: leave out a label that is not there.
+
+    Raises:
+        ValueError: another number of distance_keys than of keys, or the same key twice; else see `SignedDistance`.
+
+    Example:
+        >>> import torch
+        >>> transform = SignedDistanced(keys="label", distance_keys="distance", num_classes=2)
+        >>> item = transform({"label": torch.tensor([[0, 0, 1]])})
+        >>> item["distance"].shape, item["distance"].dtype
+        (torch.Size([2, 3]), torch.float16)
+    """
+
+    backend = SignedDistance.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        distance_keys: KeysCollection,
+        num_classes: int,
+        spacing: MapSpacing = "auto",
+        max_distance: float | None = None,
+        dtype: torch.dtype = torch.float16,
+        ignore_index: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.distance_keys = ensure_tuple(distance_keys)
+        every_key = (*self.keys, *self.distance_keys)
+        if len(self.distance_keys) != len(self.keys) or len(set(every_key)) != len(every_key):
+            raise ValueError(
+                f"expected {len(self.keys)} distance_keys, one new key per label, got {self.distance_keys} "
+                f"for {self.keys}."
+            )
+        self.transform = SignedDistance(num_classes, spacing, max_distance, dtype, ignore_index)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """The item with its maps."""
+        item: dict[Hashable, Any] = dict(data)
+        for key, distance_key in self.key_iterator(item, self.distance_keys):
+            item[distance_key] = self.transform(item[key])
+        return item
+
+
+def _checked_spacing(spacing: MapSpacing) -> MapSpacing:
+    if spacing is None or spacing == "auto":
+        return spacing
+    numbers = () if isinstance(spacing, str) else tuple(float(mm) for mm in spacing)
+    if not 1 <= len(numbers) <= 3 or not all(0 < mm < math.inf for mm in numbers):
+        raise ValueError(
+            f'expected spacing "auto", None or one positive number in mm per spatial axis, got {spacing!r}.'
+        )
+    return numbers
+
+
+SignedDistanceD = SignedDistanceDict = SignedDistanced

@@ -9,5 +9,18 @@ from monai_extra_losses.losses import FusedDiceLoss as DiceLoss
 from monai_extra_losses.losses import FusedFocalLoss as FocalLoss
 from monai_extra_losses.losses import FusedGeneralizedDiceLoss as GeneralizedDiceLoss
 from monai_extra_losses.losses import FusedTverskyLoss as TverskyLoss
+from monai_extra_losses.losses import HausdorffLoss as HausdorffDTLoss
+from monai_extra_losses.losses import LogHausdorffLoss as LogHausdorffDTLoss
+from monai_extra_losses.losses import SurfaceLoss as BoundaryLoss
 
-__all__ = ["DiceCELoss", "DiceFocalLoss", "DiceLoss", "FocalLoss", "GeneralizedDiceLoss", "TverskyLoss"]
+__all__ = [
+    "BoundaryLoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "GeneralizedDiceLoss",
+    "HausdorffDTLoss",
+    "LogHausdorffDTLoss",
+    "TverskyLoss",
+]

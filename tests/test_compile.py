@@ -75,3 +75,13 @@ def test_inductor() -> None:
     torch.testing.assert_close(
         value_and_gradient(compiled, scores, labels), value_and_gradient(loss, scores, labels), **CLOSE
     )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict: bool) -> None:
+    """torch.export, without Dynamo too, where tensors are stand-ins of another class."""
+    scores = torch.randn(2, 3, 4, 5)
+    labels = labels_like(scores)
+    for loss in (FusedDiceCELoss(to_onehot_y=True, softmax=True), ComboLoss(to_onehot_y=True, softmax=True)):
+        exported = torch.export.export(loss, (scores, labels), strict=strict).module()
+        torch.testing.assert_close(exported(scores, labels), loss(scores, labels), **CLOSE)

@@ -572,3 +572,34 @@ def test_labels_without_a_channel_axis_are_refused(name: str) -> None:
     scores, labels = torch.rand(2, 3, 5, 6), torch.randint(0, 3, (2, 5, 6))
     with pytest.raises(ValueError, match=r"add the channel axis with target.unsqueeze\(1\)"):
         EQUALS[name](to_onehot_y=True)(scores, labels)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("name", EQUALS)
+def test_the_gradient_of_a_target_of_channels(name: str, num_classes: int) -> None:
+    """Consistency training has a network's prediction as target, and MONAI's gradient goes through it."""
+    options: dict[str, Any] = {} if name == "FocalLoss" else {"sigmoid": True}
+    torch.manual_seed(0)
+    scores, soft = torch.randn(2, num_classes, 4, 5), torch.rand(2, num_classes, 4, 5)
+    if name == "DiceCELoss" and num_classes > 1:  # BCE of several channels is a departure
+        options, soft = {"softmax": True}, soft / soft.sum(1, keepdim=True)
+    if name == "GeneralizedDiceLoss":
+        options["w_type"] = "uniform"  # the others are weights without gradient
+    mine = getattr(drop_in, name)(**options)
+    doubles = scores.double().requires_grad_(), soft.double().requires_grad_()
+    assert torch.autograd.gradcheck(mine, doubles)
+    if name == "GeneralizedDiceLoss":
+        return  # MONAI's backward fails there: it changes a tensor in place
+    gradients = []
+    for loss in (getattr(monai.losses, name)(**options), mine):
+        leaves = scores.clone().requires_grad_(), soft.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(loss(*leaves), leaves))
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EQUALS)
+def test_a_label_map_has_no_gradient(name: str) -> None:
+    loss = getattr(drop_in, name)(to_onehot_y=True)
+    labels = torch.zeros(1, 1, 4, 5).requires_grad_()
+    with pytest.raises(ValueError, match=r"expected a target without gradient.*target.detach\(\)"):
+        loss(torch.randn(1, 3, 4, 5), labels)

@@ -786,6 +786,13 @@ PARTS: dict[str, tuple[nn.Module, list[tuple[float, nn.Module]]]] = {
             (1.0, FusedFocalLoss(reduction="none", **LABELS)),
         ],
     ),
+    "Dice, focal, none, without background": (
+        losses.FusedDiceFocalLoss(sigmoid=True, reduction="none", lambda_focal=2.0, include_background=False, **LABELS),
+        [
+            (1.0, FusedDiceLoss(sigmoid=True, reduction="none", include_background=False, **LABELS)),
+            (2.0, FusedFocalLoss(reduction="none", include_background=False, **LABELS)),
+        ],
+    ),
     "Dice, top-k": (
         losses.DiceTopKLoss(k=20, lambda_dice=0.3, lambda_topk=2.0, ignore_index=2, weight=[1.0, 2.0, 3.0], **SOFTMAX),
         [
@@ -1115,6 +1122,33 @@ def test_exponential_logarithmic_raises_the_weight_of_rare_classes() -> None:
         .isfinite()
         .all()
     )
+
+
+@pytest.mark.parametrize("part", ["gamma_dice", "gamma_cross_entropy"])
+def test_gammas_of_exponential_logarithmic_look_at_nearly_right_or_at_wrong_classes(part: str) -> None:
+    """x^gamma: below 1 a small x counts more than itself, above 1 less; and the other way round beyond x = 1."""
+    labels = (torch.arange(16) % 2).view(1, 1, 4, 4)
+    right = torch.cat([1 - labels, labels], 1).float()
+    only = {"weight_dice": float(part == "gamma_dice"), "weight_cross_entropy": float(part != "gamma_dice")}
+
+    def value(gamma: float, scores: Tensor) -> float:
+        return losses.ExponentialLogarithmicLoss(**{part: gamma}, **only, **SOFTMAX)(scores, labels).item()
+
+    assert value(0.3, 8 * right) > 2 * value(1.0, 8 * right) > 8 * value(2.0, 8 * right)
+    assert value(0.3, -20 * right) < value(1.0, -20 * right) < value(2.0, -20 * right)
+
+
+def test_stability_of_structural_similarity_flattens_the_structures_that_differ() -> None:
+    target = (torch.arange(64) % 8 > 3).float().view(1, 1, 8, 8)
+    scores = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def value(stability: float) -> float:
+        loss = losses.CorrelationMaximizedStructuralSimilarityLoss(
+            weight_cross_entropy=0.0, stability=stability, sigmoid=True
+        )
+        return loss(scores, target).item()
+
+    assert value(0.001) > value(0.1) + 0.2 > value(10.0) + 0.4
 
 
 def test_structural_similarity_weights_the_voxels_that_differ_in_structure() -> None:

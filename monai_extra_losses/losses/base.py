@@ -160,6 +160,7 @@ class SegmentationLoss(nn.Module):
     left_out: ClassVar[Mapping[str, str]] = {}  # options that have no meaning for the class, and why
     options_of: ClassVar[type | None] = None  # whose options `**options` are, where not those of the next base
     class_weight: Tensor | None
+    target_gradient = True  # whether a target of C channels may require a gradient
     shares_inputs = True  # whether `terms` and `value` of LossInputs are all there is
     _spatial = range(1, 4)
 
@@ -228,18 +229,39 @@ class SegmentationLoss(nn.Module):
     def value(self, inputs: LossInputs) -> Tensor:
         """The loss, from the results in `inputs`."""
 
-    def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
+    def prepare(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+    ) -> LossInputs:
         """Check one call's data and wrap it."""
+        affine = getattr(target, "affine", None)  # of a MetaTensor
         scores, target = plain("input", input), plain("target", target)
         mask = None if mask is None else plain("mask", mask)
+        distance = None if distance is None else plain("distance", distance)
         one_channel = scores.ndim > 1 and scores.shape[1] == 1
         if one_channel:
             self.warn_of_one_channel(stacklevel=6)
         labels = self.to_onehot_y and not one_channel
-        check_shapes(scores, target, mask, labels=labels, spatial=self._spatial)
+        check_shapes(
+            scores,
+            target,
+            mask,
+            distance,
+            labels=labels,
+            spatial=self._spatial,
+            target_gradient=self.target_gradient,
+        )
         if labels:
             self._check_labels(target, scores.shape[1], self.ignore_index)
-        return LossInputs(scores, target, mask, labels=labels, ignore_index=self.ignore_index, other_act=self.other_act)
+        return LossInputs(
+            scores,
+            target,
+            mask,
+            labels=labels,
+            ignore_index=self.ignore_index,
+            other_act=self.other_act,
+            affine=affine,
+            distance=distance,
+        )
 
     def warn_of_one_channel(self, stacklevel: int) -> None:
         """Name the options that one channel leaves without effect; nn.Module adds two frames above `forward`."""
@@ -490,17 +512,22 @@ class DistributionLoss(SegmentationLoss):
 
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         """Reduce (B, C) sums of the losses of positive and negative decisions."""
+        if self.one_vs_rest(inputs):
+            loss = self.kept(positive + negative)
+        else:
+            loss = positive.sum(1, keepdim=True) if self.class_weight is None else positive
+        weight = self.weights_for(loss.shape[1], loss)
+        return self._mean_or_sum((loss if weight is None else loss * weight).sum(), self._count(inputs))
+
+    def _count(self, inputs: LossInputs) -> Tensor:
+        """What the mean divides by: the voxels that count, times their class weights."""
         volumes, voxels = inputs[TARGET_SUMS]
         if self.one_vs_rest(inputs):
-            loss, counts = self.kept(positive + negative), self.kept(voxels)
-        elif self.class_weight is None:
-            loss, counts = positive.sum(1, keepdim=True), voxels[:, :1]
+            counts = self.kept(voxels)
         else:
-            loss, counts = positive, volumes
-        weight = self.weights_for(loss.shape[1], loss)
-        if weight is not None:
-            loss, counts = loss * weight, counts * weight
-        return self._mean_or_sum(loss.sum(), counts.sum())
+            counts = voxels[:, :1] if self.class_weight is None else volumes
+        weight = self.weights_for(counts.shape[1], counts)
+        return (counts if weight is None else counts * weight).sum()
 
     def _mean_or_sum(self, total: Tensor, count: Tensor) -> Tensor:
         total, count = self.summed_over_ranks(torch.stack([total, count]))

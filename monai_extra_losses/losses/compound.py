@@ -137,14 +137,16 @@ class CompoundLoss(nn.Module):
             raise ValueError(f"expected weights >= 0, got {self.weights}.")
         self.components: dict[str, Tensor] = {}
 
-    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The weighted sum; arguments as of the parts."""
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+    ) -> Tensor:
+        """The weighted sum; arguments as of the parts, `distance` for the parts that read one."""
         shared: dict[object, tuple[LossInputs, list[SegmentationLoss]]] = {}
         for loss in self.losses.values():
             if isinstance(loss, SegmentationLoss) and loss.shares_inputs:
                 key = (loss.to_onehot_y, loss.ignore_index, loss.other_act)
                 if key not in shared:
-                    shared[key] = (loss.prepare(input, target, mask), [])
+                    shared[key] = (loss.prepare(input, target, mask, distance), [])
                 elif shared[key][0].scores.shape[1] == 1:
                     loss.warn_of_one_channel(stacklevel=5)
                 shared[key][1].append(loss)

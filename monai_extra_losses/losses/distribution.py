@@ -202,8 +202,10 @@ class FusedFocalLoss(DistributionLoss):
         like = inputs.scores.new_zeros((), dtype=torch.float32)
         return VoxelMap(self.sums(inputs), *self._factors(inputs, like), spread=True)
 
-    def prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> LossInputs:
-        inputs = super().prepare(input, target, mask)
+    def prepare(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+    ) -> LossInputs:
+        inputs = super().prepare(input, target, mask, distance)
         if inputs.scores.ndim == 2:  # (B, C): one voxel per sample
             inputs.scores, inputs.target = inputs.scores.unsqueeze(-1), inputs.target.unsqueeze(-1)
             inputs.mask = None if inputs.mask is None else inputs.mask.unsqueeze(-1)

@@ -1,18 +1,20 @@
 """The data of one call, shared by the parts of a compound loss: checked once, each sum computed at most once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.contours import contour_sizes
+from monai_extra_losses.ops.distance import signed_distance
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.label_kernels import WrongLabelsError
 from monai_extra_losses.ops.slabs import Layout, Voxels
-from monai_extra_losses.ops.terms import Term
+from monai_extra_losses.ops.terms import Activation, Term, probabilities, sum_dtype
 
 Source = Literal["scores", "activated"]
+SpacingOption = Literal["auto"] | Sequence[float] | None
 
 
 class ShapeMismatchError(ValueError, AssertionError):
@@ -29,6 +31,8 @@ class LossInputs:
         labels: whether `target` holds labels.
         ignore_index: label or channel whose voxels do not count.
         other_act: activation of the user; applied to the whole input, once, when a term reads its result.
+        affine: (4, 4), or one per sample (B, 4, 4), of a target that knows where its voxels are.
+        distance: (B, C, *spatial) signed distances of the target's classes, where the caller has them.
     """
 
     def __init__(
@@ -40,12 +44,16 @@ class LossInputs:
         labels: bool,
         ignore_index: int | None = None,
         other_act: Callable[[Tensor], Tensor] | None = None,
+        affine: Tensor | None = None,
+        distance: Tensor | None = None,
     ) -> None:
         self.scores, self.target, self.mask = scores, target, mask
         self.labels, self.ignore_index, self.other_act = labels, ignore_index, other_act
         self._results: dict[tuple[Source, Term], Tensor] = {}
         self._terms: dict[object, tuple[Source, Term]] = {}
         self._contour_sizes: Tensor | None = None
+        self.affine, self.distance = affine, distance
+        self._distances: dict[object, Tensor] = {}
 
     @property
     def counts_all(self) -> bool:
@@ -78,6 +86,99 @@ class LossInputs:
         if self._contour_sizes is None:
             self._contour_sizes = contour_sizes(self._layout(self.scores))
         return self._contour_sizes
+
+    def spacing(self, option: SpacingOption) -> Tensor | Sequence[float] | None:
+        """Mm per spatial axis, of each sample (B, D) or of all (D,); None where voxels are the unit.
+
+        Raises:
+            ValueError: an affine of another number of samples or axes.
+        """
+        if option != "auto":
+            return option
+        if self.affine is None:
+            return None
+        batch, axes = self.scores.shape[0], self.scores.ndim - 2
+        affine = torch.as_tensor(self.affine, dtype=torch.float64).detach().cpu()
+        square = affine.ndim in (2, 3) and affine.shape[-1] == affine.shape[-2] > axes
+        if not square or (affine.ndim == 3 and affine.shape[0] != batch):
+            raise ValueError(
+                f"expected the target's affine to be (4, 4) or ({batch}, 4, 4), got {tuple(affine.shape)}: "
+                "set spacing, in mm per axis, or None to measure in voxels."
+            )
+        return affine[..., :-1, :axes].norm(dim=-2)
+
+    def smallest_spacing(self, option: SpacingOption) -> Tensor:
+        """(B,) mm of the finest axis of each sample; 1 where voxels are the unit."""
+        spacing = self.spacing(option)
+        rows = torch.ones(1) if spacing is None else torch.as_tensor(spacing)
+        return rows.amin(-1).expand(self.scores.shape[0]).to(self.scores.device)
+
+    def signed_distance(self, option: SpacingOption, first: int) -> Tensor:
+        """(B, C, *spatial) float32 signed distance of each class of the target; 0 for the classes before `first`."""
+        key = (option, first)
+        if key not in self._distances:
+            if self.distance is not None:
+                known = self.distance[:, first:].to(torch.float32)
+            elif self.labels:
+                classes = range(first, self.scores.shape[1])
+                known = signed_distance(self.labels_of_voxels(), classes, self.spacing(option))
+            else:
+                known = signed_distance(self.target_regions()[:, first:], None, self.spacing(option))
+            left_out = torch.zeros_like(known[:, :1]).expand(-1, first, *known.shape[2:])
+            self._distances[key] = torch.cat([left_out, known], 1) if first else known
+        return self._distances[key]
+
+    def labels_of_voxels(self) -> Tensor:
+        """(B, *spatial) class of each voxel, uint8 or int32; C where it does not count.
+
+        A target of C channels has the class of its largest, and the background where all are 0.
+        """
+        index = self.target[:, 0] if self.labels else self.target.argmax(1)
+        return self._where_counted(self._compact(index))
+
+    def chosen_labels(self) -> Tensor:
+        """(B, *spatial) class of the highest score, uint8 or int32; C where the voxel does not count."""
+        return self._where_counted(self._compact(self._read("activated").detach().argmax(1)))
+
+    def target_regions(self) -> Tensor:
+        """(B, C, *spatial) bool: the voxels of each class, in a target of C channels those above 0.5."""
+        if self.labels:
+            classes = torch.arange(self.scores.shape[1], device=self.target.device)
+            return self.labels_of_voxels().unsqueeze(1) == classes.view(1, -1, *[1] * (self.target.ndim - 2))
+        counted = self.counted()
+        return self.target > 0.5 if counted is None else (self.target > 0.5) & counted
+
+    def predicted_masks(self, activation: Activation) -> Tensor:
+        """(B, C, *spatial) bool: where the probability of each class is above 0.5."""
+        predicted = probabilities(self._activated(), activation) > 0.5
+        counted = self.counted()
+        return predicted if counted is None else predicted & counted
+
+    def predicted_regions(self, activation: Activation) -> Tensor:
+        """The same, or under a softmax, where at most one class is above 0.5, (B, *spatial) labels; C for none."""
+        if activation != "softmax":
+            return self.predicted_masks(activation)
+        top, index = probabilities(self._activated(), activation).max(1)
+        return self._where_counted(self._compact(index).masked_fill_(top <= 0.5, self.scores.shape[1]))
+
+    def sum_of_certain(self, values: Tensor) -> Tensor:
+        """(B, C) sums of a map times (1-2g)^2 over the voxels that count: 1 for labels."""
+        v = self._layout(self.scores).whole()
+        values = v.weighted(values.flatten(2))
+        if v.target is not None:
+            values = values * (1 - 2 * v.target) ** 2
+        return values.sum(2, dtype=sum_dtype(values.device))
+
+    def _activated(self) -> Tensor:
+        return self._read("activated").detach().to(self._layout(self.scores).dtype)
+
+    def _compact(self, index: Tensor) -> Tensor:
+        """Classes in the smallest dtype that has C, too."""
+        return index.to(torch.uint8 if self.scores.shape[1] < 256 else torch.int32)
+
+    def _where_counted(self, index: Tensor) -> Tensor:
+        counted = self.counted()
+        return index if counted is None else index.masked_fill(~counted[:, 0], self.scores.shape[1])
 
     def counted(self) -> Tensor | None:
         """(B, 1, *spatial) bool: which voxels count; None where all do."""
@@ -118,16 +219,28 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself of a MetaTensor or another subclass; autograd goes through."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a tensor, got {type(tensor).__name__}.")
-    return tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
+    if type(tensor) is Tensor or torch.compiler.is_compiling():  # a tracer's own tensors must stay what they are
+        return tensor
+    return tensor.as_subclass(Tensor)
 
 
-def check_shapes(scores: Tensor, target: Tensor, mask: Tensor | None, *, labels: bool, spatial: range) -> None:
+def check_shapes(
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    distance: Tensor | None,
+    *,
+    labels: bool,
+    spatial: range,
+    target_gradient: bool,
+) -> None:
     """Refuse data that a loss cannot mean anything with.
 
     Raises:
-        TypeError: input or mask of another dtype than expected.
-        ValueError: a number of axes that is not supported, tensors on two devices, a target that requires a gradient.
-        ShapeMismatchError: target or mask of another shape than the input asks for.
+        TypeError: input, mask or distance of another dtype than expected.
+        ValueError: a number of axes that is not supported, tensors on two devices, a target that requires a gradient
+            where there is none (of labels, or without `target_gradient`).
+        ShapeMismatchError: target, mask or distance of another shape than the input asks for.
     """
     if not scores.is_floating_point():
         raise TypeError(f"expected a floating-point input, got {scores.dtype}.")
@@ -145,10 +258,18 @@ def check_shapes(scores: Tensor, target: Tensor, mask: Tensor | None, *, labels:
             raise ShapeMismatchError(
                 f"expected mask {expected} for input {tuple(scores.shape)}, got {tuple(mask.shape)}."
             )
-    for name, other in (("target", target), ("mask", mask)):
+    if distance is not None:
+        if not distance.is_floating_point():
+            raise TypeError(f"expected a floating-point distance, got {distance.dtype}.")
+        if distance.shape != scores.shape:
+            raise ShapeMismatchError(
+                f"expected distance {tuple(scores.shape)} like the input, one map per class, "
+                f"got {tuple(distance.shape)}."
+            )
+    for name, other in (("target", target), ("mask", mask), ("distance", distance)):
         if other is not None and other.device != scores.device:
             raise ValueError(f"expected {name} on {scores.device} like the input, got {other.device}.")
-        if other is not None and other.requires_grad:
+        if other is not None and other.requires_grad and not (name == "target" and target_gradient and not labels):
             raise ValueError(f"expected a {name} without gradient, got one that requires it: try {name}.detach().")
 
 

@@ -25,6 +25,8 @@ class _StructureLoss(SegmentationLoss):
         if self.sync_batch:
             raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} is no sum over voxels.")
 
+    target_gradient = False
+
     def terms(self, inputs: LossInputs) -> Terms:
         return (TARGET_SUMS,)  # counting finds wrong labels
 

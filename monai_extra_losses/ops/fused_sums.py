@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_extra_losses.ops import label_kernels
 from monai_extra_losses.ops.slabs import Layout, Voxels, read, writable, write
-from monai_extra_losses.ops.terms import TargetSums, Term, VoxelMap, sum_dtype
+from monai_extra_losses.ops.terms import MapSums, TargetSums, Term, VoxelMap, sum_dtype
 
 
 def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -25,13 +25,17 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
 
     Returns:
         One tensor per term: (rows, B, C) sums in float64, or a (B, channels, *spatial) map. Differentiable once, with
-        respect to the scores.
+        respect to the scores. A target that requires a gradient gets one, too, from the plain definitions and at their
+        memory.
     """
     if not terms:
         return []
     # Autocast would take the matrix products of the kernels, which are sums over voxels, in half precision.
     with torch.autocast(layout.scores.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+        differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
+        if differentiates_target and not torch.compiler.is_compiling():
+            label_kernels.check_target(layout)
+        if differentiates_target or torch.compiler.is_compiling():
             return [_definition(layout, term) for term in terms]
         return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
 
@@ -61,13 +65,14 @@ class _FusedSums(torch.autograd.Function):
             own = [_of_sample(term, sample) for term in terms]
             for slab, voxels in layout.slabs(sample, floats):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
+                slab_terms = [_of_slab(term, voxels) for term in own]
                 if kernels:
-                    kernel = label_kernels.kernel(slab, own)
-                    kernel.forward(own, slab_outs)
+                    kernel = label_kernels.kernel(slab, slab_terms)
+                    kernel.forward(slab_terms, slab_outs)
                     if ctx.probabilities is not None and isinstance(kernel, label_kernels.SoftmaxSlab):
                         write(ctx.probabilities[sample], voxels, kernel.p)
                     continue
-                for term, out in zip(own, slab_outs, strict=True):
+                for term, out in zip(slab_terms, slab_outs, strict=True):
                     out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
         return outs
 
@@ -109,14 +114,16 @@ def _write_gradient(
         own = [_of_sample(term, sample) for term in terms]
         for slab, voxels in layout.slabs(sample, floats):
             slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
+            slab_terms = [_of_slab(term, voxels) for term in own]
             if not kernels:
-                write(gradient[sample], voxels, _differentiate(slab, own, slab_grads))
+                write(gradient[sample], voxels, _differentiate(slab, slab_terms, slab_grads))
                 continue
             view = writable(gradient[sample], voxels, layout.dtype)
             p = out = torch.empty_like(slab.scores[0]) if view is None else view
             if softmax_is_there and view is None:
                 p = read(None, gradient[sample], voxels)
-            label_kernels.kernel(slab, own, p if softmax_is_there else None).backward(own, slab_grads, out)
+            kernel = label_kernels.kernel(slab, slab_terms, p if softmax_is_there else None)
+            kernel.backward(slab_terms, slab_grads, out)
             if view is None:
                 write(gradient[sample], voxels, out)
 
@@ -127,11 +134,17 @@ def _empty(layout: Layout, term: Term) -> Tensor:
 
 
 def _of_sample(term: Term, sample: int) -> Term:
-    """The term with the factors of one sample, for a map whose factors are those of each sample and class."""
+    """The term with what it has of one sample: a map of numbers, or a loss's factors of each sample and class."""
+    if isinstance(term, MapSums):
+        return dataclasses.replace(term, map=term.map[sample : sample + 1].flatten(2))
     if isinstance(term, VoxelMap) and term.positive is not None and term.positive.ndim == 2:
         assert term.negative is not None
         return dataclasses.replace(term, positive=term.positive[sample], negative=term.negative[sample])
     return term
+
+
+def _of_slab(term: Term, voxels: slice) -> Term:
+    return dataclasses.replace(term, map=term.map[..., voxels]) if isinstance(term, MapSums) else term
 
 
 def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:

@@ -24,6 +24,7 @@ from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
     LogSums,
+    MapSums,
     MarginSums,
     TargetSums,
     Term,
@@ -75,7 +76,7 @@ def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) ->
         return conversions + 6 * channels
     if any(term.activation == "sigmoid" for term in sums):
         return conversions + (13 if differentiated else 5) * channels
-    if any(isinstance(term, VoxelSums) and term.one_vs_rest for term in sums):
+    if any((isinstance(term, VoxelSums) and term.one_vs_rest) or isinstance(term, MapSums) for term in sums):
         return conversions + 3 * channels + 10
     if any(isinstance(term, ErrorSums) for term in sums):
         return conversions + 3 * channels + 4
@@ -93,7 +94,11 @@ def keeps_probabilities(terms: Sequence[Term], scores: Tensor) -> bool:
     if any(isinstance(term, VoxelMap) for term in terms):
         return False
     wide = scores.dtype in (torch.float32, torch.float64)
-    return softmax and scores.shape[1] > 2 and wide and scores.device.type == "cpu"
+    return softmax and not _two_classes(terms, scores.shape[1]) and wide and scores.device.type == "cpu"
+
+
+def _two_classes(terms: Sequence[Term], channels: int) -> bool:
+    return channels == 2 and not any(isinstance(term, MapSums) for term in terms)
 
 
 def kernel(
@@ -109,7 +114,7 @@ def kernel(
         return MarginSlab(v)
     if any(term.activation == "sigmoid" for term in terms):
         return SigmoidSlab(v)
-    return TwoClassSlab(v) if v.scores.shape[1] == 2 else SoftmaxSlab(v, p)
+    return TwoClassSlab(v) if _two_classes(terms, v.scores.shape[1]) else SoftmaxSlab(v, p)
 
 
 def check_target(layout: Layout) -> None:
@@ -187,6 +192,25 @@ class _LabelSlab:
         """(C,) weighted sums of (m,) values over the voxels of each class."""
         return sum_by_label(self.t, values if self.w is None else values * self.w, self.x.shape[0])
 
+    def map_sum(self, term: MapSums) -> Tensor:
+        """(C,) sums of a map times p or a squared difference."""
+        values = term.map[0].to(self.x.dtype) * (
+            self.p if term.of == "probability" else self.difference(term).square_()
+        )
+        return self.sum(values)
+
+    def map_gradient(self, term: MapSums, grad: Tensor) -> Tensor:
+        """(C, m) dL/dp of such sums."""
+        d = term.map[0].to(self.x.dtype) * grad[0].unsqueeze(1)
+        return d if term.of == "probability" else d.mul_(self.difference(term)).mul_(2)
+
+    def difference(self, term: MapSums) -> Tensor:
+        """(C, m) p - g, or p - (1-g)."""
+        at_true = self.at_true(self.p)
+        if term.of == "error":
+            return self.put(self.p.clone(), at_true - 1)
+        return self.put(self.p - 1, at_true)
+
     def by_outcome(self, values: Tensor, out: Tensor) -> None:
         """Add the (C, m) losses of each channel's outcome: row 0 at the true class, row 1 elsewhere."""
         out[0] += self.by_class(self.at_true(values))
@@ -239,6 +263,8 @@ class SoftmaxSlab(_LabelSlab):
                     out.zero_().scatter_(0, self.t.unsqueeze(0), loss.unsqueeze(0))
                 else:
                     out[0] = loss
+            elif isinstance(term, MapSums):
+                out[0] += self.map_sum(term)
             elif isinstance(term, ErrorSums):
                 out[0] += self.by_class(power(1 - self.p_true, term.power))
                 out[1] += self.sum(self.put(power(self.p, term.power), 0.0))
@@ -262,6 +288,8 @@ class SoftmaxSlab(_LabelSlab):
                 square = _plus(square, grad[2]) if term.squares else square
             elif isinstance(term, LogSums):
                 log_base = _plus(log_base, grad[0])
+            elif isinstance(term, MapSums):
+                apart = _plus(apart, self.through_softmax(self.map_gradient(term, grad)))
             elif isinstance(term, ErrorSums):
                 apart = _plus(apart, self.error_gradient(term, grad))
             elif isinstance(term, VoxelSums) and term.one_vs_rest:
@@ -345,6 +373,10 @@ class SoftmaxSlab(_LabelSlab):
         d = power(self.p, q - 1)
         d *= q * grad[1].unsqueeze(1)
         self.put(d, power(1 - self.p_true, q - 1) * (-q * grad[0]).index_select(0, self.t))
+        return self.through_softmax(d)
+
+    def through_softmax(self, d: Tensor) -> Tensor:
+        """dL/dx from dL/dp, in place."""
         d *= self.p
         return d.addcmul_(self.p, d.sum(0, keepdim=True), value=-1)
 
@@ -389,6 +421,8 @@ class SigmoidSlab(_LabelSlab):
                 out.copy_(self.weighted(self.scaled(term.sums.formula(self.log_true()), term)))
             elif isinstance(term, VoxelSums):
                 self.by_outcome(term.formula(self.log_true()), out)
+            elif isinstance(term, MapSums):
+                out[0] += self.map_sum(term)
             elif isinstance(term, ErrorSums):
                 self.by_outcome(power(torch.sigmoid(self.signed().neg_()), term.power), out)
 
@@ -398,6 +432,8 @@ class SigmoidSlab(_LabelSlab):
             grad = grad.to(self.x.dtype)
             if isinstance(term, CountSums):
                 part = self.count_gradient(term, grad)
+            elif isinstance(term, MapSums):
+                part = self.map_gradient(term, grad).mul_(torch.addcmul(self.p, self.p, self.p, value=-1))
             elif isinstance(term, ErrorSums):
                 part = self.error_gradient(term, grad)
             else:

@@ -17,6 +17,7 @@ from monai_extra_losses.ops.slabs import Voxels
 Activation = Literal["softmax", "sigmoid", "none"]
 VoxelFormula = Callable[[Tensor], Tensor]
 BinaryFormula = Callable[[Tensor, Tensor, Tensor], Tensor]
+MapOf = Literal["probability", "error", "complement"]
 
 
 class Term(Protocol):
@@ -214,6 +215,31 @@ class VoxelMap:
             return v.weighted(_scaled(positive, self.positive) + _scaled(negative, self.negative))
         loss = _scaled(positive, self.positive)
         return v.weighted(loss if self.spread else loss.sum(1, keepdim=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MapSums:
+    """sum m f with a map m of numbers that have no gradient: result (1, B, C).
+
+    Attributes:
+        activation: how the scores become probabilities.
+        map: m, (B, C, *spatial) float32.
+        of: f = p, (p - g)^2, or (p - (1-g))^2.
+    """
+
+    activation: Activation
+    map: Tensor
+    of: MapOf
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 1, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        f = probabilities(v.scores, self.activation)
+        if self.of != "probability":
+            g = v.one_hot()
+            f = (f - (g if self.of == "error" else 1 - g)) ** 2
+        return _total(v.weighted(self.map.flatten(2).to(f) * f)).unsqueeze(0)
 
 
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:

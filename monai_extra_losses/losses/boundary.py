@@ -1,0 +1,599 @@
+"""Boundary losses: formulas of p, g and a map of distances to the target's boundary, in mm where spacing is known."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_extra_losses.losses.base import (
+    TARGET_SUMS,
+    OtherAct,
+    Reduction,
+    SegmentationLoss,
+    SegmentationOptions,
+    Terms,
+    Weight,
+    refuse_negative,
+)
+from monai_extra_losses.losses.distribution import CrossEntropyLoss
+from monai_extra_losses.losses.inputs import LossInputs, Source
+from monai_extra_losses.ops.contours import on_contour
+from monai_extra_losses.ops.distance import boundary_distance, distance_to_mask, distance_to_other_label
+from monai_extra_losses.ops.terms import MapSums, Term, probabilities
+
+Spacing = Literal["auto"] | Sequence[float] | None
+
+
+class DistanceOptions(SegmentationOptions, total=False):
+    """Options of every boundary loss; `DistanceLoss` says what they mean."""
+
+    batch: bool
+    spacing: Spacing
+
+
+def checked_spacing(spacing: Spacing) -> Spacing:
+    """The option `spacing` as "auto", None or a tuple of mm.
+
+    Raises:
+        ValueError: another word, or numbers that are not > 0.
+    """
+    if spacing is None or spacing == "auto":
+        return spacing
+    numbers = () if isinstance(spacing, str) else tuple(float(mm) for mm in spacing)
+    if not numbers or not all(0 < mm < float("inf") for mm in numbers):
+        raise ValueError(f"expected spacing 'auto', None or one number > 0 (mm) per spatial axis, got {spacing!r}.")
+    return numbers
+
+
+class DistanceLoss(SegmentationLoss):
+    """Base of the losses that are a sum over the voxels of each sample and class, with a map of distances.
+
+    Args:
+        batch: pool the voxels of the samples of a batch.
+        spacing: "auto": the voxel size in mm, from the affine of a MetaTensor target, per sample; voxels where the
+            target has none. None: voxels always. A sequence: mm per spatial axis.
+        **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised. "mean"
+            is over samples and classes kept; a sample in which everything is ignored leaves it. "none" gives
+            (B, C', 1, ..), or (1, C', 1, ..) with `batch`. An ignored voxel belongs to no class, and adds nothing; a
+            float mask multiplies what a voxel adds. `sync_batch` is refused.
+    """
+
+    target_gradient = False
+
+    def __init__(
+        self, *, batch: bool = False, spacing: Spacing = "auto", **options: Unpack[SegmentationOptions]
+    ) -> None:
+        super().__init__(**options)
+        if self.sync_batch:
+            raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} averages samples of its own.")
+        self.batch = batch
+        self.spacing = checked_spacing(spacing)
+
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            input: (B, C, *spatial) scores or probabilities, of any float dtype.
+            target: (B, 1, *spatial) labels with `to_onehot_y`, else (B, C, *spatial), where a class is what is above
+                0.5.
+            mask: (B, 1, *spatial) bool, or float weights per voxel; a voxel of weight 0 belongs to no class.
+            distance: (B, C, *spatial) signed distance to the boundary of each class of the target, if it is known
+                already: > 0 outside, < 0 inside, 0 everywhere where the class has no voxel or all of them, as
+                `monai_extra_losses.transforms.SignedDistanced` computes it from the whole volume.
+
+        Returns:
+            A scalar, or with reduction="none" what the class says; float32, or float64 for a float64 input.
+        """
+        inputs = self.prepare(input, target, mask, distance)
+        inputs.compute(self.terms(inputs))
+        return self.value(inputs).to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        values, voxels = self.totals(inputs), inputs[TARGET_SUMS][1]
+        if self.batch:
+            values, voxels = values.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
+        values = self.kept(values / torch.where(voxels > 0, voxels, 1))
+        weight = self.weights_for(values.shape[1], values)
+        return self.reduced(values if weight is None else values * weight, voxels[:, :1] > 0, inputs.scores.ndim - 2)
+
+    @abstractmethod
+    def totals(self, inputs: LossInputs) -> Tensor:
+        """(B, C) sums over the voxels."""
+
+    def reduced(self, values: Tensor, counted: Tensor, spatial_axes: int) -> Tensor:
+        """Reduce (B, C') values, of samples of which (B, 1) `counted` says whether they enter the mean."""
+        values = torch.where(counted, values, 0)
+        if self.reduction == "none":
+            return values[(..., *[None] * spatial_axes)]
+        total = values.sum()
+        return total if self.reduction == "sum" else total / (counted.sum() * values.shape[1]).clamp_min(1)
+
+    def signed_distance(self, inputs: LossInputs) -> Tensor:
+        """(B, C, *spatial) signed distance of the classes kept; 0 for a background that is left out."""
+        return inputs.signed_distance(self.spacing, 0 if self.include_background or inputs.scores.shape[1] == 1 else 1)
+
+    def map_term(self, inputs: LossInputs) -> tuple[Source, Term]:
+        """The term of this call with the loss's map."""
+        return inputs.remember(self, lambda: ("activated", self.map_sums(inputs)))
+
+    def map_sums(self, inputs: LossInputs) -> MapSums:
+        """What is summed with a map."""
+        raise NotImplementedError
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return self.map_term(inputs), TARGET_SUMS
+
+
+class SurfaceLoss(DistanceLoss):
+    """Boundary loss: the prediction, weighted by how far out of the target it is; a drop-in for MONAI's BoundaryLoss.
+
+    mean p phi, phi = distance to the class outside of it, -(distance to its outside - 1 voxel) inside
+
+    In mm, "1 voxel" is the smallest spacing of the sample. Negative for a good prediction, largest where a far false
+    positive is. It knows where the boundary is, not how much there is to find, so give it a region loss as partner, and
+    begin with a small weight (`CompoundLoss`, `monai_extra_losses.handlers.LossWeightSchedule`). A class that has no
+    voxel in the target, or all, adds 0, whatever is predicted; everything ignored gives 0.
+
+    Departs from MONAI 1.6.1: distances in mm where the target carries its spacing (`spacing=None` for MONAI's); a label
+    target needs its channel axis; "none" gives (B, C', 1, ..).
+
+    Args:
+        include_background, to_onehot_y, sigmoid, softmax, other_act: see `SegmentationLoss`.
+        reduction: "mean" over samples and classes kept; "sum"; "none" gives (B, C', 1, ..).
+        batch, spacing: see `DistanceLoss`.
+        weight: one number, or one per class kept; multiplies, not normalised.
+        ignore_index: see `SegmentationLoss`.
+
+    Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
+
+    Raises:
+        ValueError: a spacing that is no positive numbers; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = SurfaceLoss(spacing=(2.0,))
+        >>> target = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])  # phi = 4, 2, 0, -2 mm
+        >>> [loss(p, target).item() for p in (target, 1 - target)]
+        [-0.5, 1.5]
+
+    Reference: Kervadec et al. 2019, arXiv:1812.07032; 2021, doi:10.1016/j.media.2020.101851.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherAct = None,
+        reduction: Reduction = "mean",
+        batch: bool = False,
+        *,
+        weight: Weight = None,
+        ignore_index: int | None = None,
+        spacing: Spacing = "auto",
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            batch=batch,
+            weight=weight,
+            ignore_index=ignore_index,
+            spacing=spacing,
+        )
+
+    def map_sums(self, inputs: LossInputs) -> MapSums:
+        signed = self.signed_distance(inputs)
+        voxel = inputs.smallest_spacing(self.spacing).to(signed).view(-1, *[1] * (signed.ndim - 1))
+        return MapSums(self.activation(inputs), torch.where(signed < 0, signed + voxel, signed), "probability")
+
+    def totals(self, inputs: LossInputs) -> Tensor:
+        return inputs[self.map_term(inputs)][0]
+
+
+class GeneralizedSurfaceLoss(DistanceLoss):
+    """Generalized surface loss: a bounded boundary loss, with classes weighted by their volume.
+
+    1 - (sum_c w_c sum (D (1-(g+p)))^2 + s) / (sum_c w_c sum (D (1-2g))^2 + s), w_c = 1 / (V_c^2 + 1), V_c = sum g
+
+    D is the distance to the other side of the class's boundary, 0 for a class that has no voxel in the target or all.
+    Between 0, perfect, and 1, all wrong. The paper has s in the denominator alone: a sample in which no class has a
+    boundary would cost 1, here it costs 0. One value per sample.
+
+    Args:
+        smooth: s >= 0, in mm^2 (voxels^2 without spacing).
+        **options: see `DistanceLoss`; "none" gives (B, 1, 1, ..).
+
+    Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
+
+    Raises:
+        ValueError: smooth < 0; else see `SurfaceLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = GeneralizedSurfaceLoss()
+        >>> target = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+        >>> [round(loss(p, target).item(), 4) for p in (target, target * 0 + 0.5, 1 - target)]
+        [0.0, 0.75, 1.0]
+
+    Reference: Celaya et al. 2023, arXiv:2302.03868.
+    """
+
+    left_out: ClassVar[dict[str, str]] = {"weight": "it weights the classes itself"}
+
+    def __init__(self, smooth: float = 1e-5, **options: Unpack[DistanceOptions]) -> None:
+        super().__init__(**options)
+        refuse_negative(smooth=smooth)
+        self.smooth = float(smooth)
+
+    def map_sums(self, inputs: LossInputs) -> MapSums:
+        return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "complement")
+
+    def totals(self, inputs: LossInputs) -> Tensor:
+        return inputs[self.map_term(inputs)][0]
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        term = self.map_term(inputs)[1]
+        assert isinstance(term, MapSums)
+        volumes, voxels = inputs[TARGET_SUMS]
+        parts = torch.stack([self.totals(inputs), inputs.sum_of_certain(term.map), volumes, voxels])
+        if self.batch:
+            parts = parts.sum(1, keepdim=True)
+        numerator, denominator, volumes, voxels = self.kept(parts, axis=2)
+        w = 1 / (volumes**2 + 1)
+        values = 1 - ((w * numerator).sum(1) + self.smooth) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
+        return self.reduced(values.unsqueeze(1), voxels[:, :1] > 0, inputs.scores.ndim - 2)
+
+
+class HausdorffLoss(DistanceLoss):
+    """Hausdorff distance loss: squared errors weighted by how far they are off; a drop-in for MONAI's HausdorffDTLoss.
+
+    mean (p-g)^2 (d_p^alpha + d_g^alpha)
+
+    d_g is the distance to the other side of the boundary of the target's class, d_p that of the predicted class
+    (p > 0.5), both 0 where the class has no voxel or all. d_p changes with every step and cannot be precomputed: with
+    `one_sided=True` it is left out, and with a precomputed `distance` nothing is left to measure. A perfect prediction
+    gives 0, everything ignored gives 0.
+
+    Departs from MONAI 1.6.1: distances in mm where the target carries its spacing (`spacing=None` for MONAI's); "none"
+    gives (B, C', 1, ..). Kept as MONAI has it: the background is left out by default.
+
+    Args:
+        alpha: exponent of the distances, > 0; 2 as in the paper.
+        include_background, to_onehot_y, sigmoid, softmax, other_act: see `SegmentationLoss`.
+        reduction: "mean" over samples and classes kept; "sum"; "none" gives (B, C', 1, ..).
+        batch, spacing: see `DistanceLoss`.
+        one_sided: leave d_p out.
+        weight: one number, or one per class kept; multiplies, not normalised.
+        ignore_index: see `SegmentationLoss`.
+
+    Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
+
+    Raises:
+        ValueError: alpha <= 0; else see `SurfaceLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = HausdorffLoss(one_sided=True, spacing=(2.0,))
+        >>> target = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])  # d_g = 4, 2, 2, 4 mm
+        >>> loss(torch.tensor([[[1.0, 0.0, 1.0, 1.0]]]), target).item()  # 4^2 / 4
+        4.0
+
+    Reference: Karimi and Salcudean 2020, arXiv:1904.10030.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        include_background: bool = False,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherAct = None,
+        reduction: Reduction = "mean",
+        batch: bool = False,
+        *,
+        one_sided: bool = False,
+        weight: Weight = None,
+        ignore_index: int | None = None,
+        spacing: Spacing = "auto",
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            batch=batch,
+            weight=weight,
+            ignore_index=ignore_index,
+            spacing=spacing,
+        )
+        if not alpha > 0:
+            raise ValueError(f"expected alpha > 0, got {alpha}.")
+        self.alpha = alpha
+        self.one_sided = one_sided
+
+    def map_sums(self, inputs: LossInputs) -> MapSums:
+        distances = self.signed_distance(inputs).abs() ** self.alpha
+        if not self.one_sided:
+            first = 0 if self.include_background or inputs.scores.shape[1] == 1 else 1
+            regions = inputs.predicted_regions(self.activation(inputs))
+            classes = None if regions.dtype == torch.bool else range(first, inputs.scores.shape[1])
+            regions = regions[:, first:] if classes is None else regions
+            predicted = boundary_distance(regions, classes, inputs.spacing(self.spacing))
+            distances[:, first:] += predicted**self.alpha
+        return MapSums(self.activation(inputs), distances, "error")
+
+    def totals(self, inputs: LossInputs) -> Tensor:
+        return inputs[self.map_term(inputs)][0]
+
+
+class LogHausdorffLoss(HausdorffLoss):
+    """Logarithm of the Hausdorff distance loss, for values of one order; a drop-in for MONAI's LogHausdorffDTLoss.
+
+    log(1 + HausdorffLoss), of the reduced loss, as MONAI
+
+    Args:
+        **options: see `HausdorffLoss`.
+
+    Shapes: see `HausdorffLoss`.
+
+    Raises:
+        ValueError: see `HausdorffLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = LogHausdorffLoss(one_sided=True)
+        >>> target = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+        >>> round(loss(torch.tensor([[[1.0, 0.0, 1.0, 1.0]]]), target).item(), 4)  # log(1 + 2^2 / 4)
+        0.6931
+
+    Reference: Karimi and Salcudean 2020, arXiv:1904.10030.
+    """
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        return torch.log1p(super().value(inputs))
+
+
+class HausdorffERLoss(DistanceLoss):
+    """Hausdorff distance loss by erosion: errors count for as long as repeated erosions leave something of them.
+
+    b = (p-g)^2; for k = 1..K: e = relu(b * cross - 1/2), e = (e - min e) / (max e - min e), L += mean(e) k^alpha, b = e
+
+    The cross is the voxel and its face neighbours, with equal weights that sum to 1; beyond the border is 0; min and
+    max are those of the sample and class (left out where they are equal). It counts voxels, not mm: it has no option
+    `spacing`. Where every |p-g| is small an erosion leaves nothing, so loss and gradient are 0: give it a region loss
+    as partner. Everything ignored gives 0.
+
+    Args:
+        alpha: exponent of the number of erosions, >= 0; 2 as in the paper.
+        erosions: K >= 1; 10 as in the paper.
+        **options: see `DistanceLoss`.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        TypeError: `spacing`.
+        ValueError: alpha < 0 or erosions < 1; else see `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = HausdorffERLoss(erosions=3)
+        >>> target = torch.zeros(1, 1, 9, 9)
+        >>> small, large = target.clone(), target.clone()
+        >>> small[..., 4, 4], large[..., 2:7, 2:7] = 1, 1
+        >>> bool(loss(small, target) == 0), bool(loss(large, target) > 0)  # the single voxel is eroded at once
+        (True, True)
+
+    Reference: Karimi and Salcudean 2020, arXiv:1904.10030.
+    """
+
+    left_out: ClassVar[dict[str, str]] = {"spacing": "it counts erosions of voxels"}
+
+    def __init__(self, alpha: float = 2.0, erosions: int = 10, **options: Unpack[DistanceOptions]) -> None:
+        super().__init__(**options)
+        refuse_negative(alpha=alpha)
+        if erosions < 1:
+            raise ValueError(f"expected erosions >= 1, got {erosions}.")
+        self.alpha = alpha
+        self.erosions = erosions
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return (TARGET_SUMS,)  # counting finds wrong labels
+
+    def totals(self, inputs: LossInputs) -> Tensor:
+        v = inputs.whole()
+        error = (probabilities(v.scores, self.activation(inputs)) - v.one_hot()) ** 2
+        weight = torch.ones_like(error[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
+        remaining = torch.where(weight > 0, error, 0).reshape(inputs.scores.shape)
+        spatial = tuple(range(2, remaining.ndim))
+        weight = weight.reshape(weight.shape[:2] + remaining.shape[2:])
+        total = torch.zeros(remaining.shape[:2], dtype=torch.float64, device=remaining.device)
+        for k in range(1, self.erosions + 1):
+            eroded = F.relu(_cross_mean(remaining) - 0.5)
+            low, high = eroded.amin(spatial, keepdim=True), eroded.amax(spatial, keepdim=True)
+            spread = high > low
+            remaining = torch.where(spread, (eroded - low) / torch.where(spread, high - low, 1), eroded)
+            total = total + (remaining * weight).sum(spatial, dtype=torch.float64) * k**self.alpha
+        return total
+
+
+def _cross_mean(x: Tensor) -> Tensor:
+    """Mean of each voxel of (B, C, *spatial) and its face neighbours, which are 0 beyond the border."""
+    axes = x.ndim - 2
+    padded = F.pad(x, [1, 1] * axes)
+    total = x
+    for axis in range(2, x.ndim):
+        line = padded
+        for other in range(2, x.ndim):
+            if other != axis:
+                line = line.narrow(other, 1, x.shape[other])
+        total = total + line.narrow(axis, 0, x.shape[axis]) + line.narrow(axis, 2, x.shape[axis])
+    return total / (2 * axes + 1)
+
+
+class _DistanceCrossEntropy(CrossEntropyLoss):
+    """Base of the cross-entropies whose voxels have a factor that follows from distances."""
+
+    left_out: ClassVar[dict[str, str]] = {"label_smoothing": "its voxels have one true class"}
+    target_gradient = False
+
+    def __init__(self, spacing: Spacing = "auto", **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        if self.sync_batch:
+            raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} compares voxels of a sample.")
+        self.spacing = checked_spacing(spacing)
+
+    @property
+    def keeps_map(self) -> bool:
+        return True
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        losses = inputs[self._voxel_term(inputs)]
+        losses = losses * self.factors(inputs).to(losses)
+        losses = self.kept(losses) if self.one_vs_rest(inputs) else losses
+        if self.reduction == "none":
+            return losses
+        return self._mean_or_sum(losses.sum(dtype=torch.float64), self._count(inputs))
+
+    @abstractmethod
+    def factors(self, inputs: LossInputs) -> Tensor:
+        """Factor of the cross-entropy of each voxel, (B, 1, *spatial), or one-vs-rest (B, C, *spatial)."""
+
+
+class DistancePenaltyCrossEntropyLoss(_DistanceCrossEntropy):
+    """Distance map penalised cross-entropy: voxels near the boundary of their label count up to twice.
+
+    mean (1 + Phi) CE, Phi = (M - d) / (M - d_min)
+
+    d is the distance of a voxel to the nearest of another label, M and d_min the largest and smallest d of the voxel's
+    own label in the sample: Phi falls from 1 at the boundary to 0 in the middle, in thick and thin structures alike;
+    Phi = 1 where M = d_min, and 0 in a sample of one label (plain cross-entropy). One-vs-rest, a channel and its rest
+    are the two labels. A widely copied version computes the weight and returns the unweighted mean, and its map is NaN
+    for lesions up to 2 voxels wide. A target of C channels has the label of its largest (none: the background). A
+    perfect prediction gives 0, everything ignored gives 0.
+
+    Args:
+        spacing: see `DistanceLoss`.
+        **options: see `DistributionLoss`. An ignored voxel belongs to no class. Class `weight`: sum w l / sum w.
+
+    Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
+
+    Raises:
+        ValueError: see `SurfaceLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = DistancePenaltyCrossEntropyLoss(to_onehot_y=True, softmax=True, reduction="none")
+        >>> labels = torch.tensor([[[0, 0, 0, 1, 1]]])
+        >>> (loss(torch.zeros(1, 2, 5), labels) / torch.log(torch.tensor(2.0))).flatten().tolist()
+        [1.0, 1.5, 2.0, 2.0, 1.0]
+
+    Reference: Caliva et al. 2019, arXiv:1908.03679.
+    """
+
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss; arguments as of `DistanceLoss.forward`."""
+        inputs = self.prepare(input, target, mask, distance)
+        inputs.compute(self.terms(inputs))
+        return self.value(inputs).to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+    @torch.no_grad()
+    def factors(self, inputs: LossInputs) -> Tensor:
+        if self.one_vs_rest(inputs):
+            signed = inputs.signed_distance(self.spacing, 0)
+            group = (signed < 0).to(torch.int64)
+            return 1 + _penalty(signed.abs().flatten(0, 1), group.flatten(0, 1), 2).view_as(signed)
+        label = inputs.labels_of_voxels()
+        if inputs.distance is None:
+            d = distance_to_other_label(label, inputs.spacing(self.spacing))
+        else:
+            own = label.clamp_max(inputs.scores.shape[1] - 1).to(torch.int64).unsqueeze(1)
+            d = -inputs.distance.to(torch.float32).gather(1, own)[:, 0].clamp_max(0)
+        return 1 + _penalty(d, label.to(torch.int64), inputs.scores.shape[1] + 1).unsqueeze(1)
+
+
+def _penalty(d: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(N, *spatial) Phi, from distances (N, *spatial) and groups 0..groups-1; 0 where there is no distance."""
+    known = (d > 0) & d.isfinite()  # 0 or infinite everywhere in a sample of one label
+    flat, index = torch.where(known, d, 0).flatten(1), group.flatten(1)
+    start = flat.new_zeros(len(flat), groups)
+    largest = start.scatter_reduce(1, index, flat, "amax", include_self=False).gather(1, index)
+    least = start.scatter_reduce(1, index, flat, "amin", include_self=False).gather(1, index)
+    spread = largest - least
+    phi = torch.where(spread > 0, (largest - flat) / torch.where(spread > 0, spread, 1), 1)
+    return torch.where(known, phi.view_as(d), 0)
+
+
+class ShapeAwareLoss(_DistanceCrossEntropy):
+    """Shape-aware loss, after Al Arif et al.: cross-entropy, more where a class's predicted contour is far off.
+
+    mean CE + mean E 1[argmax != g] CE
+
+    E of the voxel's true class, per sample: the mean distance from the predicted contour (argmax; p > 0.5 one-vs-rest)
+    to the target's, without gradient; 0 where either has no contour. The contour is the voxels of the class with a face
+    neighbour outside of it, the border of the volume counting as outside. There is no reference code: the paper
+    measures curves of one shape, this is its form for label maps. A perfect prediction gives 0, everything ignored
+    gives 0.
+
+    Args:
+        spacing: see `DistanceLoss`.
+        **options: see `DistributionLoss`. An ignored voxel belongs to no class. Class `weight`: sum w l / sum w.
+
+    Shapes: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: see `SurfaceLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = ShapeAwareLoss(to_onehot_y=True, softmax=True)
+        >>> labels = torch.tensor([[[0, 0, 0, 1, 1]]])
+        >>> right = torch.stack([1.0 - labels[:, 0], 1.0 * labels[:, 0]], 1)
+        >>> bool(loss(right, labels) < loss(right.roll(1, 2), labels))
+        True
+
+    Reference: after Al Arif et al. 2017, doi:10.1007/978-3-319-66182-7_2.
+    """
+
+    @torch.no_grad()
+    def factors(self, inputs: LossInputs) -> Tensor:
+        channels = inputs.scores.shape[1]
+        one_vs_rest = self.one_vs_rest(inputs)
+        if one_vs_rest:
+            target = inputs.target_regions()
+            predicted = inputs.predicted_masks(self.activation(inputs))
+            wrong = target != predicted
+        else:
+            label, chosen = inputs.labels_of_voxels(), inputs.chosen_labels()
+            classes = torch.arange(channels, device=label.device).view(1, -1, *[1] * (label.ndim - 1))
+            target, predicted = label.unsqueeze(1) == classes, chosen.unsqueeze(1) == classes
+            wrong = (label != chosen).unsqueeze(1)
+        target, predicted = (_contours(region) for region in (target, predicted))
+        distance = distance_to_mask(target, inputs.spacing(self.spacing)).flatten(2)
+        number = predicted.flatten(2).sum(2)
+        total = torch.where(predicted.flatten(2), distance, 0).sum(2, dtype=torch.float64)
+        mean = torch.where((number > 0) & total.isfinite(), total / number.clamp_min(1), 0).to(torch.float32)
+        shape = (*mean.shape, *[1] * (inputs.scores.ndim - 2))
+        if one_vs_rest:
+            return 1 + mean.view(shape) * wrong
+        mean = F.pad(mean, (0, 1))  # no class: 0
+        return 1 + mean.gather(1, label.flatten(1).to(torch.int64)).view_as(wrong) * wrong
+
+
+def _contours(regions: Tensor) -> Tensor:
+    """(B, C, *spatial) bool: voxels of each region on its contour."""
+    return torch.stack([on_contour(sample) for sample in regions]).logical_and_(regions)

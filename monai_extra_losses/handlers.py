@@ -40,7 +40,7 @@ _CASE_COLUMNS = ("case", "label", "dice", "hd95_mm", "surface_dice", "target_ml"
 def loss_of_output(output: Any) -> torch.Tensor:
     """The loss in a trainer's output: one dictionary, or a list of them where the trainer takes the batch apart."""
     first = output[0] if isinstance(output, list) else output
-    return first["loss"].detach()
+    return torch.as_tensor(first["loss"]).detach()  # taken apart, it is a number
 
 
 class EmptyAwareDice(DiceMetric):

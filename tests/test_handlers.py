@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Decollated
 
-from monai_extra_losses.handlers import CASE_METRICS, EmptyAwareDice, case_metrics, summarise
+from monai_extra_losses.handlers import CASE_METRICS, EmptyAwareDice, case_metrics, loss_of_output, summarise
 
 SPACING = (1.0, 1.0, 3.0)
 
@@ -127,3 +128,10 @@ def test_the_validation_metric_has_the_same_rule() -> None:
     torch.testing.assert_close(per_class[:2].double(), torch.tensor([(0.75 + 1 + 1) / 3, (0 + 0.75) / 2]).double())
     assert per_class[2].isnan()  # no case has the third class
     assert metric.aggregate().item() == pytest.approx(((0.75 + 1 + 1) / 3 + 0.75 / 2) / 2)
+
+
+def test_the_loss_is_found_in_both_kinds_of_output() -> None:
+    assert loss_of_output({"loss": torch.tensor(0.5, requires_grad=True)}) == torch.tensor(0.5)
+    # MONAI makes a number of it where it takes the batch apart
+    batch = {"image": torch.zeros(2, 1), "loss": torch.tensor(0.5, requires_grad=True)}
+    assert loss_of_output(Decollated(keys=None, detach=True)(batch)) == torch.tensor(0.5)

@@ -1,0 +1,128 @@
+"""Carry precomputed maps through MONAI's engines, which hand a loss the prediction and one target."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents, PrepareBatch
+from torch import Tensor, nn
+
+LABEL = "label"
+
+
+class PrepareBatchMaps(PrepareBatch):
+    """Gives the trainer the image, and as target the label together with its maps.
+
+    For MONAI's `SupervisedTrainer(prepare_batch=...)`, whose `loss_function` is then a `LossWithMaps`.
+
+    Args:
+        maps: keys of the batch, such as "distance" or "mask"; or a dict of the loss's argument and the key.
+
+    Shapes:
+        result: image (B, channels, *spatial), and {"label": (B, 1 or C, *spatial), argument: map, ...}, all moved to
+            the device with the trainer's options.
+
+    Raises:
+        ValueError: no maps, a map called "label", or a batch that lacks image, label or a map.
+
+    Example:
+        >>> import torch
+        >>> image, label = torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)
+        >>> batch = {"image": image, "label": label, "phi": torch.zeros(1, 2, 4)}
+        >>> image, target = PrepareBatchMaps({"distance": "phi"})(batch)
+        >>> sorted(target)
+        ['distance', 'label']
+    """
+
+    def __init__(self, maps: str | Sequence[str] | Mapping[str, str] = ("distance",)) -> None:
+        if isinstance(maps, Mapping):
+            self.maps = dict(maps)
+        else:
+            names = [maps] if isinstance(maps, str) else maps
+            self.maps = {name: name for name in names}
+        if not self.maps or LABEL in self.maps:
+            raise ValueError(f"expected the names of maps beside the label, got {maps!r}.")
+
+    def __call__(
+        self,
+        batchdata: dict[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Image and target of one batch; arguments as of `Tensor.to`."""
+        missing = [key for key in ("image", LABEL, *self.maps.values()) if key not in batchdata]
+        if missing:
+            raise ValueError(
+                f"expected a batch with {', '.join(map(repr, missing))}, got {', '.join(map(repr, batchdata))}; "
+                "a transform such as SignedDistanced must make the maps."
+            )
+
+        def moved(key: str) -> Tensor:
+            return batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
+
+        return moved("image"), {LABEL: moved(LABEL), **{name: moved(key) for name, key in self.maps.items()}}
+
+
+class LossWithMaps(nn.Module):
+    """Hands a loss the label and the maps of `PrepareBatchMaps`: loss(input, label, distance=..., ...).
+
+    Args:
+        loss: any loss that takes the maps by name, such as `SurfaceLoss` or a `CompoundLoss` of it.
+        maps: names of the maps that it must take.
+
+    Raises:
+        TypeError: no torch.nn.Module, or one whose forward does not take the maps.
+
+    Example:
+        >>> import torch
+        >>> from monai_extra_losses import SurfaceLoss
+        >>> target = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+        >>> maps = {"distance": torch.tensor([[[6.0, 2.0, -2.0, -4.0]]])}
+        >>> LossWithMaps(SurfaceLoss())(target, {"label": target, **maps}).item()  # (-2 + 1 - 4 + 1) / 4
+        -1.0
+    """
+
+    def __init__(self, loss: nn.Module, maps: Sequence[str] = ("distance",)) -> None:
+        super().__init__()
+        if not isinstance(loss, nn.Module):
+            raise TypeError(f"expected a loss that is a torch.nn.Module, got {type(loss).__name__}.")
+        known = inspect.signature(loss.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if not takes_any and (left := [name for name in maps if name not in known]):
+            raise TypeError(
+                f"expected a loss that reads {', '.join(left)}, got {type(loss).__name__}, which takes "
+                f"{', '.join(known)}: choose a boundary loss or a compound, or leave the maps out."
+            )
+        self.loss = loss
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Those of a `CompoundLoss`; empty for another loss."""
+        return getattr(self.loss, "components", {})
+
+    def forward(self, input: Tensor, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The loss of a plain target, or of a label with its maps."""
+        if not isinstance(target, Mapping):
+            return self.loss(input, target)
+        if LABEL not in target:
+            raise ValueError(f"expected a target with {LABEL!r}, got {', '.join(map(repr, target))}.")
+        return self.loss(input, target[LABEL], **{name: value for name, value in target.items() if name != LABEL})
+
+
+class LabelWithoutMaps:
+    """Puts the label itself in the trainer's output, in place of the label with its maps, once the loss is computed.
+
+    For a trainer with `PrepareBatchMaps` and a metric of the training or postprocessing, which read `label`.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`'s iterations; before whatever else reads its output."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._take_the_label)
+
+    def _take_the_label(self, engine: Engine) -> None:
+        output = engine.state.output
+        if isinstance(output, dict) and isinstance(target := output[LABEL], Mapping):
+            output[LABEL] = target[LABEL]

@@ -28,6 +28,7 @@ from nibabel.spatialimages import SpatialImage
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
 from monai_extra_losses.run_folder import (
     ResultsFolder,
@@ -37,6 +38,7 @@ from monai_extra_losses.run_folder import (
     refuse_unwritable,
     write_whole,
 )
+from monai_extra_losses.schedules import LossWeightSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,8 @@ class TrainingSetUp(RunSetUp):
         channels: the U-Net's channels per level.
         num_res_units: residual units per level.
         epochs, val_interval, batch_size, learning_rate: of the training.
+        loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
+            the weights.
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
 
@@ -117,6 +121,7 @@ class TrainingSetUp(RunSetUp):
         learning_rate: Any,
         resume: Any,
         overwrite: Any,
+        loss_weights: Any = None,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -131,6 +136,7 @@ class TrainingSetUp(RunSetUp):
             "val_interval": whole_number("val_interval", val_interval, least=1),
             "batch_size": whole_number("batch_size", batch_size, least=1),
             "learning_rate": positive_number("learning_rate", learning_rate),
+            "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
         going_on = yes_or_no("resume", resume)
@@ -318,6 +324,21 @@ def _levels(channels: Any) -> tuple[int, ...]:
             f'Expected channels to be two numbers or more such as "[16, 32, 64, 128]", got {channels!r}.'
         )
     return tuple(whole_number("channels", number, least=1) for number in given)
+
+
+def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | None:
+    given = literal(loss_weights)
+    if not given:
+        return None
+    if not isinstance(given, Mapping):
+        raise StartUpRefused(
+            "Expected loss_weights to be ramps of the parts of a compound loss such as "
+            f'{{"boundary": {{"start": 0.01, "end": 1.0}}}}, got {loss_weights!r}.'
+        )
+    try:
+        return LossWeightSchedule(loss, given).state_dict()["ramps"]
+    except (TypeError, ValueError) as error:
+        raise StartUpRefused(f"loss_weights: {error}") from None
 
 
 def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
@@ -524,13 +545,27 @@ def half_precision(amp: Any, device: torch.device) -> bool:
     return torch.device(device).type == "cuda" if literal(amp) is None else yes_or_no("amp", amp)
 
 
-def loss_for_training(loss: Any, device: torch.device) -> torch.nn.Module:
-    """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself."""
+def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ()) -> torch.nn.Module:
+    """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
+
+    Args:
+        loss: as the config gives it.
+        device: of the training.
+        maps: names of maps that come with the label (`engines.PrepareBatchMaps`), for a loss that takes them.
+
+    Raises:
+        StartUpRefused: what is no loss, or does not take the maps.
+    """
     if not isinstance(loss, torch.nn.Module):
         raise StartUpRefused(
             f"Expected loss to be a component or a reference such as @losses::tversky, got {loss!r}; "
             "configs/losses.yaml must be among the config files for a reference."
         )
+    if maps:
+        try:
+            loss = LossWithMaps(loss, maps)
+        except TypeError as error:
+            raise StartUpRefused(str(error)) from None
     return loss.to(device)
 
 

@@ -29,7 +29,9 @@ from monai.transforms import Orientation
 
 from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
+from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ class TrainingRecord:
         optimizer: whose learning rate is recorded.
         folder: of the run.
         labels: class -> name, without background.
+        loss: a `CompoundLoss` among the losses has the mean of each part, before its weight, and the weight recorded.
     """
 
     def __init__(
@@ -119,17 +122,21 @@ class TrainingRecord:
         optimizer: torch.optim.Optimizer,
         folder: RunFolder,
         labels: Mapping[int, str],
+        loss: torch.nn.Module | None = None,
     ) -> None:
         self.evaluator = evaluator
         self.optimizer = optimizer
         self.folder = folder
         self.names = list(labels.values())
+        self.compound = loss if isinstance(loss, CompoundLoss) else None
+        self.parts = list(self.compound.losses) if self.compound else []
         self.columns = [
             "epoch",
             "train_loss",
             "learning_rate",
             "val_mean_dice",
             *(f"val_dice_{name}" for name in self.names),
+            *(f"{column}_{part}" for part in self.parts for column in ("train_loss", "weight")),
             "seconds",
         ]
         self.rows: list[dict[str, str]] = []
@@ -148,32 +155,44 @@ class TrainingRecord:
         # a training that resumes keeps the rows of its epochs; another one finds no file
         if self.folder.training_csv.exists():
             with self.folder.training_csv.open(encoding="utf-8", newline="") as stream:
-                self.rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) <= engine.state.epoch]
+                rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) <= engine.state.epoch]
+            # without the columns of parts that the loss no longer has
+            self.rows = [{column: row.get(column) or "" for column in self.columns} for row in rows]
 
     def _start_epoch(self, engine: Engine) -> None:
         self._epoch_started = time.perf_counter()
         self._learning_rate = self.optimizer.param_groups[0]["lr"]  # a schedule may change it within the epoch
-        self._loss_sum = torch.zeros(())
+        self._loss_sum = torch.zeros(1 + len(self.parts))
         self._iterations = 0
 
     def _add_loss(self, engine: Engine) -> None:
         loss = loss_of_output(engine.state.output)
-        self._loss_sum = self._loss_sum.to(loss.device) + loss
+        parts = [] if self.compound is None else [self.compound.components[part] for part in self.parts]
+        self._loss_sum = self._loss_sum.to(loss.device) + torch.stack([part.to(loss) for part in (loss, *parts)])
         self._iterations += 1
 
     def _write_epoch(self, engine: Engine) -> None:
-        loss = self._loss_sum / max(self._iterations, 1)
+        losses = self._loss_sum / max(self._iterations, 1)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(loss)
-            loss /= torch.distributed.get_world_size()
+            torch.distributed.all_reduce(losses)
+            losses /= torch.distributed.get_world_size()
+        loss, *parts = losses.tolist()
         state = engine.state
         row = {
             "epoch": str(state.epoch),
-            "train_loss": f"{loss.item():.6g}",
+            "train_loss": f"{loss:.6g}",
             "learning_rate": f"{self._learning_rate:.6g}",
             "seconds": f"{time.perf_counter() - self._epoch_started:.2f}",
         }
-        line = f"epoch {state.epoch}/{state.max_epochs}  loss {loss.item():.4f}"
+        line = f"epoch {state.epoch}/{state.max_epochs}  loss {loss:.4f}"
+        if self.compound is not None:
+            products = []
+            for name, value, weight in zip(self.parts, parts, self.compound.weights, strict=True):
+                measured = {f"train_loss_{name}": value, f"weight_{name}": weight}
+                state.metrics |= measured  # where TensorBoard's handler finds them
+                row |= {column: _cell(number) for column, number in measured.items()}
+                products.append(f"{weight:.3g} x {name} {value:.4f}")
+            line += f" = {' + '.join(products)}"
         # the evaluator's epoch is the training epoch that it last validated
         if self.evaluator.state.epoch == state.epoch:
             name = self.evaluator.state.key_metric_name

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
@@ -165,6 +165,7 @@ class RunRecord:
     val_interval: int
     batch_size: int
     learning_rate: float
+    loss_weights: dict[str, Any] | None = None
     version: str = __version__
 
     @property
@@ -202,9 +203,9 @@ class RunRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["labels"] = {int(value): name for value, name in content["labels"].items()}
-            for field in dataclasses.fields(cls):
-                if isinstance(content[field.name], list):
-                    content[field.name] = tuple(content[field.name])
+            for name, value in content.items():
+                if isinstance(value, list):
+                    content[name] = tuple(value)
             return cls(**content)
         except FileNotFoundError:
             raise StartUpRefused(

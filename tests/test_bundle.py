@@ -6,33 +6,35 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import nibabel
 import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 
 import monai_extra_losses
-from monai_extra_losses import losses
+from monai_extra_losses import CompoundLoss, losses
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp, half_precision
 from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.losses.regression import RegressionLoss
 from monai_extra_losses.run_folder import RunFolder, RunRecord
+from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
 TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]
 
 
-def train(data: Path, run: Path, **options: Any) -> RunFolder:
+def train(data: Path, run: Path, configs: tuple[str, ...] = ("train", "losses"), **options: Any) -> RunFolder:
     quick: dict[str, Any] = {"epochs": 1, "num_folds": 3, "channels": [4, 8, 16]}
-    run_configs(("train", "losses"), dataset_dir=str(data), bundle_root=str(run), **{**quick, **options})
+    run_configs(configs, dataset_dir=str(data), bundle_root=str(run), **{**quick, **options})
     return RunFolder(run)
 
 
@@ -167,6 +169,108 @@ def test_a_run_is_replaced_only_when_asked(copy_of: RunFolder, phantom_folder: P
     assert (copy_of.root / "notes.txt").read_text() == "mine"
 
 
+# ---- boundary losses, maps and schedules ---------------------------------------------
+
+BOUNDARY = ("train", "boundary")
+MAPS = ("train", "boundary", "boundary_maps")
+
+
+def test_a_boundary_loss_trains_with_maps_measured_once(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_fly = train(phantom_folder, tmp_path / "patches", BOUNDARY, epochs=2, seed=3)
+
+    def measured_in_a_step(*_: Any) -> None:
+        raise AssertionError("the loss measured distances by itself")
+
+    monkeypatch.setattr("monai_extra_losses.losses.inputs.signed_distance", measured_in_a_step)
+    with_maps = train(phantom_folder, tmp_path / "volumes", MAPS, epochs=2, seed=3)
+    for run in (on_the_fly, with_maps):
+        first, last = table(run.training_csv)
+        assert [float(first[f"weight_{part}"]) for part in ("region", "boundary")] == [1.0, 0.01]
+        assert [float(last[f"weight_{part}"]) for part in ("region", "boundary")] == [0.01, 1.0]
+        for row in (first, last):
+            parts = [float(row[f"weight_{part}"]) * float(row[f"train_loss_{part}"]) for part in ("region", "boundary")]
+            assert float(row["train_loss"]) == pytest.approx(sum(parts), rel=1e-4)
+    # the same patches: the volume is 32 x 32 x 16, as the patch is, so that the augmentation alone makes a difference
+    ours, theirs = (float(table(run.training_csv)[0]["train_loss_boundary"]) for run in (on_the_fly, with_maps))
+    assert ours == pytest.approx(theirs, rel=0.1)
+    evaluate(with_maps, overlays=False)
+    infer(with_maps, phantom_folder / "imagesTs", tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_what_moves_the_label_moves_the_map(phantom_folder: Path, tmp_path: Path) -> None:
+    """On the patches of the config: the map is below 0 where the label says, and the loss gets it as it is."""
+    files = [str(CONFIGS / f"{name}.yaml") for name in MAPS]
+    options = {"dataset_dir": str(phantom_folder), "bundle_root": str(tmp_path / "run"), "num_folds": 3}
+    workflow = SegmentationWorkflow(files, **options, patch_size=[16, 16, 16], max_distance=20.0)
+    workflow.initialize()
+    dataset = workflow.parser.get_parsed_content("train::dataset")
+    monai.utils.set_determinism(seed=0)
+    turned = 0
+    for number in [*range(len(dataset))] * 4:
+        (item,) = dataset[number]
+        label, distance = item["label"][0].as_tensor(), item["distance"].as_tensor()
+        assert distance.shape == (3, 16, 16, 16)
+        assert distance.abs().max() <= 20
+        for c in range(3):
+            inside, below = label == c, distance[c] < 0
+            turned += int((inside != below).any())  # by interpolation
+            overlap = 2 * (inside & below).sum() / (inside.sum() + below.sum()).clamp_min(1)
+            assert overlap > 0.8 or inside.sum() < 50, (number, c, overlap)
+    assert 0 < turned < 3 * 4 * len(dataset)
+
+
+def test_a_resumed_training_goes_on_with_its_weights(phantom_folder: Path, tmp_path: Path) -> None:
+    options = {"loss_weights::region::last_epoch": 3, "loss_weights::boundary::kind": "step"}
+    train(phantom_folder, tmp_path / "run", BOUNDARY, epochs=1, **options)
+    run = train(phantom_folder, tmp_path / "run", BOUNDARY, epochs=4, resume=True, **options)
+    rows = table(run.training_csv)
+    assert [float(row["weight_region"]) for row in rows] == pytest.approx([1, 0.505, 0.01, 0.01])
+    # the end of a ramp without a last epoch is that of the new options
+    assert [float(row["weight_boundary"]) for row in rows] == [1.0, 0.01, 0.01, 1.0]
+    recorded = RunRecord.read(run.record).loss_weights
+    assert recorded is not None
+    assert recorded["region"] == {"kind": "linear", "start": 1.0, "end": 0.01, "first_epoch": 1, "last_epoch": 3}
+    with pytest.raises(StartUpRefused, match=r"Expected loss_weights \{'region': .* as in the run to resume, got"):
+        train(phantom_folder, run.root, BOUNDARY, epochs=5, resume=True)
+
+
+def test_maps_for_a_loss_that_reads_none_are_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    with pytest.raises(StartUpRefused, match="expected a loss that reads distance, got FusedTverskyLoss, which takes"):
+        train(tmp_path / "no data", tmp_path / "run", ("train", "losses", "boundary_maps"), loss="tversky")
+
+
+SETTINGS = {"train", "inference", "evaluate", "multi_gpu_evaluate"}  # of another workflow, or below all others
+OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "overlays",
+    [*((name,) for name in OVERLAYS), OVERLAYS, OVERLAYS[::-1], ["boundary", "boundary_maps", "multi_gpu_train"]],
+    ids="+".join,
+)
+def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
+    """What builds the loss, checks the data, opens the run and seeds stays, in this order, and so does each option."""
+    alone, merged = (
+        ConfigParser.load_config_files([str(CONFIGS / f"{name}.yaml") for name in ("train", *names)])
+        for names in ((), overlays)
+    )
+    parser = ConfigParser(merged)  # resolves a::b
+    steps = ["@training_loss", "@setup.open_run()", "monai.utils.set_determinism(seed=@record.seed"]
+    found = [step for entry in parser["initialize"] for step in steps if step in str(entry)]
+    assert found == steps
+    assert parser["setup"] == alone["setup"]
+    assert parser["training_loss"]["_target_"] == alone["training_loss"]["_target_"]
+    assert parser["run"] == alone["run"]
+    handlers = [handler["_target_"] for handler in alone["train"]["handlers"]]
+    assert [handler["_target_"] for handler in parser["train::handlers"]] == handlers
+    # whatever the augmentation moves, it moves all of it
+    assert {str(transform["keys"]) for transform in parser["train::augmentation"]} == {"@train::moved", "image"}
+    assert len(parser["train::moved"]) == len(parser["train::interpolation"])
+
+
 # ---- options -------------------------------------------------------------------------
 
 
@@ -207,6 +311,19 @@ def test_options_are_typed(set_up: Callable[..., TrainingSetUp], tmp_path: Path)
         ({"pixdim": [1, 0, 1]}, "Expected pixdim to be three numbers above 0"),
         ({"channels": 16}, "Expected channels to be two numbers or more"),
         ({"fold": 3}, "expected fold 0 to 2"),
+        (
+            {"loss_weights": {"dice": {"start": 1, "end": 0}}},
+            "loss_weights: expected a CompoundLoss, whose parts have weights, got DiceCELoss",
+        ),
+        (
+            {"loss_weights": {"two": {"start": 1, "end": 0}}, "loss": CompoundLoss({"one": DiceLoss()})},
+            "loss_weights: expected parts of the loss, one, got 'two'",
+        ),
+        (
+            {"loss_weights": {"one": {"start": -1, "end": 0}}, "loss": CompoundLoss({"one": DiceLoss()})},
+            "loss_weights: one: expected start to be a weight >= 0, got -1",
+        ),
+        ({"loss_weights": "falling"}, "Expected loss_weights to be ramps .*, got 'falling'"),
         ({"limit": 2}, "expected at least as many labelled cases as folds, got 2"),
     ],
 )

@@ -33,6 +33,7 @@ def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("train",), "train"),
         (("train", "losses"), "train"),
+        (("train", "boundary", "boundary_maps"), "train"),
         (("train", "evaluate"), "train"),
         (("train", "losses", "evaluate"), "train"),
         (("inference",), "infer"),
@@ -42,10 +43,9 @@ def test_every_property_that_monai_looks_for_is_there(
     run: Path, phantom_folder: Path, tmp_path: Path, configs: tuple[str, ...], workflow_type: str
 ) -> None:
     options = {
-        "train": {"dataset_dir": str(phantom_folder), "num_folds": 3},
         "evaluate": {"bundle_root": str(run), "output_dir": str(tmp_path / "eval")},
         "inference": {"bundle_root": str(run), "input": str(phantom_folder / "imagesTs")},
-    }[configs[-1] if configs[-1] != "losses" else "train"]
+    }.get(configs[-1], {"dataset_dir": str(phantom_folder), "num_folds": 3})
     options = {"bundle_root": str(tmp_path / "run"), **options}
     files = [str(CONFIGS / f"{name}.yaml") for name in configs]
     workflow = SegmentationWorkflow(files, workflow_type=workflow_type, **options)

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import monai_extra_losses.losses as losses
 
-Family = Literal["region", "distribution", "compound", "structure"]
+Family = Literal["region", "distribution", "boundary", "compound", "structure"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LossEntry:
         softmax_option, sigmoid_option: how the two are asked for.
         reductions: what `reduction` may be.
         zero_when_perfect: whether a perfect prediction gives 0 (up to `smallest`).
-        smallest: the value of a perfect prediction.
+        smallest: the value of a perfect prediction, at most; None where it may be negative.
         mean_over: what the samples of a batch are to the mean: "pairs" of sample and class, or "samples", are averaged;
             "voxels" are pooled; a compound has "parts" of both kinds.
         sum_pools: whether the sum over a batch is no sum of those of its samples (class frequencies of the batch).
@@ -40,6 +40,10 @@ class LossEntry:
         every_channel: whether every channel is a decision of its own under softmax too.
         background_apart: whether channel 0 is treated apart.
         axis_of_one: whether a spatial axis of one voxel is possible.
+        measures: whether it measures distances, from whole maps.
+        of_reduced: whether its formula is applied to the reduced loss.
+        extended: whether an error counts only where it fills the neighbourhood of a voxel.
+        options: further options that it is made with.
     """
 
     name: str
@@ -49,7 +53,7 @@ class LossEntry:
     softmax_option: str = "softmax"
     sigmoid_option: str | None = "sigmoid"
     reductions: tuple[str, ...] = ("mean", "sum", "none")
-    smallest: float = 1e-6
+    smallest: float | None = 1e-6
     mean_over: Literal["pairs", "samples", "voxels", "parts"] = "pairs"
     sum_pools: bool = False
     reads_neighbours: bool = False
@@ -58,11 +62,15 @@ class LossEntry:
     every_channel: bool = False
     background_apart: bool = False
     axis_of_one: bool = True
+    measures: bool = False
+    of_reduced: bool = False
+    extended: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lean(self) -> bool:
         """Whether it is a sum over slabs, with the memory rule, one graph, and one derivative."""
-        return self.family != "structure"
+        return self.family != "structure" and not self.measures
 
     @property
     def loss(self) -> type[nn.Module]:
@@ -77,7 +85,7 @@ class LossEntry:
 
     def make(self, activation: str | None = None, **options: Any) -> nn.Module:
         active = self.activation_options(activation or self.activations[0])
-        return self.loss(**{"to_onehot_y": True, **active, **options})
+        return self.loss(**{"to_onehot_y": True, **active, **self.options, **options})
 
     def per_channel(self, activation: str) -> bool:
         """Whether the map of a distribution loss has a loss for each channel."""
@@ -196,6 +204,32 @@ LOSSES = [
         axis_of_one=False,
     ),
     LossEntry("LovaszLoss", "structure", syncs=False),
+    *(
+        LossEntry(
+            name,
+            "boundary",
+            variants=variants,
+            mean_over="samples" if name == "GeneralizedSurfaceLoss" else "pairs",
+            smallest=None if name == "SurfaceLoss" else 1e-6,
+            reads_neighbours=True,
+            syncs=False,
+            measures=True,
+            of_reduced=name == "LogHausdorffLoss",
+            extended=name == "HausdorffERLoss",
+            options={"include_background": True} if name in ("HausdorffLoss", "LogHausdorffLoss") else {},
+        )
+        for name, variants in {
+            "SurfaceLoss": {},
+            "GeneralizedSurfaceLoss": {"smooth": {"smooth": 0.5}},
+            "HausdorffLoss": {"one_sided": {"one_sided": True}, "alpha": {"alpha": 1.0}},
+            "LogHausdorffLoss": {"one_sided": {"one_sided": True}},
+            "HausdorffERLoss": {"knobs": {"alpha": 1.0, "erosions": 3}},
+        }.items()
+    ),
+    *(
+        LossEntry(name, "distribution", mean_over="voxels", reads_neighbours=True, syncs=False, measures=True)
+        for name in ("DistancePenaltyCrossEntropyLoss", "ShapeAwareLoss")
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Array = NDArray[np.float64]
 
@@ -377,6 +378,96 @@ def lovasz(x: Array, g: Array, activation: str, w: Array) -> float:
         if losses:
             samples.append(np.mean(losses))
     return float(np.mean(samples))
+
+
+# --- boundary: distances by scipy, between voxel centres ---
+
+
+def distance_to(mask: Array, spacing: tuple[float, ...] | None) -> Array:
+    """Distance of each voxel to the nearest voxel of the mask."""
+    return ndimage.distance_transform_edt(~mask, sampling=spacing)
+
+
+def signed_distance(mask: Array, spacing: tuple[float, ...] | None) -> Array:
+    """> 0 outside, < 0 inside; 0 where the mask is empty or full."""
+    if not mask.any() or mask.all():
+        return np.zeros(mask.shape)
+    return np.where(mask, -distance_to(~mask, spacing), distance_to(mask, spacing))
+
+
+def signed_distances(g: Array, w: Array, spacing: tuple[float, ...] | None) -> Array:
+    """(B, C, *spatial); a voxel that does not count belongs to no class."""
+    maps = np.empty(g.shape)
+    for n, c in np.ndindex(*g.shape[:2]):
+        maps[n, c] = signed_distance((g[n, c] > 0.5) & (w[n, 0] > 0), spacing)
+    return maps
+
+
+def surface(p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None) -> Array:
+    """(B, C)"""
+    s = signed_distances(g, w, spacing)
+    phi = np.where(s < 0, s + (1.0 if spacing is None else min(spacing)), s)
+    return over_voxels(p * phi, w) / over_voxels(w)
+
+
+def generalized_surface(p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None) -> Array:
+    """(B,)"""
+    d = np.abs(signed_distances(g, w, spacing))
+    weight = 1 / (over_voxels(g, w) ** 2 + 1)
+    numerator = (weight * over_voxels((d * (1 - (g + p))) ** 2, w)).sum(axis=1)
+    denominator = (weight * over_voxels((d * (1 - 2 * g)) ** 2, w)).sum(axis=1)
+    return 1 - (numerator + 1e-5) / (denominator + 1e-5)
+
+
+def hausdorff(
+    p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None, *, alpha: float = 2.0, one_sided: bool = False
+) -> Array:
+    """(B, C)"""
+    d = np.abs(signed_distances(g, w, spacing)) ** alpha
+    if not one_sided:
+        d = d + np.abs(signed_distances(p, w, spacing)) ** alpha
+    return over_voxels((p - g) ** 2 * d, w) / over_voxels(w)
+
+
+def hausdorff_by_erosion(p: Array, g: Array, w: Array, *, alpha: float = 2.0, erosions: int = 10) -> Array:
+    """(B, C)"""
+    values = np.zeros(g.shape[:2])
+    axes = g.ndim - 2
+    cross = ndimage.generate_binary_structure(axes, 1) / (2 * axes + 1)
+    for n, c in np.ndindex(*g.shape[:2]):
+        b = np.where(w[n, 0] > 0, (p[n, c] - g[n, c]) ** 2, 0)
+        for k in range(1, erosions + 1):
+            e = np.maximum(ndimage.convolve(b, cross, mode="constant") - 0.5, 0)
+            if e.max() > e.min():
+                e = (e - e.min()) / (e.max() - e.min())
+            values[n, c] += (e * w[n, 0]).sum() / w[n, 0].sum() * k**alpha
+            b = e
+    return values
+
+
+def distance_penalty(label: Array, spacing: tuple[float, ...] | None) -> Array:
+    """Phi (*spatial) of a label map of one sample."""
+    phi = np.zeros(label.shape)
+    labels = np.unique(label)
+    for own in labels if len(labels) > 1 else []:
+        inside = label == own
+        d = distance_to(~inside, spacing)
+        largest, least = d[inside].max(), d[inside].min()
+        phi[inside] = 1 if largest == least else (largest - d[inside]) / (largest - least)
+    return phi
+
+
+def contour(mask: Array) -> Array:
+    """Voxels of the mask with a face neighbour outside of it, or outside of the volume."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def contour_distance(predicted: Array, target: Array, spacing: tuple[float, ...] | None) -> float:
+    """Mean distance from the predicted contour to the target's; 0 where one has none."""
+    from_contour, to_contour = contour(predicted), contour(target)
+    if not from_contour.any() or not to_contour.any():
+        return 0.0
+    return float(distance_to(to_contour, spacing)[from_contour].mean())
 
 
 # --- regression: maps of (B, C, *spatial), or (B, 1, *spatial) over the channels ---

@@ -33,7 +33,7 @@ def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("train",), "train"),
         (("train", "losses"), "train"),
-        (("train", "boundary", "boundary_maps"), "train"),
+        (("train", "losses", "boundary_schedule", "boundary_maps"), "train"),
         (("train", "evaluate"), "train"),
         (("train", "losses", "evaluate"), "train"),
         (("inference",), "infer"),

@@ -25,6 +25,11 @@ EQUALS = {
     "DiceCELoss": ours.FusedDiceCELoss,
     "DiceFocalLoss": ours.FusedDiceFocalLoss,
 }
+MEASURES = {
+    "BoundaryLoss": ours.SurfaceLoss,
+    "HausdorffDTLoss": ours.HausdorffLoss,
+    "LogHausdorffDTLoss": ours.LogHausdorffLoss,
+}
 SHAPES = [(2, c, *spatial) for spatial in ((5, 6), (4, 3, 5)) for c in (1, 2, 4)]
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -258,10 +263,10 @@ def test_integer_one_hot_targets_equal_monai(name: str, dtype: torch.dtype) -> N
     assert difference({}, expected, value_and_gradient(EQUALS[name](**options), scores, target.to(dtype))) == ""
 
 
-@pytest.mark.parametrize("name", EQUALS)
+@pytest.mark.parametrize("name", EQUALS | MEASURES)
 def test_monai_parameters_come_first_with_their_defaults_then_ours_keyword_only(name: str) -> None:
     theirs = list(inspect.signature(getattr(monai.losses, name)).parameters.values())
-    mine = list(inspect.signature(EQUALS[name]).parameters.values())
+    mine = list(inspect.signature((EQUALS | MEASURES)[name]).parameters.values())
     assert [p.name for p in mine[: len(theirs)]] == [p.name for p in theirs]
     assert [p.default for p in mine[: len(theirs)]] == [getattr(p.default, "value", p.default) for p in theirs]
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in mine[: len(theirs)])
@@ -270,8 +275,8 @@ def test_monai_parameters_come_first_with_their_defaults_then_ours_keyword_only(
 
 
 def test_drop_in_names_are_aliases() -> None:
-    assert set(drop_in.__all__) == set(EQUALS)
-    for name, equal in EQUALS.items():
+    assert set(drop_in.__all__) == set(EQUALS | MEASURES)
+    for name, equal in (EQUALS | MEASURES).items():
         assert getattr(drop_in, name) is equal
         assert equal.__name__ != name
 
@@ -603,3 +608,52 @@ def test_a_label_map_has_no_gradient(name: str) -> None:
     labels = torch.zeros(1, 1, 4, 5).requires_grad_()
     with pytest.raises(ValueError, match=r"expected a target without gradient.*target.detach\(\)"):
         loss(torch.randn(1, 3, 4, 5), labels)
+
+
+MEASURING = {"BoundaryLoss": {}, "HausdorffDTLoss": {"alpha": 1.5}, "LogHausdorffDTLoss": {}}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", MEASURING)
+def test_boundary_losses_equal_monai_in_voxels(
+    name: str, activation: str, include_background: bool, reduction: str
+) -> None:
+    torch.manual_seed(0)
+    for channels, spatial, batch, labels_map in itertools.product(
+        (1, 2, 4), ((9, 8), (7, 6, 5)), (False, True), (False, True)
+    ):
+        scores = 2 * torch.randn(2, channels, *spatial)
+        if activation == "none":
+            scores = scores.sigmoid()
+        labels = torch.randint(0, max(channels, 2), (2, 1, *spatial))
+        labels[0] = labels[0].clamp_max(max(channels - 2, 0))  # a class is absent in one sample
+        target = labels.float() if labels_map or channels == 1 else one_hot(labels, channels)
+        options = {
+            "include_background": include_background,
+            "to_onehot_y": labels_map,
+            "reduction": reduction,
+            "batch": batch,
+            **ACTIVATIONS[activation],
+            **MEASURING[name],
+        }
+        results = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of one channel
+            for loss in (getattr(monai.losses, name)(**options), getattr(drop_in, name)(**options)):
+                value, gradient = value_and_gradient(loss, scores, target)
+                results.append((value.flatten(), gradient))
+        torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=2e-6)
+
+
+def test_the_boundary_losses_depart_in_the_shape_of_none_and_a_target_without_channel_axis() -> None:
+    scores, labels = torch.randn(2, 3, 6, 7), torch.randint(0, 3, (2, 1, 6, 7))
+    options = {"to_onehot_y": True, "softmax": True}
+    for batch, theirs, mine in ((False, (2, 3), (2, 3, 1, 1)), (True, (3,), (1, 3, 1, 1))):
+        none = {"reduction": "none", "batch": batch, **options}
+        assert monai.losses.BoundaryLoss(**none)(scores, labels).shape == theirs
+        assert drop_in.BoundaryLoss(**none)(scores, labels).shape == mine
+    assert monai.losses.BoundaryLoss(**options)(scores, labels[:, 0]).isfinite()
+    with pytest.raises(ours.ShapeMismatchError, match=r"add the channel axis with target.unsqueeze\(1\)"):
+        drop_in.BoundaryLoss(**options)(scores, labels[:, 0])

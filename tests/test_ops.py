@@ -19,6 +19,8 @@ from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
     LogSums,
+    MapOf,
+    MapSums,
     MarginSums,
     TargetSums,
     Term,
@@ -215,6 +217,28 @@ def test_soft_overlap_and_binary_formula(activation: Activation) -> None:
     if activation != "softmax":
         binary = voxel_sums(activation, focal, one_vs_rest=True, binary=focal_of_soft_targets)
         assert_equal_to_the_definition(layout, [binary])
+
+
+@pytest.mark.parametrize("target_kind", ["labels", "labels and mask", "soft"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("of", ["probability", "error", "surface"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.usefixtures("_many_slabs")
+def test_sums_with_a_map(activation: Activation, of: MapOf, num_classes: int, target_kind: str) -> None:
+    for dtype in (torch.float64, torch.float32):
+        scores, labels = scores_and_labels((2, num_classes, 5, 3, 4), activation, dtype)
+        mask = torch.rand(2, 1, 5, 3, 4) * 2 if target_kind == "labels and mask" else None
+        soft = torch.rand(scores.shape, dtype=dtype) if target_kind == "soft" else None
+        layout = Layout(scores, labels if soft is None else soft, mask, soft is None, None)
+        values = torch.randn(scores.shape)
+        counts = CountSums(activation)
+        for terms in (
+            [MapSums(activation, values, of)],
+            [counts, MapSums(activation, values, of), MapSums(activation, values.abs(), "probability")],
+        ):
+            if target_kind != "soft" and activation != "none":
+                assert label_kernels.supports(terms)
+            assert_equal_to_the_definition(layout, terms)
 
 
 STRIDES = {

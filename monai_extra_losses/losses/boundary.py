@@ -148,6 +148,7 @@ class SurfaceLoss(DistanceLoss):
         batch, spacing: see `DistanceLoss`.
         weight: one number, or one per class kept; multiplies, not normalised.
         ignore_index: see `SegmentationLoss`.
+        sync_batch: refused: it averages samples of its own.
 
     Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
 
@@ -177,6 +178,7 @@ class SurfaceLoss(DistanceLoss):
         weight: Weight = None,
         ignore_index: int | None = None,
         spacing: Spacing = "auto",
+        sync_batch: bool = False,
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -189,6 +191,7 @@ class SurfaceLoss(DistanceLoss):
             weight=weight,
             ignore_index=ignore_index,
             spacing=spacing,
+            sync_batch=sync_batch,
         )
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
@@ -207,7 +210,7 @@ class GeneralizedSurfaceLoss(DistanceLoss):
 
     D is the distance to the other side of the class's boundary, 0 for a class that has no voxel in the target or all.
     Between 0, perfect, and 1, all wrong. The paper has s in the denominator alone: a sample in which no class has a
-    boundary would cost 1, here it costs 0. One value per sample.
+    boundary would cost 1, here it costs 0. One value per sample. Everything ignored gives 0.
 
     Args:
         smooth: s >= 0, in mm^2 (voxels^2 without spacing).
@@ -236,7 +239,7 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         self.smooth = float(smooth)
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
-        return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "complement")
+        return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "surface")
 
     def totals(self, inputs: LossInputs) -> Tensor:
         return inputs[self.map_term(inputs)][0]
@@ -248,9 +251,10 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         parts = torch.stack([self.totals(inputs), inputs.sum_of_certain(term.map), volumes, voxels])
         if self.batch:
             parts = parts.sum(1, keepdim=True)
-        numerator, denominator, volumes, voxels = self.kept(parts, axis=2)
+        # The difference of denominator and numerator is one sum: nothing cancels.
+        difference, denominator, volumes, voxels = self.kept(parts, axis=2)
         w = 1 / (volumes**2 + 1)
-        values = 1 - ((w * numerator).sum(1) + self.smooth) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
+        values = (w * difference).sum(1) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
         return self.reduced(values.unsqueeze(1), voxels[:, :1] > 0, inputs.scores.ndim - 2)
 
 
@@ -275,6 +279,7 @@ class HausdorffLoss(DistanceLoss):
         one_sided: leave d_p out.
         weight: one number, or one per class kept; multiplies, not normalised.
         ignore_index: see `SegmentationLoss`.
+        sync_batch: refused: it averages samples of its own.
 
     Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
 
@@ -306,6 +311,7 @@ class HausdorffLoss(DistanceLoss):
         weight: Weight = None,
         ignore_index: int | None = None,
         spacing: Spacing = "auto",
+        sync_batch: bool = False,
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -318,6 +324,7 @@ class HausdorffLoss(DistanceLoss):
             weight=weight,
             ignore_index=ignore_index,
             spacing=spacing,
+            sync_batch=sync_batch,
         )
         if not alpha > 0:
             raise ValueError(f"expected alpha > 0, got {alpha}.")

@@ -193,23 +193,23 @@ class _LabelSlab:
         return sum_by_label(self.t, values if self.w is None else values * self.w, self.x.shape[0])
 
     def map_sum(self, term: MapSums) -> Tensor:
-        """(C,) sums of a map times p or a squared difference."""
-        values = term.map[0].to(self.x.dtype) * (
-            self.p if term.of == "probability" else self.difference(term).square_()
-        )
-        return self.sum(values)
+        """(C,) sums of a map times p, (p-g)^2 or, for "surface", p (2-p) off the true class and (1-p) (1+p) on it."""
+        values, p_true = self.p, self.at_true(self.p)
+        if term.of == "error":
+            values = self.put(self.p * self.p, (1 - p_true).square_())
+        elif term.of == "surface":
+            values = self.put(self.p * (2 - self.p), (1 - p_true) * (1 + p_true))
+        return self.sum(term.map[0].to(self.x.dtype) * values)
 
     def map_gradient(self, term: MapSums, grad: Tensor) -> Tensor:
-        """(C, m) dL/dp of such sums."""
+        """(C, m) dL/dp of such sums: 1, 2 (p-g), and 2 (1-p) off the true class, -2 p on it."""
         d = term.map[0].to(self.x.dtype) * grad[0].unsqueeze(1)
-        return d if term.of == "probability" else d.mul_(self.difference(term)).mul_(2)
-
-    def difference(self, term: MapSums) -> Tensor:
-        """(C, m) p - g, or p - (1-g)."""
-        at_true = self.at_true(self.p)
+        p_true = self.at_true(self.p)
         if term.of == "error":
-            return self.put(self.p.clone(), at_true - 1)
-        return self.put(self.p - 1, at_true)
+            d *= self.put(2 * self.p, 2 * (p_true - 1))
+        elif term.of == "surface":
+            d *= self.put(2 - 2 * self.p, -2 * p_true)
+        return d
 
     def by_outcome(self, values: Tensor, out: Tensor) -> None:
         """Add the (C, m) losses of each channel's outcome: row 0 at the true class, row 1 elsewhere."""

@@ -17,7 +17,7 @@ from monai_extra_losses.ops.slabs import Voxels
 Activation = Literal["softmax", "sigmoid", "none"]
 VoxelFormula = Callable[[Tensor], Tensor]
 BinaryFormula = Callable[[Tensor, Tensor, Tensor], Tensor]
-MapOf = Literal["probability", "error", "complement"]
+MapOf = Literal["probability", "error", "surface"]
 
 
 class Term(Protocol):
@@ -224,7 +224,8 @@ class MapSums:
     Attributes:
         activation: how the scores become probabilities.
         map: m, (B, C, *spatial) float32.
-        of: f = p, (p - g)^2, or (p - (1-g))^2.
+        of: "probability": f = p; "error": f = (p-g)^2; "surface": f = (1-2g)^2 - (1-(g+p))^2, of the generalized
+            surface loss, taken as (p-g) (2-3g-p): 0 and without cancellation for a perfect prediction.
     """
 
     activation: Activation
@@ -235,10 +236,10 @@ class MapSums:
         return 1, scores.shape[0], scores.shape[1]
 
     def definition(self, v: Voxels) -> Tensor:
-        f = probabilities(v.scores, self.activation)
+        f = p = probabilities(v.scores, self.activation)
         if self.of != "probability":
             g = v.one_hot()
-            f = (f - (g if self.of == "error" else 1 - g)) ** 2
+            f = (p - g) ** 2 if self.of == "error" else (p - g) * (2 - 3 * g - p)
         return _total(v.weighted(self.map.flatten(2).to(f) * f)).unsqueeze(0)
 
 

@@ -1,0 +1,373 @@
+"""The boundary losses against their formulas with scipy's distances, and what they are for: mm, holes, directions."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import references as ref
+import torch
+from loss_list import labels_like, one_hot, value_and_gradient
+from monai.data import MetaTensor, list_data_collate
+from torch import Tensor, nn
+
+from monai_extra_losses import losses
+from monai_extra_losses.losses import (
+    CompoundLoss,
+    CrossEntropyLoss,
+    DistancePenaltyCrossEntropyLoss,
+    FusedDiceLoss,
+    GeneralizedSurfaceLoss,
+    HausdorffERLoss,
+    HausdorffLoss,
+    LogHausdorffLoss,
+    ShapeAwareLoss,
+    ShapeMismatchError,
+    SurfaceLoss,
+)
+
+LABELS: dict[str, Any] = {"to_onehot_y": True}
+SOFTMAX: dict[str, Any] = {**LABELS, "softmax": True}
+Spacing = tuple[float, ...] | None
+Reference = Callable[[ref.Array, ref.Array, str, ref.Array, Spacing], float]
+
+
+def of_pairs(loss: Callable[..., ref.Array], **knobs: Any) -> Reference:
+    return lambda x, g, activation, w, spacing: float(loss(ref.activated(x, activation), g, w, spacing, **knobs).mean())
+
+
+def erosion(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
+    return float(ref.hausdorff_by_erosion(ref.activated(x, activation), g, w).mean())
+
+
+def log_hausdorff(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
+    return float(np.log(1 + ref.hausdorff(ref.activated(x, activation), g, w, spacing).mean()))
+
+
+def regions(g: ref.Array, w: ref.Array) -> ref.NDArray:
+    return (g > 0.5) & (w > 0)
+
+
+def cross_entropy(x: ref.Array, g: ref.Array, activation: str) -> ref.Array:
+    return ref.binary_cross_entropy_map(x, g) if activation == "sigmoid" else ref.cross_entropy_map(x, g, activation)
+
+
+def weighted_mean(values: ref.Array, w: ref.Array) -> float:
+    return float((values * w).sum() / (w.sum() * values.shape[1]))
+
+
+def penalised(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
+    region = regions(g, w)
+    if activation == "sigmoid":
+        phi = np.stack([[ref.distance_penalty(channel, spacing) for channel in sample] for sample in region])
+    else:
+        label = np.where(w[:, 0] > 0, g.argmax(axis=1), -1)
+        phi = np.stack([ref.distance_penalty(sample, spacing) for sample in label])[:, None]
+    return weighted_mean((1 + phi) * cross_entropy(x, g, activation), w)
+
+
+def shape_aware(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
+    target = regions(g, w)
+    predicted = (x > 0 if activation == "sigmoid" else x == x.max(axis=1, keepdims=True)) & (w > 0)
+    factors = np.zeros(g.shape)
+    for n, c in np.ndindex(*g.shape[:2]):
+        factors[n, c] = ref.contour_distance(predicted[n, c], target[n, c], spacing) * (target[n, c] != predicted[n, c])
+    if activation != "sigmoid":
+        factors = (factors * g).sum(axis=1, keepdims=True)
+    return weighted_mean((1 + factors) * cross_entropy(x, g, activation), w)
+
+
+FORMULAS: dict[str, tuple[Callable[..., nn.Module], Reference]] = {
+    "surface": (SurfaceLoss, of_pairs(ref.surface)),
+    "generalized surface": (GeneralizedSurfaceLoss, of_pairs(ref.generalized_surface)),
+    "Hausdorff": (
+        lambda **options: HausdorffLoss(include_background=True, **options),
+        of_pairs(ref.hausdorff),
+    ),
+    "Hausdorff, one-sided": (
+        lambda **options: HausdorffLoss(1.5, include_background=True, one_sided=True, **options),
+        of_pairs(ref.hausdorff, alpha=1.5, one_sided=True),
+    ),
+    "log Hausdorff": (lambda **options: LogHausdorffLoss(include_background=True, **options), log_hausdorff),
+    "distance penalty": (DistancePenaltyCrossEntropyLoss, penalised),
+    "shape-aware": (ShapeAwareLoss, shape_aware),
+}
+
+
+def blobs(shape: tuple[int, ...]) -> Tensor:
+    """(B, 1, *spatial) labels of some extent: the classes of three samples differ, and the last lacks one."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    coarse = torch.randint(0, shape[1], (shape[0], 1, *[(n + 1) // 2 for n in shape[2:]]), generator=generator)
+    for axis in range(2, len(shape)):
+        coarse = coarse.repeat_interleave(2, axis).narrow(axis, 0, shape[axis])
+    coarse[-1][coarse[-1] == shape[1] - 1] = 0
+    return coarse
+
+
+@pytest.mark.parametrize("kind", ["labels", "onehot", "mask", "ignored"])
+@pytest.mark.parametrize("spacing", [None, "mm"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 6), (2, 2, 5, 3, 4)], ids=["2D", "3D"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_value_and_gradient_are_those_of_the_formula(
+    name: str, shape: tuple[int, ...], activation: str, spacing: str | None, kind: str
+) -> None:
+    if activation == "none" and name in ("distance penalty", "shape-aware"):
+        pytest.skip("of probabilities its voxels are those of the softmax")
+    make, formula = FORMULAS[name]
+    mm = None if spacing is None else (0.7, 6.0, 1.3)[: len(shape) - 2]
+    torch.manual_seed(0)
+    x = 2 * torch.randn(shape, dtype=torch.float64)
+    x = x.softmax(1) if activation == "none" else x
+    labels = blobs(shape)
+    w = torch.ones(shape[0], 1, *shape[2:], dtype=torch.float64)
+    options: dict[str, Any] = {"to_onehot_y": kind != "onehot", "spacing": mm}
+    if activation != "none":
+        options[activation] = True
+    target, mask = labels, None
+    g = ref.one_hot(labels.numpy(), shape[1])
+    if kind == "onehot":
+        target = torch.from_numpy(g)
+    if kind in ("mask", "ignored"):
+        w = (torch.rand(w.shape, generator=torch.Generator().manual_seed(1)) > 0.2).double()
+        if kind == "mask":
+            mask = w = w * (0.5 + torch.rand(w.shape, generator=torch.Generator().manual_seed(2)).double())
+        else:
+            target, options["ignore_index"] = labels.masked_fill(w == 0, 255), 255
+    value, gradient = value_and_gradient(make(**options), x, target, mask)
+    weight = w.numpy()
+    # The distances are float32.
+    assert value.item() == pytest.approx(formula(x.numpy(), g, activation, weight, mm), rel=2e-6, abs=1e-7)
+    expected = ref.gradient(lambda moved: formula(moved, g, activation, weight, mm), x.numpy())
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max() + 1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(2, 2, 12, 11), (1, 2, 8, 9, 7)], ids=["2D", "3D"])
+def test_hausdorff_by_erosion_is_its_formula(shape: tuple[int, ...], masked: bool) -> None:
+    """Errors of some extent, of all sizes: those of noise are gone after one erosion."""
+    labels = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.int64)
+    labels[..., 1:5, 2:7] = 1
+    torch.manual_seed(0)
+    p = 0.9 * one_hot(labels, 2, torch.float64).roll((4, 2), (2, 3)) + 0.1 * torch.rand(shape, dtype=torch.float64)
+    mask = (torch.rand(shape[0], 1, *shape[2:]) > 0.05).double() * 1.5 if masked else None
+    w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.numpy()
+    g = ref.one_hot(labels.numpy(), 2)
+    for knobs in ({}, {"alpha": 1.0, "erosions": 3}):
+        value, gradient = value_and_gradient(HausdorffERLoss(**LABELS, **knobs), p, labels, mask)
+        expected = ref.hausdorff_by_erosion(p.numpy(), g, w, **knobs).mean()
+        assert value.item() == pytest.approx(expected, rel=1e-10)
+        assert value > 0.01
+        numeric = ref.gradient(lambda x, k=knobs: ref.hausdorff_by_erosion(x, g, w, **k).mean(), p.numpy())
+        np.testing.assert_allclose(gradient.numpy(), numeric, atol=1e-6 * np.abs(numeric).max())
+
+
+# --- millimetres ---
+
+
+def box(shift: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
+    target = torch.zeros(1, 1, 16, 16, 16)
+    target[..., 4:8, 4:8, 4:8] = 1
+    return target.roll(shift, (2, 3, 4))
+
+
+@pytest.mark.parametrize("loss", [SurfaceLoss, GeneralizedSurfaceLoss, HausdorffLoss, LogHausdorffLoss])
+def test_an_error_along_the_thick_axis_costs_more_in_mm(loss: type[nn.Module]) -> None:
+    thin, thick = box((2, 0, 0)), box((0, 0, 2))
+    in_voxels = loss(spacing=None)
+    assert in_voxels(thin, box()) == pytest.approx(in_voxels(thick, box()).item(), rel=1e-6)
+    in_mm = loss(spacing=(1.0, 1.0, 6.0))
+    # the bounded loss weighs an error against all others, in mm too
+    assert in_mm(thick, box()) > (1.2 if loss in (GeneralizedSurfaceLoss, LogHausdorffLoss) else 2) * in_mm(thin, box())
+
+
+def test_spacing_comes_from_the_affine_of_each_item() -> None:
+    spacings = [(0.5, 1.0, 6.0), (2.0, 1.5, 1.0)]
+    torch.manual_seed(0)
+    items, alone = [], []
+    scores = torch.randn(2, 2, 6, 5, 4)
+    for n, spacing in enumerate(spacings):
+        rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+        affine = torch.eye(4, dtype=torch.float64)
+        affine[:3, :3] = rotation @ torch.diag(torch.tensor(spacing, dtype=torch.float64))  # an oblique volume
+        affine[:3, 3] = 17.0
+        label = blobs((2, 2, 6, 5, 4))[n]
+        items.append({"label": MetaTensor(label, affine=affine)})
+        alone.append(SurfaceLoss(spacing=spacing, **SOFTMAX)(scores[n : n + 1], label.unsqueeze(0)))
+        one = MetaTensor(label.unsqueeze(0), affine=affine)  # no batch axis in the affine
+        torch.testing.assert_close(SurfaceLoss(**SOFTMAX)(scores[n : n + 1], one), alone[-1])
+    batch = list_data_collate(items)["label"]
+    assert batch.affine.shape == (2, 4, 4)
+    torch.testing.assert_close(SurfaceLoss(**SOFTMAX)(scores, batch), torch.stack(alone).mean())
+    voxels = SurfaceLoss(spacing=None, **SOFTMAX)
+    torch.testing.assert_close(voxels(scores, batch), SurfaceLoss(**SOFTMAX)(scores, batch.as_tensor()))
+    assert not torch.isclose(voxels(scores, batch), torch.stack(alone).mean())
+
+
+def test_the_surface_loss_subtracts_the_smallest_spacing() -> None:
+    target = torch.tensor([[[0.0, 1.0, 1.0, 1.0, 0.0]]])
+    for spacing, unit in ((None, 1.0), ((3.0,), 3.0)):
+        assert SurfaceLoss(spacing=spacing)(target, target).item() == pytest.approx(-unit / 5)
+    plane = torch.zeros(1, 1, 1, 5)
+    plane[..., 1:4] = 1  # inside 2, 4, 2 mm
+    assert SurfaceLoss(spacing=(0.5, 2.0))(plane, plane).item() == pytest.approx(-(1.5 + 3.5 + 1.5) / 5)
+
+
+def test_bad_spacing_is_refused() -> None:
+    for bad in ("mm", (), (1.0, 0.0), (1.0, -2.0), (float("nan"),), (float("inf"),)):
+        with pytest.raises(ValueError, match="expected spacing 'auto', None or one number > 0"):
+            SurfaceLoss(spacing=bad)
+    with pytest.raises(ValueError, match="expected a spacing of 2 positive numbers"):
+        SurfaceLoss(spacing=(1.0, 1.0, 1.0), **SOFTMAX)(torch.randn(1, 2, 4, 4), torch.ones(1, 1, 4, 4).tril())
+    three = MetaTensor(torch.ones(2, 1, 4, 4).tril())
+    three.affine = torch.eye(4).repeat(3, 1, 1)
+    with pytest.raises(
+        ValueError, match=r"expected the target's affine to be \(4, 4\) or \(2, 4, 4\), got \(3, 4, 4\)"
+    ):
+        SurfaceLoss(**SOFTMAX)(torch.randn(2, 2, 4, 4), three)
+
+
+# --- precomputed maps ---
+
+MAPPED = [SurfaceLoss, GeneralizedSurfaceLoss, HausdorffLoss, LogHausdorffLoss, DistancePenaltyCrossEntropyLoss]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", MAPPED)
+def test_a_given_distance_is_the_one_computed(loss: type[nn.Module], activation: str) -> None:
+    shape = (3, 3, 5, 6, 4)
+    labels, scores = blobs(shape), torch.randn(shape)
+    labels[1] = 0  # one label only
+    mm = (0.7, 6.0, 1.3)
+    ones = np.ones((3, 1, 5, 6, 4))
+    distance = torch.from_numpy(ref.signed_distances(ref.one_hot(labels.numpy(), 3), ones, mm)).float()
+    kept = distance.clone()
+    make = loss(spacing=mm, **LABELS, **{activation: True})
+    got = value_and_gradient(lambda x, y: make(x, y, distance=distance), scores, labels)
+    torch.testing.assert_close(got, value_and_gradient(make, scores, labels), atol=1e-6, rtol=1e-5)
+    assert torch.equal(distance, kept)
+    other = value_and_gradient(lambda x, y: make(x, y, distance=distance * distance.abs()), scores, labels)
+    assert not torch.isclose(other[0], got[0], rtol=1e-4)
+    half = make(scores, labels, distance=distance.half())
+    torch.testing.assert_close(half, got[0], atol=1e-2 * got[0].abs().item(), rtol=0)
+
+
+def test_a_distance_that_does_not_fit_is_refused() -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), labels_like(torch.empty(2, 3, 4, 5))
+    loss = SurfaceLoss(**SOFTMAX)
+    with pytest.raises(ShapeMismatchError, match=r"expected distance \(2, 3, 4, 5\) like the input"):
+        loss(scores, labels, distance=torch.zeros(2, 1, 4, 5))
+    with pytest.raises(TypeError, match=r"expected a floating-point distance, got torch.int64"):
+        loss(scores, labels, distance=torch.zeros(2, 3, 4, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="expected a distance without gradient"):
+        loss(scores, labels, distance=torch.zeros(2, 3, 4, 5, requires_grad=True))
+
+
+def test_a_compound_shares_the_pass_and_hands_the_distance_on() -> None:
+    shape = (2, 3, 5, 6, 4)
+    scores, labels = torch.randn(shape, dtype=torch.float64), blobs(shape)
+    parts = [FusedDiceLoss(**SOFTMAX), SurfaceLoss(**SOFTMAX), DistancePenaltyCrossEntropyLoss(**SOFTMAX)]
+    compound = CompoundLoss(parts, weights=[1.0, 0.01, 0.5])
+    generator = torch.Generator().manual_seed(0)
+    for distance in (None, torch.randn(shape, generator=generator)):
+        leaf = scores.clone().requires_grad_()
+        expected = parts[0](leaf, labels) + 0.01 * parts[1](leaf, labels, distance=distance)
+        expected = expected + 0.5 * parts[2](leaf, labels, distance=distance)
+        (gradient,) = torch.autograd.grad(expected, leaf)
+        got = value_and_gradient(lambda x, y, d=distance: compound(x, y, distance=d), scores, labels)
+        torch.testing.assert_close(got, (expected.detach(), gradient), atol=1e-10, rtol=1e-8)
+
+
+# --- directions and empty cases ---
+
+
+def test_the_farther_a_false_positive_the_more_it_costs() -> None:
+    near, far = box(), box()
+    near[..., 9, 5, 5] = 1
+    far[..., 15, 15, 15] = 1
+    for loss in (SurfaceLoss(), HausdorffLoss(), HausdorffLoss(one_sided=True), LogHausdorffLoss()):
+        assert loss(far, box()) > loss(near, box()) > loss(box(), box())
+    assert GeneralizedSurfaceLoss()(far, box()) > GeneralizedSurfaceLoss()(near, box()) > 0
+    ratio = [HausdorffLoss(a)(far, box()) / HausdorffLoss(a)(near, box()) for a in (1.0, 2.0)]
+    assert ratio[1] > 2 * ratio[0]  # alpha stresses the far ones
+
+
+def test_an_error_that_outlives_more_erosions_costs_more() -> None:
+    target = torch.zeros(1, 1, 20, 20)
+    values = []
+    for side in (1, 3, 7, 11):
+        prediction = target.clone()
+        prediction[..., 4 : 4 + side, 4 : 4 + side] = 1
+        values.append(HausdorffERLoss()(prediction, target).item() / side**2)
+    assert values[0] == 0
+    assert values[1] < values[2] < values[3]
+    assert HausdorffERLoss(erosions=2)(prediction, target) < HausdorffERLoss(erosions=4)(prediction, target)
+
+
+def test_distance_penalty_is_between_once_and_twice_the_cross_entropy() -> None:
+    labels = torch.zeros(1, 1, 9, 9, dtype=torch.int64)
+    labels[..., 2:4, 3] = 1  # a lesion one voxel wide: public versions give NaN
+    factor = DistancePenaltyCrossEntropyLoss(reduction="none", **SOFTMAX)(torch.zeros(1, 2, 9, 9), labels) / np.log(2)
+    assert factor[labels == 1].unique().tolist() == pytest.approx([2.0])
+    assert factor.min() == pytest.approx(1.0)
+    assert factor[0, 0, 2, 2] == pytest.approx(2.0)  # the background beside it
+    assert factor[0, 0, 8, 8] == pytest.approx(1.0)  # the background farthest off
+    single, scores = torch.zeros(1, 1, 9, 9), torch.randn(1, 2, 9, 9)
+    torch.testing.assert_close(
+        DistancePenaltyCrossEntropyLoss(**SOFTMAX)(scores, single), CrossEntropyLoss(**SOFTMAX)(scores, single)
+    )
+
+
+def test_class_weights_of_the_voxel_losses_are_torch_s() -> None:
+    labels, scores = blobs((2, 3, 5, 6)), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    weight = [1.0, 2.0, 0.5]
+    for loss in (DistancePenaltyCrossEntropyLoss, ShapeAwareLoss):
+        none = loss(reduction="none", **SOFTMAX)(scores, labels)
+        of_voxel = torch.tensor(weight, dtype=torch.float64)[labels]
+        expected = (none * of_voxel).sum() / of_voxel.sum()
+        torch.testing.assert_close(loss(weight=weight, **SOFTMAX)(scores, labels), expected)
+
+
+def test_shape_aware_counts_how_far_the_contour_is_off() -> None:
+    values = []
+    for shift in (0, 1, 3):
+        p = box((0, 0, shift))
+        scores = 4 * torch.cat([1 - p, p], 1) - 2
+        values.append([loss(**SOFTMAX)(scores, box()).item() for loss in (ShapeAwareLoss, CrossEntropyLoss)])
+    assert values[0][0] == pytest.approx(values[0][1])  # no error: plain cross-entropy
+    gains = [shape - plain for shape, plain in values]
+    assert gains[2] > 2 * gains[1] > 0
+    nothing = torch.cat([torch.ones(1, 1, 16, 16, 16), -torch.ones(1, 1, 16, 16, 16)], 1)
+    plain = CrossEntropyLoss(**SOFTMAX)(nothing, box())
+    got = ShapeAwareLoss(**SOFTMAX)(nothing, box())  # no predicted contour of the box; that of the background is inner
+    assert got.item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SurfaceLoss", "GeneralizedSurfaceLoss", "HausdorffLoss", "LogHausdorffLoss"])
+def test_a_class_without_a_boundary_adds_nothing(name: str) -> None:
+    """No distance is defined for a class without a voxel, or with all."""
+    loss = getattr(losses, name)(one_sided=True) if "Hausdorff" in name else getattr(losses, name)()
+    for target in (torch.zeros(2, 1, 6, 7), torch.ones(2, 1, 6, 7)):
+        value, gradient = value_and_gradient(loss, torch.rand(2, 1, 6, 7), target)
+        assert value == 0
+        assert (gradient == 0).all()
+    if "Hausdorff" in name:  # the predicted boundary counts
+        p = torch.zeros(1, 1, 6, 7)
+        p[..., 2:4, 2:4] = 1
+        assert getattr(losses, name)()(p, torch.zeros(1, 1, 6, 7)) > 0
+
+
+def test_of_many_classes_and_all_dtypes() -> None:
+    """The label maps of the distances are bytes up to 255 classes."""
+    labels = torch.arange(2 * 300).view(1, 1, 20, 30) // 2
+    scores = torch.randn(1, 300, 20, 30)
+    expected = SurfaceLoss(**SOFTMAX)(scores, labels)
+    torch.testing.assert_close(SurfaceLoss(softmax=True)(scores, one_hot(labels, 300)), expected)
+    for num_classes, dtype in itertools.product((254, 255, 256), (torch.uint8, torch.float32)):
+        some = labels.clamp_max(num_classes - 1)
+        with_hole = some.clone()
+        with_hole[..., :3] = -1
+        ignored = SurfaceLoss(ignore_index=-1, **SOFTMAX)(scores[:, :num_classes], with_hole)
+        masked = SurfaceLoss(**SOFTMAX)(scores[:, :num_classes], some.to(dtype), with_hole >= 0)
+        torch.testing.assert_close(masked, ignored)

@@ -137,9 +137,8 @@ def test_every_loss_is_in_the_table_of_configs() -> None:
     classes = {}
     for key, entry in table.items():
         assert entry["_desc_"]
-        parts = entry.get("losses", [])
         # a boundary loss comes with a region loss as partner, and has the name of the entry
-        chosen = parts[key] if key in parts else entry
+        chosen = entry["losses"][key] if key in entry.get("losses", []) else entry
         classes[key] = chosen["_target_"].rpartition(".")[2]
         name = classes[key].removeprefix("Fused").removesuffix("Loss").replace("DoU", "Dou")
         assert key == re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import labels_like, one_hot
-from torch import Tensor
+from torch import Tensor, nn
 
+from monai_extra_losses import losses
 from monai_extra_losses.ops import label_kernels, slabs
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.slabs import Layout
@@ -352,3 +353,28 @@ def test_confident_voxels_keep_their_digits(num_classes: int) -> None:
     for i, margin in enumerate(margins):  # each in a slab of its own
         (alone,) = fused_sums(Layout(scores[..., i : i + 1], labels[..., i : i + 1], None, True, None), terms)
         torch.testing.assert_close(alone.double().flatten(), expected[i : i + 1], atol=1e-7, rtol=1e-6, msg=str(margin))
+
+
+SLOPES: dict[str, nn.Module] = {
+    **{f"focal {gamma}": losses.FusedFocalLoss(gamma=gamma) for gamma in (0.0, 0.5, 1.0, 2.0, 3.5)},
+    "poly": losses.PolyLoss(0.7),
+    "generalized cross-entropy": losses.GeneralizedCrossEntropyLoss(0.3),
+    "unified focal": losses.UnifiedFocalLoss(gamma=0.3).focal,
+    "exponential logarithmic": losses.ExponentialLogarithmicLoss(gamma_cross_entropy=0.4).cross_entropy,
+    "hinge": losses.HingeLoss(),
+    "squared hinge": losses.SquaredHingeLoss(),
+    "categorical hinge": losses.CategoricalHingeLoss(),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_are_the_derivatives_of_their_formulas(name: str) -> None:
+    loss = SLOPES[name]
+    log_pt = -torch.logspace(-8, 2.5, 400, dtype=torch.float64)
+    values = torch.linspace(-3, 3, 101, dtype=torch.float64) + 0.01 if "hinge" in name else log_pt
+    expected = label_kernels.derivative(loss.formula, values)
+    torch.testing.assert_close(loss.slope(values), expected, atol=1e-14, rtol=1e-10)
+    single = loss.slope(values.float())
+    torch.testing.assert_close(single.double(), expected, atol=1e-7 * expected.abs().max().item(), rtol=1e-5)
+    for end in (0.0, -1e4):
+        assert loss.slope(torch.tensor([end])).isfinite()

@@ -20,6 +20,7 @@ from monai_extra_losses.ops.terms import (
     MarginSums,
     TargetSums,
     Term,
+    VoxelFormula,
     VoxelMap,
     VoxelSums,
 )
@@ -448,7 +449,8 @@ class DistributionLoss(SegmentationLoss):
 
     source: Source = "activated"
     every_channel = False  # whether every channel is a decision of its own under softmax too
-    slope: float | None = None  # the formula's derivative where it is a constant
+    # The formula's derivative where it is a constant or costs less than differentiating: of `formulas.py`.
+    slope: float | VoxelFormula | None = None
 
     @abstractmethod
     def formula(self, log_pt: Tensor) -> Tensor:

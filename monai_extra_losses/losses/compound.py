@@ -30,6 +30,7 @@ from monai_extra_losses.losses.distribution import (
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
 from monai_extra_losses.losses.region import FusedDiceLoss
+from monai_extra_losses.ops.formulas import focal_slope, power_slope
 from monai_extra_losses.ops.terms import Activation, Term, VoxelSums
 
 
@@ -560,6 +561,9 @@ class _FrequencyCrossEntropy(DistributionLoss):
     def formula(self, log_pt: Tensor) -> Tensor:
         return (-log_pt).clamp_min(1e-7) ** self.gamma  # likewise at p_t = 1
 
+    def slope(self, log_pt: Tensor) -> Tensor:
+        return power_slope(log_pt, self.gamma, 1e-7)
+
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         volumes, voxels = inputs[TARGET_SUMS]
         one_vs_rest = self.one_vs_rest(inputs)
@@ -683,6 +687,9 @@ class _UnifiedFocal(DistributionLoss):
 
     def formula(self, log_pt: Tensor) -> Tensor:
         return (-torch.expm1(log_pt)).clamp_min(1e-30) ** self.gamma * -log_pt
+
+    def slope(self, log_pt: Tensor) -> Tensor:
+        return focal_slope(log_pt, self.gamma)
 
     def terms(self, inputs: LossInputs) -> Terms:
         return *super().terms(inputs), *([self._plain_term(inputs)] if self.asymmetric else [])

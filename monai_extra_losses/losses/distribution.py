@@ -22,6 +22,13 @@ from monai_extra_losses.losses.base import (
     one_of,
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
+from monai_extra_losses.ops.formulas import (
+    focal_slope,
+    generalized_cross_entropy_slope,
+    hinge_slope,
+    poly_slope,
+    squared_hinge_slope,
+)
 from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term, VoxelMap
 
 BetaMode = Literal["fixed", "prediction", "target"]
@@ -171,6 +178,9 @@ class FusedFocalLoss(DistributionLoss):
             miss = miss.clamp_min(1e-30)  # the power's gradient is infinite at 0
         return miss**self.gamma * -log_pt
 
+    def slope(self, log_pt: Tensor) -> Tensor:
+        return focal_slope(log_pt, self.gamma)
+
     def binary_formula(self, log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
         # MONAI's form for soft targets; log p - log(1-p) is the score x.
         cross_entropy = -(g * log_p + (1 - g) * log_not_p)
@@ -276,6 +286,9 @@ class PolyLoss(DistributionLoss):
     def formula(self, log_pt: Tensor) -> Tensor:
         return -log_pt - self.epsilon * torch.expm1(log_pt)  # 1 - p_t = -expm1(log p_t)
 
+    def slope(self, log_pt: Tensor) -> Tensor:
+        return poly_slope(log_pt, self.epsilon)
+
 
 class GeneralizedCrossEntropyLoss(DistributionLoss):
     """Generalized cross-entropy: between cross-entropy (q to 0) and the mean absolute error (q = 1), for noisy labels.
@@ -310,6 +323,9 @@ class GeneralizedCrossEntropyLoss(DistributionLoss):
 
     def formula(self, log_pt: Tensor) -> Tensor:
         return -torch.expm1(self.q * log_pt) / self.q
+
+    def slope(self, log_pt: Tensor) -> Tensor:
+        return generalized_cross_entropy_slope(log_pt, self.q)
 
 
 class _OneVsRestCrossEntropy(DistributionLoss):
@@ -508,8 +524,12 @@ class _MarginLoss(DistributionLoss):
     source = "scores"
     left_out = dict.fromkeys(("sigmoid", "softmax", "other_act"), "it reads raw scores")
 
+    @abstractmethod
+    def slope(self, margin: Tensor) -> Tensor:
+        """The formula's derivative."""
+
     def sums(self, inputs: LossInputs) -> MarginSums:
-        return MarginSums(self.formula, self.one_vs_rest(inputs))
+        return MarginSums(self.formula, self.one_vs_rest(inputs), slope=self.slope)
 
 
 class HingeLoss(_MarginLoss):
@@ -539,6 +559,9 @@ class HingeLoss(_MarginLoss):
     def formula(self, margin: Tensor) -> Tensor:
         return F.relu(1 - margin)
 
+    def slope(self, margin: Tensor) -> Tensor:
+        return hinge_slope(margin)
+
 
 class SquaredHingeLoss(HingeLoss):
     """Squared hinge loss of each class against the rest, on raw scores.
@@ -564,6 +587,9 @@ class SquaredHingeLoss(HingeLoss):
 
     def formula(self, margin: Tensor) -> Tensor:
         return F.relu(1 - margin) ** 2
+
+    def slope(self, margin: Tensor) -> Tensor:
+        return squared_hinge_slope(margin)
 
 
 class CategoricalHingeLoss(_MarginLoss):
@@ -598,3 +624,6 @@ class CategoricalHingeLoss(_MarginLoss):
 
     def formula(self, margin: Tensor) -> Tensor:
         return F.relu(1 - margin)
+
+    def slope(self, margin: Tensor) -> Tensor:
+        return hinge_slope(margin)

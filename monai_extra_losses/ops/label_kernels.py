@@ -59,7 +59,7 @@ def _supports(term: Term) -> bool:
         ordinary = isinstance(term.sums, VoxelSums) and term.sums.one_vs_rest == (term.activation == "sigmoid")
         return ordinary and not term.smoothing
     if isinstance(term, VoxelSums) and term.activation == "softmax":
-        return not term.one_vs_rest or term.slope is not None
+        return not term.one_vs_rest or isinstance(term.slope, float)
     return True
 
 
@@ -351,7 +351,7 @@ class SoftmaxSlab(_LabelSlab):
 
         With k the likeliest class, a_k (1-p_k) is taken as one number: alone, a_k grows without bound.
         """
-        assert term.slope is not None
+        assert isinstance(term.slope, float)
         (position, p_top), others = self.top, self.others()
         at_true = term.slope * grad[0].index_select(0, self.t)
         true_is_top = position[0] == self.t
@@ -394,7 +394,7 @@ class SoftmaxSlab(_LabelSlab):
 
     def slope(self, term: Term) -> Tensor | float:
         assert isinstance(term, VoxelSums)
-        return derivative(term.formula, self.log_true) if term.slope is None else term.slope
+        return slope_at(term, self.log_true)
 
 
 class SigmoidSlab(_LabelSlab):
@@ -461,8 +461,7 @@ class SigmoidSlab(_LabelSlab):
         sums = term.sums if isinstance(term, VoxelMap) else term
         assert isinstance(sums, VoxelSums)
         log_true = self.log_true()
-        d = derivative(sums.formula, log_true) if sums.slope is None else torch.full_like(log_true, sums.slope)
-        d.mul_(torch.expm1(log_true))  # -(1 - p_t)
+        d = torch.expm1(log_true).mul_(slope_at(sums, log_true))  # f' times -(1 - p_t)
         at_true = -self.at_true(d)
         if isinstance(term, VoxelMap):
             at_true *= self.at_true(grad)
@@ -509,18 +508,21 @@ class MarginSlab(_LabelSlab):
             assert isinstance(term, MarginSums)
             grad = grad.to(self.x.dtype)
             if term.one_vs_rest:
-                d = derivative(term.formula, self.signed())
+                d = self.slope(term, self.signed())
                 at_true = self.at_true(d) * grad[0].index_select(0, self.t)
                 out += self.put(d.mul_(-grad[1].unsqueeze(1)), at_true)
             else:
                 margin, rival = self.lead()
-                d = (derivative(term.formula, margin) * grad[0].index_select(0, self.t)).unsqueeze(0)
+                d = (self.slope(term, margin) * grad[0].index_select(0, self.t)).unsqueeze(0)
                 out.scatter_add_(0, self.t.unsqueeze(0), d).scatter_add_(0, rival, -d)
         self.weighted(out)
 
     def signed(self) -> Tensor:
         """(C, m) score of each channel's outcome: s at the true class, else -s."""
         return self.put(self.x.neg(), self.at_true(self.x))
+
+    def slope(self, term: MarginSums, margin: Tensor) -> Tensor:
+        return derivative(term.formula, margin) if term.slope is None else term.slope(margin)
 
     def lead(self) -> tuple[Tensor, Tensor]:
         """(m,) score of the true class minus the largest other, and (1, m) the class of that."""
@@ -612,7 +614,7 @@ class TwoClassSlab:
                 sums = term.sums if isinstance(term, VoxelMap) else term
                 assert isinstance(sums, VoxelSums)
                 part = g - p
-                part *= derivative(sums.formula, self._log_true()) if sums.slope is None else sums.slope
+                part *= sums.slope if isinstance(sums.slope, float) else slope_at(sums, self._log_true())
                 if isinstance(term, VoxelMap):
                     part *= torch.lerp(grad[0], grad[1], g) if term.spread else grad[0]
                     part *= self._factor(term)
@@ -658,6 +660,13 @@ def _refuse_outside(labels: Tensor, num_classes: int) -> None:
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total + part
+
+
+def slope_at(sums: VoxelSums, values: Tensor) -> Tensor | float:
+    """f' of a term's formula: its slope, or where it has none by differentiation."""
+    if sums.slope is None:
+        return derivative(sums.formula, values)
+    return sums.slope if isinstance(sums.slope, float) else sums.slope(values)
 
 
 def derivative(formula: VoxelFormula, log_pt: Tensor) -> Tensor:

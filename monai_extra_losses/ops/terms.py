@@ -101,6 +101,7 @@ class MarginSums:
     formula: VoxelFormula
     one_vs_rest: bool
     activation: Activation = "none"
+    slope: VoxelFormula | None = None
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]
@@ -133,7 +134,7 @@ class VoxelSums:
             summed.
         by_class: False: row 0 holds the sum over all classes in its first column (a categorical loss without class
             weights needs no more, and it costs less).
-        slope: f' where it is a constant; None: it is differentiated.
+        slope: f', a constant or a function of log p; None: f is differentiated.
     """
 
     activation: Activation
@@ -141,7 +142,7 @@ class VoxelSums:
     one_vs_rest: bool
     binary: BinaryFormula | None = None
     by_class: bool = True
-    slope: float | None = None
+    slope: float | VoxelFormula | None = None
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]

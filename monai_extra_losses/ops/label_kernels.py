@@ -165,12 +165,17 @@ class _LabelSlab:
     def p(self) -> Tensor:
         raise NotImplementedError
 
+    @cached_property
+    def p_true(self) -> Tensor:
+        """(m,) probability of each voxel's own class."""
+        return self.at_true(self.p)
+
     def count(self, term: CountSums | TargetSums, out: Tensor) -> None:
         if isinstance(term, TargetSums):
             out[0] += self.weighted_volumes()
             out[1] += self.t.numel() if self.w is None else self.w.sum(dtype=out.dtype)
             return
-        out[0] += self.by_class(self.at_true(self.p))
+        out[0] += self.by_class(self.p_true)
         out[1] += self.sum(self.p)
         if term.squares:
             out[2] += self.sum(self.p * self.p)
@@ -194,21 +199,20 @@ class _LabelSlab:
 
     def map_sum(self, term: MapSums) -> Tensor:
         """(C,) sums of a map times p, (p-g)^2 or, for "surface", p (2-p) off the true class and (1-p) (1+p) on it."""
-        values, p_true = self.p, self.at_true(self.p)
+        values = self.p
         if term.of == "error":
-            values = self.put(self.p * self.p, (1 - p_true).square_())
+            values = self.put(self.p * self.p, (1 - self.p_true).square_())
         elif term.of == "surface":
-            values = self.put(self.p * (2 - self.p), (1 - p_true) * (1 + p_true))
+            values = self.put(self.p * (2 - self.p), (1 - self.p_true) * (1 + self.p_true))
         return self.sum(term.map[0].to(self.x.dtype) * values)
 
     def map_gradient(self, term: MapSums, grad: Tensor) -> Tensor:
         """(C, m) dL/dp of such sums: 1, 2 (p-g), and 2 (1-p) off the true class, -2 p on it."""
         d = term.map[0].to(self.x.dtype) * grad[0].unsqueeze(1)
-        p_true = self.at_true(self.p)
         if term.of == "error":
-            d *= self.put(2 * self.p, 2 * (p_true - 1))
+            d *= self.put(2 * self.p, 2 * (self.p_true - 1))
         elif term.of == "surface":
-            d *= self.put(2 - 2 * self.p, -2 * p_true)
+            d *= self.put(2 - 2 * self.p, -2 * self.p_true)
         return d
 
     def by_outcome(self, values: Tensor, out: Tensor) -> None:
@@ -238,10 +242,6 @@ class SoftmaxSlab(_LabelSlab):
     @cached_property
     def p(self) -> Tensor:
         return torch.softmax(self.x, 0)
-
-    @cached_property
-    def p_true(self) -> Tensor:
-        return self.at_true(self.p)
 
     @cached_property
     def log_true(self) -> Tensor:
@@ -394,7 +394,7 @@ class SoftmaxSlab(_LabelSlab):
 
     def slope(self, term: Term) -> Tensor | float:
         assert isinstance(term, VoxelSums)
-        return slope_at(term, self.log_true)
+        return term.slope if isinstance(term.slope, float) else slope_at(term, self.log_true)
 
 
 class SigmoidSlab(_LabelSlab):

@@ -17,6 +17,7 @@ from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
 _DEMO_EPOCHS = 100
+_OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
 
 _folder = click.Path(path_type=Path)
 _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -30,10 +31,20 @@ def commands() -> None:
 @commands.command(context_settings=_with_overrides)
 @click.option("--data", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/.")
 @click.option("--run", type=_folder, required=True, help="Folder of the run; models/ and eval/ are made in it.")
-@click.option("--loss", default="dice_ce", show_default=True, help="A name from `monai-extra-losses list`.")
+@click.option("--loss", help="A name from `monai-extra-losses list`  [default: dice_ce].")
+@click.option(
+    "--with",
+    "overlays",
+    type=click.Choice(_OVERLAYS),
+    multiple=True,
+    help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
+    "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
+)
 @click.option("--epochs", type=int, help="Epochs to train  [default: as in train.yaml].")
 @click.pass_context
-def train(context: click.Context, data: Path, run: Path, loss: str, epochs: int | None) -> None:
+def train(
+    context: click.Context, data: Path, run: Path, loss: str | None, overlays: tuple[str, ...], epochs: int | None
+) -> None:
     """Train a 3D U-Net.
 
     Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
@@ -42,11 +53,15 @@ def train(context: click.Context, data: Path, run: Path, loss: str, epochs: int 
     monai-extra-losses train --data Task04_Hippocampus --run runs/ft --loss focal_tversky
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
+    monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
     """
-    options: dict[str, Any] = {"dataset_dir": str(data.absolute()), "bundle_root": str(run.absolute()), "loss": loss}
+    options: dict[str, Any] = {"dataset_dir": str(data.absolute()), "bundle_root": str(run.absolute())}
+    if loss is not None:
+        options["loss"] = loss
     if epochs is not None:
         options["epochs"] = epochs
-    run_configs(("train", "losses"), **options | _overrides(context.args))
+    chosen = tuple(name for name in _OVERLAYS if name in overlays)
+    run_configs(("train", "losses", *chosen), **options | _overrides(context.args))
 
 
 @commands.command(context_settings=_with_overrides)

@@ -1,5 +1,6 @@
 """The command `monai-extra-losses`, through its entry point, and what it says to bad input."""
 
+import csv
 import gzip
 import json
 import os
@@ -50,6 +51,20 @@ def test_train_evaluate_infer(phantom_folder: Path, tmp_path: Path, capsys: pyte
     assert "surface Dice" in capsys.readouterr().out
     succeeds("infer", "--run", run, "--input", data / "imagesTs", "--output", tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
+
+
+def test_train_with_the_overlays_of_the_boundary_losses(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    overlays = ("--with", "boundary_maps", "--with", "boundary_schedule")  # their order is ours
+    succeeds("train", "--data", phantom_folder, "--run", run, *overlays, *QUICK)
+    with (run / "eval" / "training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["weight_surface"]) == 1.0  # after the last epoch of the ramp
+    assert {"train_loss_dice_ce", "train_loss_surface"} <= rows[-1].keys()
+    text = sentence_of("train", "--data", phantom_folder, "--run", tmp_path / "other", "--loss", "hausdorff", *overlays)
+    assert "expected parts of the loss, dice_ce, hausdorff, got 'surface'" in text
 
 
 def test_demo_does_everything(

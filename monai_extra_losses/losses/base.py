@@ -18,6 +18,7 @@ from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
     MarginSums,
+    NamedFormula,
     TargetSums,
     Term,
     VoxelFormula,
@@ -452,6 +453,11 @@ class DistributionLoss(SegmentationLoss):
     # The formula's derivative where it is a constant or costs less than differentiating: of `formulas.py`.
     slope: float | VoxelFormula | None = None
 
+    @property
+    def named(self) -> NamedFormula | None:
+        """What the GPU kernels know the formula as; to be overridden together with it."""
+        return None
+
     @abstractmethod
     def formula(self, log_pt: Tensor) -> Tensor:
         """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise."""
@@ -491,6 +497,7 @@ class DistributionLoss(SegmentationLoss):
             binary=self.binary_formula,
             by_class=self.by_class,
             slope=self.slope,
+            named=self.named,
         )
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:

@@ -31,7 +31,7 @@ from monai_extra_losses.losses.distribution import (
 from monai_extra_losses.losses.inputs import LossInputs, Source
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import focal_slope, power_slope
-from monai_extra_losses.ops.terms import Activation, Term, VoxelSums
+from monai_extra_losses.ops.terms import Activation, NamedFormula, Term, VoxelSums
 
 
 class _Unsmoothed(SegmentationOptions, total=False):
@@ -564,6 +564,10 @@ class _FrequencyCrossEntropy(DistributionLoss):
     def slope(self, log_pt: Tensor) -> Tensor:
         return power_slope(log_pt, self.gamma, 1e-7)
 
+    @property
+    def named(self) -> NamedFormula:
+        return "power", self.gamma
+
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         volumes, voxels = inputs[TARGET_SUMS]
         one_vs_rest = self.one_vs_rest(inputs)
@@ -691,6 +695,10 @@ class _UnifiedFocal(DistributionLoss):
     def slope(self, log_pt: Tensor) -> Tensor:
         return focal_slope(log_pt, self.gamma)
 
+    @property
+    def named(self) -> NamedFormula:
+        return "focal", self.gamma
+
     def terms(self, inputs: LossInputs) -> Terms:
         return *super().terms(inputs), *([self._plain_term(inputs)] if self.asymmetric else [])
 
@@ -707,7 +715,11 @@ class _UnifiedFocal(DistributionLoss):
 
     def _plain_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         return self.source, VoxelSums(
-            self.activation(inputs), torch.neg, one_vs_rest=self.one_vs_rest(inputs), slope=-1.0
+            self.activation(inputs),
+            torch.neg,
+            one_vs_rest=self.one_vs_rest(inputs),
+            slope=-1.0,
+            named=("cross_entropy", 0.0),
         )
 
 

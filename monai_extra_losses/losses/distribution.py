@@ -29,7 +29,7 @@ from monai_extra_losses.ops.formulas import (
     poly_slope,
     squared_hinge_slope,
 )
-from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term, VoxelMap
+from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, NamedFormula, Term, VoxelMap
 
 BetaMode = Literal["fixed", "prediction", "target"]
 
@@ -65,6 +65,7 @@ class CrossEntropyLoss(DistributionLoss):
     """
 
     slope = -1.0
+    named = ("cross_entropy", 0.0)
 
     def __init__(self, label_smoothing: float = 0.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
@@ -181,6 +182,10 @@ class FusedFocalLoss(DistributionLoss):
     def slope(self, log_pt: Tensor) -> Tensor:
         return focal_slope(log_pt, self.gamma)
 
+    @property
+    def named(self) -> NamedFormula:
+        return "focal", self.gamma
+
     def binary_formula(self, log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
         # MONAI's form for soft targets; log p - log(1-p) is the score x.
         cross_entropy = -(g * log_p + (1 - g) * log_not_p)
@@ -289,6 +294,10 @@ class PolyLoss(DistributionLoss):
     def slope(self, log_pt: Tensor) -> Tensor:
         return poly_slope(log_pt, self.epsilon)
 
+    @property
+    def named(self) -> NamedFormula:
+        return "poly", self.epsilon
+
 
 class GeneralizedCrossEntropyLoss(DistributionLoss):
     """Generalized cross-entropy: between cross-entropy (q to 0) and the mean absolute error (q = 1), for noisy labels.
@@ -327,12 +336,17 @@ class GeneralizedCrossEntropyLoss(DistributionLoss):
     def slope(self, log_pt: Tensor) -> Tensor:
         return generalized_cross_entropy_slope(log_pt, self.q)
 
+    @property
+    def named(self) -> NamedFormula:
+        return "generalized_cross_entropy", self.q
+
 
 class _OneVsRestCrossEntropy(DistributionLoss):
     """Base of the cross-entropies that weight positives and negatives of each class, under softmax too."""
 
     every_channel = True
     slope = -1.0
+    named = ("cross_entropy", 0.0)
 
     def formula(self, log_pt: Tensor) -> Tensor:
         return -log_pt

@@ -76,10 +76,11 @@ class Layout:
     @property
     def counts_all(self) -> bool:
         """Whether every voxel counts 1."""
-        return self.mask is None and not self._ignores
+        return self.mask is None and not self.ignores
 
     @property
-    def _ignores(self) -> bool:
+    def ignores(self) -> bool:
+        """Whether `ignore_index` can leave out a voxel."""
         if self.ignore_index is None:
             return False
         if self.labels or self.target.shape[1] == 1:
@@ -91,7 +92,7 @@ class Layout:
     def counted(self) -> Tensor | None:
         """(B, 1, *spatial) bool: which voxels count; None where all do."""
         counted = None if self.mask is None else self.mask > 0
-        if not self._ignores:
+        if not self.ignores:
             return counted
         assert self.ignore_index is not None
         if self.labels or self.target.shape[1] == 1:
@@ -125,7 +126,7 @@ class Layout:
         weight = None if mask is None else mask[:, 0].to(self.dtype)
         if weight is not None:
             _refuse_negative_weights(weight)
-        if self._ignores:
+        if self.ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
         if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums

@@ -17,6 +17,9 @@ from monai_extra_losses.ops.slabs import Voxels
 Activation = Literal["softmax", "sigmoid", "none"]
 VoxelFormula = Callable[[Tensor], Tensor]
 BinaryFormula = Callable[[Tensor, Tensor, Tensor], Tensor]
+FormulaName = Literal["cross_entropy", "focal", "poly", "generalized_cross_entropy", "power"]
+# A formula of `formulas.py` by name, with its gamma, epsilon or q.
+NamedFormula = tuple[FormulaName, float]
 MapOf = Literal["probability", "error", "surface"]
 
 
@@ -135,6 +138,7 @@ class VoxelSums:
         by_class: False: row 0 holds the sum over all classes in its first column (a categorical loss without class
             weights needs no more, and it costs less).
         slope: f', a constant or a function of log p; None: f is differentiated.
+        named: what the GPU kernels know `formula`, `slope` and `binary` as; None: they do not know them.
     """
 
     activation: Activation
@@ -143,6 +147,7 @@ class VoxelSums:
     binary: BinaryFormula | None = None
     by_class: bool = True
     slope: float | VoxelFormula | None = None
+    named: NamedFormula | None = None
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]

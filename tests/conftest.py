@@ -9,6 +9,10 @@ import torch
 
 from monai_extra_losses.data import write_phantom
 
+if not torch.cuda.is_available():
+    # Read when triton is imported, by whichever test comes first: its kernels then run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core of its own; so have the processes it starts.
     os.environ["OMP_NUM_THREADS"] = "1"

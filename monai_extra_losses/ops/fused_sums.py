@@ -5,7 +5,10 @@ a compound loss too, is the gradient of its logits and one slab.
 """
 
 import dataclasses
+import functools
+import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +17,9 @@ from torch import Tensor
 from monai_extra_losses.ops import label_kernels
 from monai_extra_losses.ops.slabs import Layout, Voxels, read, writable, write
 from monai_extra_losses.ops.terms import MapSums, TargetSums, Term, VoxelMap, sum_dtype
+
+# None: the GPU kernels take CUDA tensors; True: those of the CPU too, in triton's interpreter; False: none.
+_TRITON: bool | None = None
 
 
 def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -47,12 +53,39 @@ def _definition(layout: Layout, term: Term) -> Tensor:
     return result
 
 
+def _gpu_kernels(layout: Layout, terms: Sequence[Term]) -> ModuleType | None:
+    """The kernels that compute all of a call on a GPU; None where there are none."""
+    if _TRITON or (_TRITON is None and layout.scores.device.type == "cuda"):
+        kernels = _working_triton(layout.scores.device)
+        if kernels is not None and kernels.supports(layout, terms):
+            return kernels
+    return None
+
+
+@functools.cache
+def _working_triton(device: torch.device) -> ModuleType | None:
+    """`fused_sums_triton`, where triton is installed and works."""
+    try:
+        from monai_extra_losses.ops import fused_sums_triton
+
+        fused_sums_triton.probe(device)
+    except ImportError:
+        return None
+    except Exception as error:  # triton needs a C compiler, and a GPU it knows; it raises anything
+        warnings.warn(f"the losses run without their GPU kernels, in plain torch: triton failed: {error}", stacklevel=2)
+        return None
+    return fused_sums_triton
+
+
 class _FusedSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, layout: Layout, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, layout.target, layout.mask)
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
+        ctx.gpu_kernels = _gpu_kernels(layout, terms)
+        if ctx.gpu_kernels is not None:
+            return ctx.gpu_kernels.forward(layout, terms)
         outs = tuple(_empty(layout, term) for term in terms)
         kernels = layout.labels and label_kernels.supports(terms)
         floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels)
@@ -92,6 +125,8 @@ class _FusedSums(torch.autograd.Function):
         ]
         if not wanted:
             return torch.zeros_like(scores), None, None
+        if ctx.gpu_kernels is not None:
+            return ctx.gpu_kernels.backward(layout, *zip(*wanted, strict=True)), None, None
         # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
         probabilities, ctx.probabilities = ctx.probabilities, None
         gradient = torch.empty_like(scores) if probabilities is None else probabilities

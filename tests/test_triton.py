@@ -1,0 +1,373 @@
+"""The GPU kernels against the plain definitions and the slab kernels: in triton's interpreter, or on a GPU if there is.
+
+`conftest.py` asks for the interpreter before anything imports triton.
+"""
+
+import importlib.util
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_list import LossCase, every_case, labels_like, one_hot, value_and_gradient
+from test_ops import definitions, focal, focal_of_soft_targets, results_and_gradient
+from torch import Tensor
+
+import monai_extra_losses.ops.fused_sums as op
+from monai_extra_losses import losses
+from monai_extra_losses.losses import inputs as loss_inputs
+from monai_extra_losses.losses.base import DistributionLoss
+from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.terms import (
+    Activation,
+    CountSums,
+    ErrorSums,
+    LogSums,
+    TargetSums,
+    Term,
+    VoxelMap,
+    VoxelSums,
+)
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("the GPU kernels need triton: pip install triton (Linux).", allow_module_level=True)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _kernels_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(op, "_TRITON", True)
+    # numpy, behind the interpreter, says so of 0/0 in what is selected away.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+FORMULAS: dict[str, DistributionLoss] = {
+    "cross_entropy": losses.CrossEntropyLoss(),
+    "focal 2": losses.FusedFocalLoss(gamma=2.0),
+    "focal 0.5": losses.FusedFocalLoss(gamma=0.5),
+    "focal 0": losses.FusedFocalLoss(gamma=0.0),
+    "focal 3.5": losses.FusedFocalLoss(gamma=3.5),
+    "poly": losses.PolyLoss(0.7),
+    "generalized cross-entropy": losses.GeneralizedCrossEntropyLoss(0.3),
+    "mean absolute error": losses.GeneralizedCrossEntropyLoss(1.0),
+    "power": losses.ExponentialLogarithmicLoss(gamma_cross_entropy=0.4).cross_entropy,
+}
+
+
+def voxel_sums(activation: Activation, name: str = "cross_entropy", **options: Any) -> VoxelSums:
+    loss = FORMULAS[name]
+    options = {"one_vs_rest": activation == "sigmoid", "slope": loss.slope, "named": loss.named, **options}
+    return VoxelSums(activation, loss.formula, **options)
+
+
+def terms_of(activation: Activation) -> dict[str, list[Term]]:
+    """Each term alone, and those that losses ask for together."""
+    counts, logs = CountSums(activation), LogSums(activation, one_vs_rest=activation == "sigmoid")
+    squares, linear = CountSums(activation, squares=True), voxel_sums(activation)
+    cases: dict[str, list[Term]] = {
+        "target": [TargetSums()],
+        "counts": [counts],
+        "squares": [squares],
+        "soft overlap": [CountSums(activation, soft_overlap=True)],
+        "logs": [logs],
+        **{name: [voxel_sums(activation, name)] for name in FORMULAS},
+        "Dice and cross-entropy": [counts, TargetSums(), linear],
+        "counts and squares": [TargetSums(), counts, squares],
+        "squares, focal and smoothing": [squares, TargetSums(), voxel_sums(activation, "focal 2"), logs],
+        "unified focal": [voxel_sums(activation, "focal 0.5"), TargetSums(), linear, counts],
+    }
+    if activation == "softmax":
+        cases["not by class"] = [voxel_sums(activation, by_class=False), counts]
+        cases["one-vs-rest"] = [voxel_sums(activation, one_vs_rest=True)]
+        cases["Combo"] = [counts, TargetSums(), voxel_sums(activation, one_vs_rest=True)]
+    return cases
+
+
+ALL = [(activation, name) for activation in ("softmax", "sigmoid") for name in terms_of(activation)]
+every_term = pytest.mark.parametrize(("activation", "name"), ALL)
+
+
+def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    scores = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]), dtype=torch.float64)
+    return scores.to(dtype), labels_like(scores)
+
+
+def assert_equal_to_the_definition(layout: Layout, terms: list[Term], rtol: float = 4e-6) -> None:
+    """Results and gradient in float32 against those of the definitions in float64, on the same numbers."""
+    double = Layout(layout.scores.double(), layout.target, layout.mask, layout.labels, layout.ignore_index)
+    expected, expected_gradient = results_and_gradient(definitions, double, terms)
+    moved = [None if t is None else t.to(DEVICE) for t in (layout.scores, layout.target, layout.mask)]
+    assert moved[0] is not None
+    assert moved[1] is not None
+    on_device = Layout(moved[0], moved[1], moved[2], layout.labels, layout.ignore_index)
+    assert op._gpu_kernels(on_device, terms) is not None
+    got, gradient = results_and_gradient(
+        lambda same, terms: [r.cpu() for r in op.fused_sums(same, terms)], on_device, terms
+    )
+    for result, value in zip(got, expected, strict=True):
+        assert result.dtype == torch.float64
+        torch.testing.assert_close(result, value, atol=rtol * max(1.0, value.abs().max().item()), rtol=rtol)
+    assert gradient.dtype == layout.scores.dtype
+    assert gradient.stride() == layout.scores.stride()
+    scale = expected_gradient.abs().max().clamp_min(1e-6)
+    coarse = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(layout.scores.dtype, 0.0)
+    torch.testing.assert_close(
+        gradient.cpu().double() / scale, expected_gradient / scale, atol=max(rtol, coarse), rtol=max(rtol, coarse)
+    )
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@every_term
+def test_label_maps(activation: Activation, name: str, num_classes: int) -> None:
+    """With a mask, ignored voxels of NaN, and all dtypes of labels in turn."""
+    scores, labels = made((2, num_classes, 5, 3, 7))
+    terms = terms_of(activation)[name]
+    assert_equal_to_the_definition(Layout(scores, labels, None, True, None), terms)
+    mask = torch.rand(2, 1, 5, 3, 7) * (torch.rand(2, 1, 5, 3, 7) > 0.3)
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    scores = scores.masked_fill((labels == 255) | (mask == 0), torch.nan)
+    dtype = (torch.uint8, torch.int16, torch.float32)[num_classes % 3]
+    assert_equal_to_the_definition(Layout(scores, labels.to(dtype), mask, True, 255), terms)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@every_term
+def test_targets_of_channels(activation: Activation, name: str, num_classes: int) -> None:
+    scores, labels = made((2, num_classes, 5, 6))
+    soft = torch.rand(2, num_classes, 5, 6).softmax(1)
+    terms = terms_of(activation)[name]
+    assert_equal_to_the_definition(Layout(scores, soft, torch.rand(2, 1, 5, 6) > 0.4, False, None), terms)
+    ignored = num_classes - 1
+    assert_equal_to_the_definition(
+        Layout(scores, one_hot(labels, num_classes).to(torch.uint8), None, False, ignored), terms
+    )
+    assert_equal_to_the_definition(Layout(scores, soft, None, False, ignored), terms)
+
+
+@pytest.mark.parametrize("name", [name for activation, name in ALL if activation == "sigmoid"])
+def test_one_channel(name: str) -> None:
+    scores, labels = made((2, 1, 9, 5))
+    terms = terms_of("sigmoid")[name]
+    for target, ignored in ((labels.float(), None), (torch.rand(2, 1, 9, 5), 1), (labels + 254, 255)):
+        target = target.clamp_max(1) if ignored is None else target
+        target = torch.where(target > 1, target, target % 2) if ignored == 255 else target
+        assert_equal_to_the_definition(Layout(scores, target, None, False, ignored), terms)
+
+
+def test_focal_loss_of_soft_targets() -> None:
+    for gamma, num_classes in itertools.product((0.5, 2.0), (1, 3)):
+        loss = losses.FusedFocalLoss(gamma=gamma)
+        terms: list[Term] = [voxel_sums("sigmoid", binary=loss.binary_formula, slope=loss.slope, named=loss.named)]
+        scores, _ = made((2, num_classes, 5, 6))
+        assert_equal_to_the_definition(Layout(scores, torch.rand(scores.shape), None, False, None), terms)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1), (3, 3, 1, 1), (1, 14, 13, 17), (1, 105, 5, 9), (2, 256, 7, 10), (1, 2, 2100), (1, 33, 130)]
+)
+def test_class_counts_and_sizes(activation: Activation, shape: tuple[int, ...]) -> None:
+    """One voxel, odd sizes, classes that fill their tile and do not, several tiles and programs."""
+    scores, labels = made(shape)
+    for name in ("unified focal", "squares, focal and smoothing", *(["Combo"] * (activation == "softmax"))):
+        assert_equal_to_the_definition(Layout(scores, labels, None, True, 1), terms_of(activation)[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_half_precision(activation: Activation, dtype: torch.dtype) -> None:
+    scores, labels = made((2, 5, 5, 6), dtype)
+    for name in ("Dice and cross-entropy", "squares, focal and smoothing"):
+        assert_equal_to_the_definition(Layout(scores, labels.to(dtype), None, True, 2), terms_of(activation)[name])
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float64],
+    ids=str,
+)
+@pytest.mark.parametrize("mask_dtype", [None, torch.bool, torch.float16, torch.float64], ids=str)
+def test_dtypes_of_labels_and_masks(dtype: torch.dtype, mask_dtype: torch.dtype | None) -> None:
+    scores, labels = made((1, 2, 5, 6))
+    mask = None if mask_dtype is None else (torch.rand(1, 1, 5, 6) * 2).to(mask_dtype)
+    terms = terms_of("softmax")["Dice and cross-entropy"]
+    for ignored in (None, -1, 255, 1):
+        target = labels.to(dtype)
+        if ignored == -1 and dtype.is_signed:
+            target[..., :2] = -1
+        assert_equal_to_the_definition(Layout(scores, target, mask, True, ignored), terms)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_channels_last(activation: Activation) -> None:
+    scores, labels = made((2, 3, 5, 4, 6))
+    last = scores.contiguous(memory_format=torch.channels_last_3d)
+    soft = scores.softmax(1)
+    terms = terms_of(activation)["Dice and cross-entropy"]
+    assert_equal_to_the_definition(Layout(last, labels, None, True, None), terms)
+    for s, t in ((last, soft), (scores, soft.contiguous(memory_format=torch.channels_last_3d))):
+        assert_equal_to_the_definition(Layout(s, t, None, False, 0), terms)
+    assert_equal_to_the_definition(Layout(last[:1, :, 2:4], labels[:1, :, 2:4], None, True, None), terms[:1])
+
+
+def test_confident_voxels_keep_their_digits() -> None:
+    """Far from, and far over, the decision, from both sides."""
+    margins = torch.tensor([-90.0, -60.0, -20.0, -1.0, 0.0, 1.0, 8.0, 14.0, 30.0, 90.0])
+    for num_classes in (2, 3):
+        scores = torch.zeros(1, num_classes, len(margins))
+        scores[0, 1], scores[0, 2:] = margins, -2
+        for true_class, activation in itertools.product(range(num_classes), ("softmax", "sigmoid")):
+            for name in ("cross_entropy", "focal 0.5", "focal 2", "poly", "generalized cross-entropy", "Combo"):
+                if name == "Combo" and activation == "sigmoid":
+                    continue
+                for i in range(len(margins)):
+                    own = scores[..., i : i + 1].to(DEVICE)
+                    layout = Layout(own, torch.full((1, 1, 1), true_class, device=DEVICE), None, True, None)
+                    double = Layout(own.double().cpu(), layout.target.cpu(), None, True, None)
+                    terms = terms_of(activation)[name]
+                    got, gradient = results_and_gradient(
+                        lambda same, terms: [r.cpu() for r in op.fused_sums(same, terms)], layout, terms
+                    )
+                    expected, expected_gradient = results_and_gradient(definitions, double, terms)
+                    for a, b in zip(got, expected, strict=True):
+                        torch.testing.assert_close(a, b, atol=1e-7, rtol=2e-6)
+                    torch.testing.assert_close(gradient.cpu().double(), expected_gradient, atol=1e-7, rtol=4e-6)
+
+
+def test_wrong_labels_are_clamped() -> None:
+    scores, labels = made((1, 3, 40))
+    terms = terms_of("softmax")["Dice and cross-entropy"]
+    for wrong in (labels.float() * 1e9 - 1e9, labels * 1000 - 1000):
+        layouts = [
+            Layout(scores.to(DEVICE), t.to(DEVICE), None, True, None) for t in (wrong, wrong.clamp(0, 2).long())
+        ]
+        for a, b in zip(*(op.fused_sums(layout, terms) for layout in layouts), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_an_ignored_voxel_has_no_gradient_at_all() -> None:
+    scores, labels = made((1, 3, 8, 8))
+    scores[..., :4, :] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e38]).view(4, 1)
+    labels[..., :4, :] = 255
+    for activation, name in ALL:
+        layout = Layout(scores.to(DEVICE), labels.to(DEVICE), None, True, 255)
+        results, gradient = results_and_gradient(op.fused_sums, layout, terms_of(activation)[name])
+        assert all(r.isfinite().all() for r in results)
+        assert (gradient[..., :4, :] == 0).all()
+        assert gradient.isfinite().all()
+
+
+def test_what_stays_with_torch() -> None:
+    scores, labels = made((2, 3, 5, 6))
+    layout = Layout(scores, labels, None, True, None)
+    unnamed = VoxelSums("softmax", focal, one_vs_rest=False)
+    for terms in (
+        [unnamed],
+        [VoxelSums("sigmoid", focal, one_vs_rest=True, binary=focal_of_soft_targets)],
+        [ErrorSums("softmax", 1.5)],
+        [VoxelMap(voxel_sums("softmax"))],
+        [CountSums("none")],
+        [CountSums("softmax"), CountSums("sigmoid")],
+        [voxel_sums("softmax", "focal 2", one_vs_rest=True)],
+        [voxel_sums("softmax"), voxel_sums("softmax", "poly"), voxel_sums("softmax", "focal 2")],
+        [LogSums("softmax", one_vs_rest=True)],
+    ):
+        assert op._gpu_kernels(layout, terms) is None
+    counts = [CountSums("softmax")]
+    assert op._gpu_kernels(layout, counts) is not None
+    for other in (
+        Layout(scores.double(), labels, None, True, None),
+        Layout(scores.transpose(2, 3).contiguous().transpose(2, 3), labels, None, True, None),
+        Layout(scores[..., ::2], labels[..., ::2], None, True, None),
+        Layout(scores[:0], labels[:0], None, True, None),
+        Layout(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
+    ):
+        assert op._gpu_kernels(other, counts) is None
+    op._TRITON = None
+    assert (op._gpu_kernels(layout, counts) is None) == (scores.device.type == "cpu")
+
+
+def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai_extra_losses.ops import fused_sums_triton
+
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(fused_sums_triton, "probe", broken)
+    op._working_triton.cache_clear()
+    layout = Layout(*made((1, 3, 4)), None, True, None)
+    with pytest.warns(UserWarning, match="without their GPU kernels, in plain torch: triton failed: Failed to find C"):
+        assert op._gpu_kernels(layout, [CountSums("softmax")]) is None
+    op._working_triton.cache_clear()
+
+
+def test_a_second_backward_of_one_graph() -> None:
+    scores, labels = made((2, 3, 5, 6))
+    leaf = scores.to(DEVICE).requires_grad_()
+    layout = Layout(leaf, labels.to(DEVICE), None, True, None)
+    terms = terms_of("softmax")["Dice and cross-entropy"]
+    total = torch.cat([r.flatten() for r in op.fused_sums(layout, terms)]).sum()
+    (first,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    assert torch.equal(first, second)
+    (alone,) = torch.autograd.grad(op.fused_sums(layout, terms)[2].sum(), leaf)  # the gradients of the others absent
+    expected = F.cross_entropy(leaf, labels[:, 0].to(DEVICE), reduction="sum")
+    torch.testing.assert_close(alone, torch.autograd.grad(expected, leaf)[0], atol=1e-6, rtol=1e-5)
+
+
+# The losses whose calls the kernels take whole, for labels and an activation.
+def taken(case: LossCase) -> bool:
+    softmax_only = case.entry.family == "boundary" or case.entry.name in (
+        "TopKLoss",
+        "DiceTopKLoss",
+        "LovaszLoss",
+        "SensitivitySpecificityLoss",
+        "NoiseRobustDiceLoss",
+    )
+    return not softmax_only and case.entry.family != "structure" and not case.entry.raw_scores
+
+
+@pytest.mark.parametrize("data", ["labels", "ignored", "soft"])
+@every_case(activations=("softmax", "sigmoid"))
+def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradient with the kernels and without; the losses that have kernels use them."""
+    scores, labels = made((2, 4, 5, 7))
+    options: dict[str, Any] = {"to_onehot_y": data != "soft"}
+    target: Tensor = labels
+    if data == "ignored":
+        if not case.entry.accepts("ignore_index"):
+            pytest.skip("no ignore_index")
+        options["ignore_index"] = 255
+        target = labels.masked_fill(torch.rand(labels.shape) < 0.3, 255)
+    if data == "soft":
+        target = torch.rand(scores.shape, generator=torch.Generator().manual_seed(5)).softmax(1)
+    loss = case(**options)
+    calls = []
+
+    def counted(layout: Layout, terms: Any) -> Any:
+        kernels = real(layout, terms)
+        calls.append(kernels is not None)
+        return kernels
+
+    real = op._gpu_kernels
+    monkeypatch.setattr(op, "_gpu_kernels", counted)
+    value, gradient = value_and_gradient(loss.to(DEVICE), scores.to(DEVICE), target.to(DEVICE))
+    monkeypatch.setattr(op, "_TRITON", False)
+    expected, expected_gradient = value_and_gradient(loss, scores.to(DEVICE), target.to(DEVICE))
+    torch.testing.assert_close(value, expected, atol=2e-6, rtol=4e-6)
+    scale = expected_gradient.abs().max().clamp_min(1e-6)
+    torch.testing.assert_close(gradient / scale, expected_gradient / scale, atol=1e-5, rtol=1e-5)
+    if taken(case):
+        assert calls[: len(calls) // 2] == [True] * (len(calls) // 2)
+        assert calls
+
+
+def test_the_package_does_not_import_triton_before_it_is_used() -> None:
+    assert "triton" not in vars(op)
+    assert loss_inputs.fused_sums is op.fused_sums

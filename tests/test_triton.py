@@ -5,6 +5,8 @@
 
 import importlib.util
 import itertools
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_list import LossCase, every_case, labels_like, one_hot, value_and_gradient
+from loss_list import LossCase, LossEntry, every_case, labels_like, one_hot, value_and_gradient
 from test_ops import definitions, focal, focal_of_soft_targets, results_and_gradient
 from torch import Tensor
 
 import monai_extra_losses.ops.fused_sums as op
 from monai_extra_losses import losses
-from monai_extra_losses.losses import inputs as loss_inputs
 from monai_extra_losses.losses.base import DistributionLoss
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
@@ -198,7 +199,7 @@ def test_dtypes_of_labels_and_masks(dtype: torch.dtype, mask_dtype: torch.dtype 
     mask = None if mask_dtype is None else (torch.rand(1, 1, 5, 6) * 2).to(mask_dtype)
     terms = terms_of("softmax")["Dice and cross-entropy"]
     for ignored in (None, -1, 255, 1):
-        target = labels.to(dtype)
+        target = labels.to(dtype, copy=True)
         if ignored == -1 and dtype.is_signed:
             target[..., :2] = -1
         assert_equal_to_the_definition(Layout(scores, target, mask, True, ignored), terms)
@@ -244,9 +245,7 @@ def test_wrong_labels_are_clamped() -> None:
     scores, labels = made((1, 3, 40))
     terms = terms_of("softmax")["Dice and cross-entropy"]
     for wrong in (labels.float() * 1e9 - 1e9, labels * 1000 - 1000):
-        layouts = [
-            Layout(scores.to(DEVICE), t.to(DEVICE), None, True, None) for t in (wrong, wrong.clamp(0, 2).long())
-        ]
+        layouts = [Layout(scores.to(DEVICE), t.to(DEVICE), None, True, None) for t in (wrong, wrong.clamp(0, 2).long())]
         for a, b in zip(*(op.fused_sums(layout, terms) for layout in layouts), strict=True):
             assert torch.equal(a, b)
 
@@ -284,7 +283,7 @@ def test_what_stays_with_torch() -> None:
     for other in (
         Layout(scores.double(), labels, None, True, None),
         Layout(scores.transpose(2, 3).contiguous().transpose(2, 3), labels, None, True, None),
-        Layout(scores[..., ::2], labels[..., ::2], None, True, None),
+        Layout(scores[:, :, ::2], labels[:, :, ::2], None, True, None),
         Layout(scores[:0], labels[:0], None, True, None),
         Layout(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
     ):
@@ -321,53 +320,42 @@ def test_a_second_backward_of_one_graph() -> None:
     torch.testing.assert_close(alone, torch.autograd.grad(expected, leaf)[0], atol=1e-6, rtol=1e-5)
 
 
-# The losses whose calls the kernels take whole, for labels and an activation.
-def taken(case: LossCase) -> bool:
-    softmax_only = case.entry.family == "boundary" or case.entry.name in (
-        "TopKLoss",
-        "DiceTopKLoss",
-        "LovaszLoss",
-        "SensitivitySpecificityLoss",
-        "NoiseRobustDiceLoss",
-    )
-    return not softmax_only and case.entry.family != "structure" and not case.entry.raw_scores
+def taken(entry: LossEntry) -> bool:
+    """Whether the kernels take all of the loss: no map, no sum of errors."""
+    other = ("TopKLoss", "DiceTopKLoss", "SensitivitySpecificityLoss", "NoiseRobustDiceLoss")
+    return entry.lean and not entry.raw_scores and entry.name not in other
 
 
 @pytest.mark.parametrize("data", ["labels", "ignored", "soft"])
-@every_case(activations=("softmax", "sigmoid"))
+@every_case(only=taken, activations=("softmax", "sigmoid"))
 def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Value and gradient with the kernels and without; the losses that have kernels use them."""
+    """Value and gradient of the kernels in float32 against those of torch in float64."""
     scores, labels = made((2, 4, 5, 7))
-    options: dict[str, Any] = {"to_onehot_y": data != "soft"}
     target: Tensor = labels
     if data == "ignored":
-        if not case.entry.accepts("ignore_index"):
-            pytest.skip("no ignore_index")
-        options["ignore_index"] = 255
         target = labels.masked_fill(torch.rand(labels.shape) < 0.3, 255)
     if data == "soft":
         target = torch.rand(scores.shape, generator=torch.Generator().manual_seed(5)).softmax(1)
-    loss = case(**options)
-    calls = []
+    loss = case(to_onehot_y=data != "soft", **({"ignore_index": 255} if data == "ignored" else {})).to(DEVICE)
+    real, calls = op._gpu_kernels, []
 
-    def counted(layout: Layout, terms: Any) -> Any:
-        kernels = real(layout, terms)
-        calls.append(kernels is not None)
-        return kernels
+    def noted(layout: Layout, terms: Any) -> Any:
+        calls.append(real(layout, terms))
+        return calls[-1]
 
-    real = op._gpu_kernels
-    monkeypatch.setattr(op, "_gpu_kernels", counted)
-    value, gradient = value_and_gradient(loss.to(DEVICE), scores.to(DEVICE), target.to(DEVICE))
-    monkeypatch.setattr(op, "_TRITON", False)
-    expected, expected_gradient = value_and_gradient(loss, scores.to(DEVICE), target.to(DEVICE))
-    torch.testing.assert_close(value, expected, atol=2e-6, rtol=4e-6)
+    monkeypatch.setattr(op, "_gpu_kernels", noted)
+    value, gradient = value_and_gradient(loss, scores.to(DEVICE), target.to(DEVICE))
+    assert calls
+    assert None not in calls
+    calls.clear()
+    expected, expected_gradient = value_and_gradient(loss, scores.double().to(DEVICE), target.to(DEVICE))
+    assert calls
+    assert set(calls) == {None}
+    torch.testing.assert_close(value.double(), expected, atol=2e-6, rtol=4e-6)
     scale = expected_gradient.abs().max().clamp_min(1e-6)
-    torch.testing.assert_close(gradient / scale, expected_gradient / scale, atol=1e-5, rtol=1e-5)
-    if taken(case):
-        assert calls[: len(calls) // 2] == [True] * (len(calls) // 2)
-        assert calls
+    torch.testing.assert_close(gradient.double() / scale, expected_gradient / scale, atol=1e-5, rtol=1e-5)
 
 
-def test_the_package_does_not_import_triton_before_it_is_used() -> None:
-    assert "triton" not in vars(op)
-    assert loss_inputs.fused_sums is op.fused_sums
+def test_triton_is_not_imported_before_it_is_used() -> None:
+    code = "import sys, monai_extra_losses; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

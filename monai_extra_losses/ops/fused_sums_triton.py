@@ -96,7 +96,7 @@ def backward(layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor]) -> 
     rows = scores.new_zeros((plan.rows, batch, channels), dtype=torch.float32)
     for term, grad in zip(terms, grads, strict=True):
         first, number = plan.place(term)
-        if isinstance(term, VoxelSums) and not term.by_class:
+        if _in_first_column(term):
             grad = grad[..., :1].expand_as(grad)
         rows[first : first + number] += grad[:number]
     gradient = torch.empty_like(scores)
@@ -218,7 +218,7 @@ def _kind(term: VoxelSums, labels: bool) -> int | None:
     if term.named is None:
         return None
     name, parameter = term.named
-    if term.binary is not None and not labels:
+    if term.binary is not None and term.one_vs_rest and not labels:
         return _FOCAL_BINARY.value if name == "focal" and term.activation == "sigmoid" else None
     return (_FOCAL_SQUARED if name == "focal" and parameter == 2 else _KINDS[name]).value
 
@@ -229,11 +229,16 @@ def _result(rows: Tensor, first: int, number: int, term: Term) -> Tensor:
     if not isinstance(term, VoxelSums):
         return own.clone()
     result = own.new_zeros((2, *own.shape[1:]))
-    if term.by_class:
-        result[:number] = own
+    if _in_first_column(term):
+        result[0, :, 0] = own[0].sum(-1)
     else:
-        result[:number, :, 0] = own.sum(-1)
+        result[:number] = own
     return result
+
+
+def _in_first_column(term: Term) -> bool:
+    """Whether the first column has the sum over all classes."""
+    return isinstance(term, VoxelSums) and not term.by_class and not term.one_vs_rest
 
 
 def _block(channels: int) -> int:
@@ -524,6 +529,23 @@ def _true_outcome(values, g):
 
 
 @triton.jit
+def _true_class(x, g, e, highest, total):
+    """(m,) log p, p and 1 - p of each voxel's own class under a softmax; log p to all digits near 0, too."""
+    score = _true_outcome(x, g)
+    rest = tl.sum(tl.where(g > 0.0, 0.0, e), 0)
+    log_p = tl.where(score < highest, score - highest - tl.log(total), -_log1p(rest))
+    return log_p, _true_outcome(e, g) / total, rest / total
+
+
+@triton.jit
+def _every_class(x, p, e, highest, total, top):
+    """(C, m) log p and 1 - p of all classes under a softmax, likewise."""
+    rest = tl.sum(tl.where(top, 0.0, e), 0)
+    log_p = x - highest[None, :] - _log1p(rest)[None, :]
+    return log_p, tl.where(top, (rest / total)[None, :], 1.0 - p)
+
+
+@triton.jit
 def _put(sums_ptr, values, row, classes, CLASSES: tl.constexpr):
     tl.store(sums_ptr + row * CLASSES + classes, values, mask=classes < CLASSES)
 
@@ -619,16 +641,13 @@ def _forward(
             if ONE_VS_REST:
                 top = _first_largest(x, highest, classes, PADDED)
                 log_sum, log_rest, _ = _apart(x, highest, top)
-                log_p = x - (highest + log_sum)[None, :]
+                log_p = x - highest[None, :] - log_sum[None, :]
                 log_miss = tl.where(top, log_rest[None, :], _log1p(-tl.where(top, 0.0, p)))
                 first_positive += tl.sum(tl.where(g != 0.0, -g * log_p * w, 0.0), 1)
                 first_negative += tl.sum(tl.where(g != 1.0, (g - 1.0) * log_miss * w, 0.0), 1)
             elif FIRST >= 0:
-                log_sum = tl.log(total)
                 if LABELS:
-                    log_true = _true_outcome(x, g) - highest - log_sum
-                    p_true = _true_outcome(e, g) / total
-                    miss_true = tl.sum(tl.where(g > 0.0, 0.0, e), 0) / total
+                    log_true, p_true, miss_true = _true_class(x, g, e, highest, total)
                     loss = _loss(log_true, p_true, miss_true, first_parameter, FIRST) * weight
                     first_positive += tl.sum(tl.where(g > 0.0, loss[None, :], 0.0), 1)
                     if SECOND >= 0:
@@ -636,15 +655,14 @@ def _forward(
                         second_positive += tl.sum(tl.where(g > 0.0, loss[None, :], 0.0), 1)
                 else:
                     top = _first_largest(x, highest, classes, PADDED)
-                    log_p = x - (highest + log_sum)[None, :]
-                    miss = tl.where(top, (tl.sum(tl.where(top, 0.0, e), 0) / total)[None, :], 1.0 - p)
+                    log_p, miss = _every_class(x, p, e, highest, total, top)
                     loss = g * _loss(log_p, p, miss, first_parameter, FIRST) * w
                     first_positive += tl.sum(tl.where(g != 0.0, loss, 0.0), 1)
                     if SECOND >= 0:
                         loss = g * _loss(log_p, p, miss, second_parameter, SECOND) * w
                         second_positive += tl.sum(tl.where(g != 0.0, loss, 0.0), 1)
             if LOGS >= 0:
-                logs += tl.sum((x - (highest + tl.log(total))[None, :]) * w, 1)
+                logs += tl.sum((x - highest[None, :] - tl.log(total)[None, :]) * w, 1)
         else:
             p, miss, log_p, log_miss = _logistic(x)
             if FIRST >= 0:
@@ -801,7 +819,7 @@ def _backward(
             # a_c = dL/dlog p_c - p_c / (1-p_c) dL/dlog(1-p_c). With k the likeliest class, a_k (1-p_k) is taken as one
             # number: alone, a_k grows without bound.
             top = _first_largest(x, highest, classes, PADDED)
-            log_sum, log_rest, share = _apart(x, highest, top)
+            _, log_rest, share = _apart(x, highest, top)
             lesser = tl.where(top, 0.0, p)
             positive = -g * first_positive[:, None]
             negative = (g - 1.0) * first_negative[:, None]
@@ -809,11 +827,8 @@ def _backward(
             of_top = tl.sum(tl.where(top, positive * tl.exp(log_rest)[None, :] - negative * p, 0.0), 0)[None, :]
             apart += tl.where(top, of_top, -share * of_top)
         elif FIRST >= 0:
-            log_sum = tl.log(total)
             if LABELS:
-                log_true = _true_outcome(x, g) - highest - log_sum
-                p_true = _true_outcome(e, g) / total
-                miss_true = tl.sum(tl.where(g > 0.0, 0.0, e), 0) / total
+                log_true, p_true, miss_true = _true_class(x, g, e, highest, total)
                 d = _slope(log_true, p_true, miss_true, first_parameter, FIRST)
                 d = d * _true_outcome(first_positive[:, None], g)
                 if SECOND >= 0:
@@ -822,12 +837,13 @@ def _backward(
                 apart += d[None, :] * tl.where(g > 0.0, miss_true[None, :], -p)
             else:
                 top = _first_largest(x, highest, classes, PADDED)
-                log_p = x - (highest + log_sum)[None, :]
-                miss = tl.where(top, (tl.sum(tl.where(top, 0.0, e), 0) / total)[None, :], 1.0 - p)
+                log_p, miss = _every_class(x, p, e, highest, total, top)
                 d = first_positive[:, None] * _slope(log_p, p, miss, first_parameter, FIRST)
                 if SECOND >= 0:
                     d += second_positive[:, None] * _slope(log_p, p, miss, second_parameter, SECOND)
-                a += tl.where(g != 0.0, g * d, 0.0)
+                d = tl.where(g != 0.0, g * d, 0.0)
+                a += tl.where(top, 0.0, d)
+                apart += tl.sum(tl.where(top, d, 0.0), 0)[None, :] * tl.where(top, miss, -p)
         d = a - p * tl.sum(a, 0)[None, :] + apart
     else:
         d = slope * p * miss

@@ -99,6 +99,12 @@ def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Te
     return scores.to(dtype), labels_like(scores)
 
 
+def on_the_cpu(layout: Layout, terms: list[Term]) -> list[Tensor]:
+    """The results of the kernels, to compare."""
+    assert op._gpu_kernels(layout, terms) is not None
+    return [result.cpu() for result in op.fused_sums(layout, terms)]
+
+
 def assert_equal_to_the_definition(layout: Layout, terms: list[Term], rtol: float = 4e-6) -> None:
     """Results and gradient in float32 against those of the definitions in float64, on the same numbers."""
     double = Layout(layout.scores.double(), layout.target, layout.mask, layout.labels, layout.ignore_index)
@@ -107,10 +113,7 @@ def assert_equal_to_the_definition(layout: Layout, terms: list[Term], rtol: floa
     assert moved[0] is not None
     assert moved[1] is not None
     on_device = Layout(moved[0], moved[1], moved[2], layout.labels, layout.ignore_index)
-    assert op._gpu_kernels(on_device, terms) is not None
-    got, gradient = results_and_gradient(
-        lambda same, terms: [r.cpu() for r in op.fused_sums(same, terms)], on_device, terms
-    )
+    got, gradient = results_and_gradient(on_the_cpu, on_device, terms)
     for result, value in zip(got, expected, strict=True):
         assert result.dtype == torch.float64
         torch.testing.assert_close(result, value, atol=rtol * max(1.0, value.abs().max().item()), rtol=rtol)
@@ -123,21 +126,21 @@ def assert_equal_to_the_definition(layout: Layout, terms: list[Term], rtol: floa
     )
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("num_classes", [2, 5])
 @every_term
 def test_label_maps(activation: Activation, name: str, num_classes: int) -> None:
-    """With a mask, ignored voxels of NaN, and all dtypes of labels in turn."""
+    """With a mask, ignored voxels of NaN, and labels of an integer and a float dtype."""
     scores, labels = made((2, num_classes, 5, 3, 7))
     terms = terms_of(activation)[name]
     assert_equal_to_the_definition(Layout(scores, labels, None, True, None), terms)
     mask = torch.rand(2, 1, 5, 3, 7) * (torch.rand(2, 1, 5, 3, 7) > 0.3)
     labels[torch.rand(labels.shape) < 0.2] = 255
     scores = scores.masked_fill((labels == 255) | (mask == 0), torch.nan)
-    dtype = (torch.uint8, torch.int16, torch.float32)[num_classes % 3]
+    dtype = torch.uint8 if num_classes == 2 else torch.float32
     assert_equal_to_the_definition(Layout(scores, labels.to(dtype), mask, True, 255), terms)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("num_classes", [2, 3])
 @every_term
 def test_targets_of_channels(activation: Activation, name: str, num_classes: int) -> None:
     scores, labels = made((2, num_classes, 5, 6))
@@ -193,7 +196,7 @@ def test_half_precision(activation: Activation, dtype: torch.dtype) -> None:
     [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float64],
     ids=str,
 )
-@pytest.mark.parametrize("mask_dtype", [None, torch.bool, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("mask_dtype", [None, torch.bool, torch.float64], ids=str)
 def test_dtypes_of_labels_and_masks(dtype: torch.dtype, mask_dtype: torch.dtype | None) -> None:
     scores, labels = made((1, 2, 5, 6))
     mask = None if mask_dtype is None else (torch.rand(1, 1, 5, 6) * 2).to(mask_dtype)
@@ -218,26 +221,20 @@ def test_channels_last(activation: Activation) -> None:
 
 
 def test_confident_voxels_keep_their_digits() -> None:
-    """Far from, and far over, the decision, from both sides."""
+    """Far from, and far over, the decision, from both sides; one voxel per sample, so one sum each."""
     margins = torch.tensor([-90.0, -60.0, -20.0, -1.0, 0.0, 1.0, 8.0, 14.0, 30.0, 90.0])
     for num_classes in (2, 3):
-        scores = torch.zeros(1, num_classes, len(margins))
-        scores[0, 1], scores[0, 2:] = margins, -2
+        scores = torch.full((len(margins), num_classes, 1), -2.0)
+        scores[:, 0], scores[:, 1, 0] = 0, margins
         for true_class, activation in itertools.product(range(num_classes), ("softmax", "sigmoid")):
-            for name in ("cross_entropy", "focal 0.5", "focal 2", "poly", "generalized cross-entropy", "Combo"):
-                if name == "Combo" and activation == "sigmoid":
-                    continue
-                for i in range(len(margins)):
-                    own = scores[..., i : i + 1].to(DEVICE)
-                    layout = Layout(own, torch.full((1, 1, 1), true_class, device=DEVICE), None, True, None)
-                    double = Layout(own.double().cpu(), layout.target.cpu(), None, True, None)
-                    terms = terms_of(activation)[name]
-                    got, gradient = results_and_gradient(
-                        lambda same, terms: [r.cpu() for r in op.fused_sums(same, terms)], layout, terms
-                    )
+            labels = torch.full((len(margins), 1, 1), true_class)
+            layout = Layout(scores.to(DEVICE), labels.to(DEVICE), None, True, None)
+            double = Layout(scores.double(), labels, None, True, None)
+            for name, terms in terms_of(activation).items():
+                if name in ("logs", "focal 0.5", "focal 2", "poly", "generalized cross-entropy", "one-vs-rest"):
+                    got, gradient = results_and_gradient(on_the_cpu, layout, terms)
                     expected, expected_gradient = results_and_gradient(definitions, double, terms)
-                    for a, b in zip(got, expected, strict=True):
-                        torch.testing.assert_close(a, b, atol=1e-7, rtol=2e-6)
+                    torch.testing.assert_close(got, expected, atol=1e-7, rtol=2e-6)
                     torch.testing.assert_close(gradient.cpu().double(), expected_gradient, atol=1e-7, rtol=4e-6)
 
 

@@ -1,6 +1,7 @@
 """The package as it is installed: names, signatures, wheel, README."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -28,6 +29,8 @@ LOSSES = [name for name in losses.__all__ if name.endswith("Loss")]
 def _definitions() -> Iterator[str]:
     """Names of all classes and functions that our modules define, public or private."""
     for info in pkgutil.walk_packages(monai_extra_losses.__path__, "monai_extra_losses."):
+        if info.name.endswith("_triton") and importlib.util.find_spec("triton") is None:
+            continue
         module = importlib.import_module(info.name)
         for name, value in vars(module).items():
             if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__:

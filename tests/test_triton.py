@@ -222,7 +222,7 @@ def test_channels_last(activation: Activation) -> None:
 
 def test_confident_voxels_keep_their_digits() -> None:
     """Far from, and far over, the decision, from both sides; one voxel per sample, so one sum each."""
-    margins = torch.tensor([-90.0, -60.0, -20.0, -1.0, 0.0, 1.0, 8.0, 14.0, 30.0, 90.0])
+    margins = torch.tensor([-90.0, -20.0, 0.0, 8.0, 14.0, 90.0])
     for num_classes in (2, 3):
         scores = torch.full((len(margins), num_classes, 1), -2.0)
         scores[:, 0], scores[:, 1, 0] = 0, margins

@@ -13,6 +13,7 @@ from monai.data import MetaTensor, list_data_collate
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
+from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.losses import (
     CompoundLoss,
     CrossEntropyLoss,
@@ -277,6 +278,28 @@ def test_a_compound_shares_the_pass_and_hands_the_distance_on() -> None:
         (gradient,) = torch.autograd.grad(expected, leaf)
         got = value_and_gradient(lambda x, y, d=distance: compound(x, y, distance=d), scores, labels)
         torch.testing.assert_close(got, (expected.detach(), gradient), atol=1e-10, rtol=1e-8)
+
+
+def test_a_compound_inside_a_compound_gets_the_distance_too() -> None:
+    shape = (2, 3, 5, 6, 4)
+    scores, labels, distance = torch.randn(shape), blobs(shape), torch.randn(shape)
+    surface = SurfaceLoss(**SOFTMAX)
+    nested = CompoundLoss([CompoundLoss([surface], weights=[0.5]), FusedDiceLoss(**SOFTMAX)])
+    expected = 0.5 * surface(scores, labels, distance=distance) + FusedDiceLoss(**SOFTMAX)(scores, labels)
+    torch.testing.assert_close(nested(scores, labels, distance=distance), expected)
+    mask = torch.rand(2, 1, *shape[2:])
+    expected = 0.5 * surface(scores, labels, mask) + FusedDiceLoss(**SOFTMAX)(scores, labels, mask)
+    torch.testing.assert_close(nested(scores, labels, mask), expected)
+
+
+def test_a_distance_that_no_part_reads_is_refused() -> None:
+    scores, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5)
+    compound = CompoundLoss([FusedDiceLoss(**SOFTMAX), CompoundLoss([CrossEntropyLoss(**SOFTMAX)])])
+    with pytest.raises(ValueError, match="expected a part that reads `distance`, got FusedDiceLoss, CompoundLoss"):
+        compound(scores, labels, distance=torch.zeros(1, 3, 4, 5))
+    with pytest.raises(TypeError, match="expected a loss that reads distance, got CompoundLoss"):
+        LossWithMaps(compound)
+    assert LossWithMaps(CompoundLoss([compound, SurfaceLoss()])).loss.reads_distance
 
 
 # --- directions and empty cases ---

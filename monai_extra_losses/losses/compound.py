@@ -162,6 +162,11 @@ class CompoundLoss(nn.Module):
                     shared[key] = (loss.prepare(input, target, mask, distance), [])
                 elif shared[key][0].scores.shape[1] == 1:
                     loss.warn_of_one_channel(stacklevel=5)
+                if target.requires_grad and not loss.target_gradient:
+                    raise ValueError(
+                        f"expected a target without gradient for {type(loss).__name__}, got one that requires it: "
+                        "try target.detach()."
+                    )
                 shared[key][1].append(loss)
         for inputs, parts in shared.values():
             inputs.compute([term for part in parts for term in part.terms(inputs)])

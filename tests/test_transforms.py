@@ -314,8 +314,8 @@ def test_it_has_monai_s_aliases() -> None:
         ({"dtype": torch.int16}, TypeError, r"expected the dtype torch.float16 or torch.float32, got torch.int16"),
         ({"max_distance": 0}, ValueError, "expected max_distance above 0 mm, or None, got 0"),
         ({"max_distance": float("nan")}, ValueError, "expected max_distance above 0 mm, or None, got nan"),
-        ({"spacing": "mm"}, ValueError, "expected spacing \"auto\", None or one positive number .* got 'mm'"),
-        ({"spacing": (1, 0, 1)}, ValueError, r'expected spacing 'auto', None or one number .* got \(1, 0, 1\)'),
+        ({"spacing": "mm"}, ValueError, "expected spacing 'auto', None or one number .* got 'mm'"),
+        ({"spacing": (1, 0, 1)}, ValueError, r"expected spacing 'auto', None or one number .* got \(1, 0, 1\)"),
         ({"spacing": (1, 1, 1, 1)}, ValueError, r"expected spacing .* got \(1, 1, 1, 1\)"),
     ],
 )

@@ -91,7 +91,10 @@ class LossWithMaps(nn.Module):
             raise TypeError(f"expected a loss that is a torch.nn.Module, got {type(loss).__name__}.")
         known = inspect.signature(loss.forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        if not takes_any and (left := [name for name in maps if name not in known]):
+        left = [name for name in maps if name not in known and not takes_any]
+        if "distance" in maps and not getattr(loss, "reads_distance", True):  # a compound, none of whose parts does
+            left = ["distance"]
+        if left:
             raise TypeError(
                 f"expected a loss that reads {', '.join(left)}, got {type(loss).__name__}, which takes "
                 f"{', '.join(known)}: choose a boundary loss or a compound, or leave the maps out."

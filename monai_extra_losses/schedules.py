@@ -77,7 +77,8 @@ class WeightRamp:
             max_epochs: of the training, where the ramp has no last epoch of its own.
         """
         last = max_epochs if self.last_epoch is None else self.last_epoch
-        if self.kind == "step" or last <= self.first_epoch:
+        last = max(last, self.first_epoch)
+        if self.kind == "step" or last == self.first_epoch:
             return self.end if epoch >= last else self.start
         t = min(max((epoch - self.first_epoch) / (last - self.first_epoch), 0.0), 1.0)
         if self.kind == "cosine":

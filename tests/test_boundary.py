@@ -13,6 +13,7 @@ from monai.data import MetaTensor, list_data_collate
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
+from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.losses import (
     CompoundLoss,
     CrossEntropyLoss,
@@ -215,9 +216,12 @@ def test_the_surface_loss_subtracts_the_smallest_spacing() -> None:
 
 
 def test_bad_spacing_is_refused() -> None:
-    for bad in ("mm", (), (1.0, 0.0), (1.0, -2.0), (float("nan"),), (float("inf"),)):
+    for bad in ("mm", 2.0, (), (1.0, 0.0), (1.0, -2.0), (float("nan"),), (float("inf"),)):
         with pytest.raises(ValueError, match="expected spacing 'auto', None or one number > 0"):
             SurfaceLoss(spacing=bad)
+    scores, flat = torch.randn(1, 2, 4, 4), torch.ones(1, 1, 4, 4).tril()
+    with pytest.raises(ValueError, match="expected a spacing of 2 positive numbers, one per spatial axis"):
+        SurfaceLoss(spacing=(1.0,), **SOFTMAX)(scores, flat, distance=torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="expected a spacing of 2 positive numbers"):
         SurfaceLoss(spacing=(1.0, 1.0, 1.0), **SOFTMAX)(torch.randn(1, 2, 4, 4), torch.ones(1, 1, 4, 4).tril())
     three = MetaTensor(torch.ones(2, 1, 4, 4).tril())
@@ -277,6 +281,79 @@ def test_a_compound_shares_the_pass_and_hands_the_distance_on() -> None:
         (gradient,) = torch.autograd.grad(expected, leaf)
         got = value_and_gradient(lambda x, y, d=distance: compound(x, y, distance=d), scores, labels)
         torch.testing.assert_close(got, (expected.detach(), gradient), atol=1e-10, rtol=1e-8)
+
+
+def test_a_compound_inside_a_compound_gets_the_distance_too() -> None:
+    shape = (2, 3, 5, 6, 4)
+    scores, labels, distance = torch.randn(shape), blobs(shape), torch.randn(shape)
+    surface = SurfaceLoss(**SOFTMAX)
+    nested = CompoundLoss([CompoundLoss([surface], weights=[0.5]), FusedDiceLoss(**SOFTMAX)])
+    expected = 0.5 * surface(scores, labels, distance=distance) + FusedDiceLoss(**SOFTMAX)(scores, labels)
+    torch.testing.assert_close(nested(scores, labels, distance=distance), expected)
+    mask = torch.rand(2, 1, *shape[2:])
+    expected = 0.5 * surface(scores, labels, mask) + FusedDiceLoss(**SOFTMAX)(scores, labels, mask)
+    torch.testing.assert_close(nested(scores, labels, mask), expected)
+
+
+def test_a_distance_that_no_part_reads_is_refused() -> None:
+    scores, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5)
+    compound = CompoundLoss([FusedDiceLoss(**SOFTMAX), CompoundLoss([CrossEntropyLoss(**SOFTMAX)])])
+    with pytest.raises(ValueError, match="expected a part that reads `distance`, got FusedDiceLoss, CompoundLoss"):
+        compound(scores, labels, distance=torch.zeros(1, 3, 4, 5))
+    with pytest.raises(TypeError, match="expected a loss that reads distance, got CompoundLoss"):
+        LossWithMaps(compound)
+    with pytest.raises(TypeError, match="expected a loss that reads distance, got HausdorffERLoss"):
+        LossWithMaps(HausdorffERLoss())
+    assert LossWithMaps(CompoundLoss([compound, SurfaceLoss()])).loss.reads_distance
+
+
+def test_an_interpolated_map_does_not_turn_a_loss_around() -> None:
+    """Rotated with linear interpolation, a map has small values of either sign beside the boundary."""
+    target = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+    leaf = target.clone().requires_grad_()
+    SurfaceLoss(reduction="sum")(leaf, target, distance=torch.tensor([[[1.4, 0.4, -0.4, -1.4]]])).sum().backward()
+    assert leaf.grad is not None
+    assert (leaf.grad.flatten() * 4).tolist() == pytest.approx([1.4, 0.4, 0.0, -0.4])
+    labels = target.long()
+    off = torch.tensor([[[-1.4, -0.4, 0.3, 1.4], [1.4, 0.4, 0.3, -1.4]]])  # the boundary is half a voxel off
+    factor = DistancePenaltyCrossEntropyLoss(reduction="none", **SOFTMAX)(torch.zeros(1, 2, 4), labels, distance=off)
+    assert (factor.flatten() / np.log(2)).tolist() == pytest.approx([1.0, 2.0, 2.0, 1.0], rel=1e-5)
+
+
+def test_nan_of_a_given_map_does_not_matter_where_nothing_counts() -> None:
+    scores, labels, distance = torch.randn(1, 2, 4, 5), torch.ones(1, 1, 4, 5).tril(), torch.randn(1, 2, 4, 5)
+    mask = torch.ones(1, 1, 4, 5)
+    mask[..., 0] = 0
+    for loss in MAPPED:
+        expected = loss(**SOFTMAX)(scores, labels, mask, distance)
+        assert torch.equal(loss(**SOFTMAX)(scores, labels, mask, distance.masked_fill(mask == 0, torch.nan)), expected)
+
+
+def test_skewed_axes_warn() -> None:
+    label = MetaTensor(torch.ones(1, 1, 4, 4, 4).tril(), affine=torch.eye(4))
+    label.affine[0, 1] = 0.3
+    with pytest.warns(UserWarning, match="axes are skewed"):
+        SurfaceLoss(**SOFTMAX)(torch.randn(1, 2, 4, 4, 4), label)
+
+
+def test_targets_of_any_kind_in_the_voxel_losses() -> None:
+    scores, labels = torch.randn(2, 3, 6, 7), blobs((2, 3, 6, 7))
+    for loss in (DistancePenaltyCrossEntropyLoss, ShapeAwareLoss, SurfaceLoss):
+        expected = loss(**SOFTMAX)(scores, labels)
+        for target, options in (
+            (one_hot(labels, 3).bool(), {"to_onehot_y": False}),
+            (labels.to(torch.uint16), {}),
+            (labels.to(torch.int8), {}),
+        ):
+            torch.testing.assert_close(loss(**{**SOFTMAX, **options})(scores, target), expected)
+        assert loss(**SOFTMAX)(scores[:0], labels[:0]) == 0
+
+
+def test_a_part_without_a_gradient_for_its_target_refuses_one_in_a_compound_too() -> None:
+    scores, soft = torch.randn(1, 2, 4, 5), torch.rand(1, 2, 4, 5, requires_grad=True)
+    for parts in ([FusedDiceLoss(), SurfaceLoss()], [SurfaceLoss(), FusedDiceLoss()]):
+        with pytest.raises(ValueError, match="expected a target without gradient"):
+            CompoundLoss(parts)(scores.sigmoid(), soft)
 
 
 # --- directions and empty cases ---

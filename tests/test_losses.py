@@ -1330,3 +1330,14 @@ def test_new_options_out_of_range_are_refused(name: str, options: dict[str, Any]
     if nan:
         with pytest.raises(ValueError, match=next(iter(nan))):
             getattr(losses, name)(**nan)
+
+
+def test_a_subclass_with_another_formula_has_its_own_gradient() -> None:
+    """The kernels take slopes in closed form, which are those of the formula beside them."""
+    scores = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    labels = labels_like(scores)
+    for base in (losses.PolyLoss, losses.GeneralizedCrossEntropyLoss, CrossEntropyLoss, losses.CategoricalHingeLoss):
+        raw = base is losses.CategoricalHingeLoss
+        other = type("Other", (base,), {"formula": lambda self, x: x**2})
+        loss = other(**(LABELS if raw else SOFTMAX))
+        assert torch.autograd.gradcheck(lambda x, f=loss: f(x, labels), scores)

@@ -61,6 +61,15 @@ def test_curves_show_loss_and_dice_of_each_class(tmp_path: Path, drawn: list[Fig
     ]
 
 
+def test_curves_show_the_parts_of_a_compound_loss(tmp_path: Path, drawn: list[Figure]) -> None:
+    file = tmp_path / "training.csv"
+    file.write_text("epoch,train_loss,val_mean_dice,train_loss_dice,train_loss_surface\n1,1,,2,-1\n2,0.5,,1,-1\n")
+    draw_curves(file, tmp_path / "curves.png")
+    lines = {str(line.get_label()): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    assert lines == {"loss": [[1, 1], [2, 0.5]], "dice": [[1, 2], [2, 1]], "surface": [[1, -1], [2, -1]]}
+    assert drawn[0].axes[0].get_legend() is not None
+
+
 def test_legend_of_the_curves_covers_no_data(tmp_path: Path, drawn: list[Figure]) -> None:
     draw_curves(_history(tmp_path, "1,1.5,0.1,0.5,0.7,0.3,9"), tmp_path / "curves.png")
     dice = drawn[0].axes[1]

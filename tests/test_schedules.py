@@ -168,3 +168,8 @@ def test_what_is_no_ramp_is_refused(ramp: Any) -> None:
     known = "boundary: expected a ramp of start, end, kind, first_epoch, last_epoch"
     with pytest.raises(ValueError, match=known):
         LossWeightSchedule(compound(), {"boundary": ramp})
+
+
+def test_a_ramp_that_begins_after_the_training_stays_where_it_is() -> None:
+    ramp = WeightRamp(1.0, 0.0, first_epoch=100)
+    assert [ramp.at(epoch, max_epochs=50) for epoch in (1, 49, 50)] == [1.0, 1.0, 1.0]

@@ -155,6 +155,10 @@ def test_a_class_to_ignore_takes_its_voxels_from_the_other_regions() -> None:
     regions[1, 6:8] = 1
     expected = scipy_signed_distance(np.stack([(regions[0] * (1 - regions[1])).numpy() > 0, np.zeros(12) > 0]), None)
     np.testing.assert_allclose(SignedDistance(2, ignore_index=1)(regions).numpy(), expected)
+    bytes_ = torch.tensor([[0, 1, 1, 0]], dtype=torch.uint8)
+    plain = SignedDistance(2)(bytes_)
+    for ignored in (-1, 257):  # no byte has these values
+        assert torch.equal(SignedDistance(2, ignore_index=ignored)(bytes_), plain)
     sentinel = SignedDistance(2, ignore_index=255)(regions)  # has no channel
     np.testing.assert_allclose(sentinel.numpy(), scipy_signed_distance(regions.numpy() > 0, None))
 
@@ -310,8 +314,8 @@ def test_it_has_monai_s_aliases() -> None:
         ({"dtype": torch.int16}, TypeError, r"expected the dtype torch.float16 or torch.float32, got torch.int16"),
         ({"max_distance": 0}, ValueError, "expected max_distance above 0 mm, or None, got 0"),
         ({"max_distance": float("nan")}, ValueError, "expected max_distance above 0 mm, or None, got nan"),
-        ({"spacing": "mm"}, ValueError, "expected spacing \"auto\", None or one positive number .* got 'mm'"),
-        ({"spacing": (1, 0, 1)}, ValueError, r'expected spacing "auto", None or one positive .* got \(1, 0, 1\)'),
+        ({"spacing": "mm"}, ValueError, "expected spacing 'auto', None or one number .* got 'mm'"),
+        ({"spacing": (1, 0, 1)}, ValueError, r"expected spacing 'auto', None or one number .* got \(1, 0, 1\)"),
         ({"spacing": (1, 1, 1, 1)}, ValueError, r"expected spacing .* got \(1, 1, 1, 1\)"),
     ],
 )

@@ -243,6 +243,8 @@ class SegmentationLoss(nn.Module):
         if one_channel:
             self.warn_of_one_channel(stacklevel=6)
         labels = self.to_onehot_y and not one_channel
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
+            target = target.to(torch.int64)
         check_shapes(
             scores,
             target,
@@ -447,6 +449,11 @@ class DistributionLoss(SegmentationLoss):
                 "background has a true class too (mask it, or give it the weight 0).",
                 stacklevel=3,
             )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "formula" in vars(cls) and "slope" not in vars(cls):
+            cls.slope = None  # the one inherited is that of another formula
 
     source: Source = "activated"
     every_channel = False  # whether every channel is a decision of its own under softmax too

@@ -1,8 +1,7 @@
 """Boundary losses: formulas of p, g and a map of distances to the target's boundary, in mm where spacing is known."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -21,31 +20,21 @@ from monai_extra_losses.losses.base import (
 from monai_extra_losses.losses.distribution import CrossEntropyLoss
 from monai_extra_losses.losses.inputs import LossInputs, Source
 from monai_extra_losses.ops.contours import on_contour
-from monai_extra_losses.ops.distance import boundary_distance, distance_to_mask, distance_to_other_label
+from monai_extra_losses.ops.distance import (
+    SpacingOption,
+    boundary_distance,
+    checked_spacing,
+    distance_to_mask,
+    distance_to_other_label,
+)
 from monai_extra_losses.ops.terms import MapSums, Term, probabilities
-
-Spacing = Literal["auto"] | Sequence[float] | None
 
 
 class DistanceOptions(SegmentationOptions, total=False):
     """Options of every boundary loss; `DistanceLoss` says what they mean."""
 
     batch: bool
-    spacing: Spacing
-
-
-def checked_spacing(spacing: Spacing) -> Spacing:
-    """The option `spacing` as "auto", None or a tuple of mm.
-
-    Raises:
-        ValueError: another word, or numbers that are not > 0.
-    """
-    if spacing is None or spacing == "auto":
-        return spacing
-    numbers = () if isinstance(spacing, str) else tuple(float(mm) for mm in spacing)
-    if not numbers or not all(0 < mm < float("inf") for mm in numbers):
-        raise ValueError(f"expected spacing 'auto', None or one number > 0 (mm) per spatial axis, got {spacing!r}.")
-    return numbers
+    spacing: SpacingOption
 
 
 class DistanceLoss(SegmentationLoss):
@@ -54,7 +43,9 @@ class DistanceLoss(SegmentationLoss):
     Args:
         batch: pool the voxels of the samples of a batch.
         spacing: "auto": the voxel size in mm, from the affine of a MetaTensor target, per sample; voxels where the
-            target has none. None: voxels always. A sequence: mm per spatial axis.
+            target has none. None: voxels always. A sequence: mm per spatial axis (for slices cut by indexing, whose
+            affine is still that of the volume). An affine with skewed axes, as RandAffined makes of anisotropic voxels,
+            warns: distances are then approximate.
         **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised. "mean"
             is over samples and classes kept; a sample in which everything is ignored leaves it. "none" gives
             (B, C', 1, ..), or (1, C', 1, ..) with `batch`. An ignored voxel belongs to no class, and adds nothing; a
@@ -64,7 +55,7 @@ class DistanceLoss(SegmentationLoss):
     target_gradient = False
 
     def __init__(
-        self, *, batch: bool = False, spacing: Spacing = "auto", **options: Unpack[SegmentationOptions]
+        self, *, batch: bool = False, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]
     ) -> None:
         super().__init__(**options)
         if self.sync_batch:
@@ -84,7 +75,8 @@ class DistanceLoss(SegmentationLoss):
             mask: (B, 1, *spatial) bool, or float weights per voxel; a voxel of weight 0 belongs to no class.
             distance: (B, C, *spatial) signed distance to the boundary of each class of the target, if it is known
                 already: > 0 outside, < 0 inside, 0 everywhere where the class has no voxel or all of them, as
-                `monai_extra_losses.transforms.SignedDistanced` computes it from the whole volume.
+                `monai_extra_losses.transforms.SignedDistanced` computes it from the whole volume; in the unit of
+                `spacing`.
 
         Returns:
             A scalar, or with reduction="none" what the class says; float32, or float64 for a float64 input.
@@ -177,7 +169,7 @@ class SurfaceLoss(DistanceLoss):
         *,
         weight: Weight = None,
         ignore_index: int | None = None,
-        spacing: Spacing = "auto",
+        spacing: SpacingOption = "auto",
         sync_batch: bool = False,
     ) -> None:
         super().__init__(
@@ -196,8 +188,11 @@ class SurfaceLoss(DistanceLoss):
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
         signed = self.signed_distance(inputs)
+        # An interpolated map has values between 0 and -1 voxel inside: they are 0, not outside.
         voxel = inputs.smallest_spacing(self.spacing).to(signed).view(-1, *[1] * (signed.ndim - 1))
-        return MapSums(self.activation(inputs), torch.where(signed < 0, signed + voxel, signed), "probability")
+        return MapSums(
+            self.activation(inputs), torch.where(signed < 0, (signed + voxel).clamp_max(0), signed), "probability"
+        )
 
     def totals(self, inputs: LossInputs) -> Tensor:
         return inputs[self.map_term(inputs)][0]
@@ -310,7 +305,7 @@ class HausdorffLoss(DistanceLoss):
         one_sided: bool = False,
         weight: Weight = None,
         ignore_index: int | None = None,
-        spacing: Spacing = "auto",
+        spacing: SpacingOption = "auto",
         sync_batch: bool = False,
     ) -> None:
         super().__init__(
@@ -416,6 +411,10 @@ class HausdorffERLoss(DistanceLoss):
         self.alpha = alpha
         self.erosions = erosions
 
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Compute the loss; arguments as of `DistanceLoss.forward`, without a distance."""
+        return super().forward(input, target, mask)
+
     def terms(self, inputs: LossInputs) -> Terms:
         return (TARGET_SUMS,)  # counting finds wrong labels
 
@@ -456,7 +455,7 @@ class _DistanceCrossEntropy(CrossEntropyLoss):
     left_out: ClassVar[dict[str, str]] = {"label_smoothing": "its voxels have one true class"}
     target_gradient = False
 
-    def __init__(self, spacing: Spacing = "auto", **options: Unpack[SegmentationOptions]) -> None:
+    def __init__(self, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
         if self.sync_batch:
             raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} compares voxels of a sample.")
@@ -529,7 +528,9 @@ class DistancePenaltyCrossEntropyLoss(_DistanceCrossEntropy):
             d = distance_to_other_label(label, inputs.spacing(self.spacing))
         else:
             own = label.clamp_max(inputs.scores.shape[1] - 1).to(torch.int64).unsqueeze(1)
-            d = -inputs.distance.to(torch.float32).gather(1, own)[:, 0].clamp_max(0)
+            signed = inputs.signed_distance(self.spacing, 0).gather(1, own)[:, 0]
+            # An interpolated map may change its sign half a voxel off the label; 0 is a class without a boundary.
+            d = torch.where(signed == 0, 0, (-signed).clamp_min(1e-6))
         return 1 + _penalty(d, label.to(torch.int64), inputs.scores.shape[1] + 1).unsqueeze(1)
 
 
@@ -603,4 +604,4 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
 
 def _contours(regions: Tensor) -> Tensor:
     """(B, C, *spatial) bool: voxels of each region on its contour."""
-    return torch.stack([on_contour(sample) for sample in regions]).logical_and_(regions)
+    return on_contour(regions.flatten(0, 1)).view_as(regions).logical_and_(regions)

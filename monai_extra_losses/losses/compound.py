@@ -1,5 +1,6 @@
 """Compound losses: weighted sums whose parts share one pass over the data."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Unpack
 
@@ -138,10 +139,21 @@ class CompoundLoss(nn.Module):
             raise ValueError(f"expected weights >= 0, got {self.weights}.")
         self.components: dict[str, Tensor] = {}
 
+    @property
+    def reads_distance(self) -> bool:
+        """Whether any part takes a map of distances."""
+        return any(map(_reads_distance, self.losses.values()))
+
     def forward(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
     ) -> Tensor:
-        """The weighted sum; arguments as of the parts, `distance` for the parts that read one."""
+        """The weighted sum; arguments as of the parts, `distance` for the parts that read one.
+
+        Raises:
+            ValueError: a `distance` that no part reads; else see the parts.
+        """
+        if distance is not None and not self.reads_distance:
+            raise ValueError(f"expected a part that reads `distance`, got {', '.join(self.losses)}: leave it out.")
         shared: dict[object, tuple[LossInputs, list[SegmentationLoss]]] = {}
         for loss in self.losses.values():
             if isinstance(loss, SegmentationLoss) and loss.shares_inputs:
@@ -150,6 +162,11 @@ class CompoundLoss(nn.Module):
                     shared[key] = (loss.prepare(input, target, mask, distance), [])
                 elif shared[key][0].scores.shape[1] == 1:
                     loss.warn_of_one_channel(stacklevel=5)
+                if target.requires_grad and not loss.target_gradient:
+                    raise ValueError(
+                        f"expected a target without gradient for {type(loss).__name__}, got one that requires it: "
+                        "try target.detach()."
+                    )
                 shared[key][1].append(loss)
         for inputs, parts in shared.values():
             inputs.compute([term for part in parts for term in part.terms(inputs)])
@@ -159,12 +176,19 @@ class CompoundLoss(nn.Module):
                 inputs = shared[(loss.to_onehot_y, loss.ignore_index, loss.other_act)][0]
                 values[name] = loss.value(inputs)
             else:
-                values[name] = loss(input, target) if mask is None else loss(input, target, mask)
+                given = {"mask": mask, "distance": distance if _reads_distance(loss) else None}
+                values[name] = loss(input, target, **{key: value for key, value in given.items() if value is not None})
         self.components = {name: value.detach() for name, value in values.items()}
         total = torch.zeros((), device=input.device)
         for weight, value in zip(self.weights, values.values(), strict=True):
             total = total + weight * value
         return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _reads_distance(loss: nn.Module) -> bool:
+    if isinstance(loss, CompoundLoss):
+        return loss.reads_distance
+    return "distance" in inspect.signature(loss.forward).parameters
 
 
 def _named(losses: Sequence[nn.Module]) -> dict[str, nn.Module]:

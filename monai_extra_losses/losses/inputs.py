@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.contours import contour_sizes
-from monai_extra_losses.ops.distance import signed_distance
+from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.label_kernels import WrongLabelsError
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Activation, Term, probabilities, sum_dtype
 
 Source = Literal["scores", "activated"]
-SpacingOption = Literal["auto"] | Sequence[float] | None
 
 
 class ShapeMismatchError(ValueError, AssertionError):
@@ -54,6 +53,7 @@ class LossInputs:
         self._contour_sizes: Tensor | None = None
         self.affine, self.distance = affine, distance
         self._distances: dict[object, Tensor] = {}
+        self._activated_scores: Tensor | None = None
 
     @property
     def counts_all(self) -> bool:
@@ -91,21 +91,23 @@ class LossInputs:
         """Mm per spatial axis, of each sample (B, D) or of all (D,); None where voxels are the unit.
 
         Raises:
-            ValueError: an affine of another number of samples or axes.
+            ValueError: a spacing or an affine of another number of axes, or an affine of another number of samples.
         """
+        batch, axes = self.scores.shape[0], self.scores.ndim - 2
+        if option is not None and option != "auto" and len(option) != axes:
+            raise ValueError(f"expected a spacing of {axes} positive numbers, one per spatial axis, got {option}.")
         if option != "auto":
             return option
         if self.affine is None:
             return None
-        batch, axes = self.scores.shape[0], self.scores.ndim - 2
-        affine = torch.as_tensor(self.affine, dtype=torch.float64).detach().cpu()
+        affine = torch.as_tensor(self.affine)
         square = affine.ndim in (2, 3) and affine.shape[-1] == affine.shape[-2] > axes
         if not square or (affine.ndim == 3 and affine.shape[0] != batch):
             raise ValueError(
                 f"expected the target's affine to be (4, 4) or ({batch}, 4, 4), got {tuple(affine.shape)}: "
                 "set spacing, in mm per axis, or None to measure in voxels."
             )
-        return affine[..., :-1, :axes].norm(dim=-2)
+        return spacing_of_affine(affine, axes)
 
     def smallest_spacing(self, option: SpacingOption) -> Tensor:
         """(B,) mm of the finest axis of each sample; 1 where voxels are the unit."""
@@ -119,6 +121,9 @@ class LossInputs:
         if key not in self._distances:
             if self.distance is not None:
                 known = self.distance[:, first:].to(torch.float32)
+                counted = self.counted()
+                if counted is not None:  # whatever stands there, NaN too
+                    known = known.masked_fill(~counted, 0)
             elif self.labels:
                 classes = range(first, self.scores.shape[1])
                 known = signed_distance(self.labels_of_voxels(), classes, self.spacing(option))
@@ -133,7 +138,13 @@ class LossInputs:
 
         A target of C channels has the class of its largest, and the background where all are 0.
         """
-        index = self.target[:, 0] if self.labels else self.target.argmax(1)
+        channels = self.scores.shape[1]
+        if self.labels:
+            index = self.target[:, 0]
+            # The range check of a call on a GPU may come one call late.
+            index = index.clamp(0, channels - 1) if index.device.type == "cuda" else index
+        else:
+            index = (self.target.byte() if self.target.dtype == torch.bool else self.target).argmax(1)
         return self._where_counted(self._compact(index))
 
     def chosen_labels(self) -> Tensor:
@@ -204,11 +215,14 @@ class LossInputs:
     def _read(self, source: Source) -> Tensor:
         if source == "scores" or self.other_act is None:
             return self.scores
+        if self._activated_scores is not None:
+            return self._activated_scores
         activated = plain("the result of other_act", self.other_act(self.scores))
         if activated.shape != self.scores.shape:
             raise ShapeMismatchError(
                 f"expected other_act to keep the shape {tuple(self.scores.shape)}, got {tuple(activated.shape)}."
             )
+        self._activated_scores = activated
         return activated
 
     def _layout(self, scores: Tensor) -> Layout:

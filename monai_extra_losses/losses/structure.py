@@ -8,6 +8,7 @@ from typing import Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, SegmentationOptions, Terms
 from monai_extra_losses.losses.inputs import LossInputs
@@ -115,14 +116,25 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
         g = torch.where(weight > 0, g, 0)
         p = torch.where(weight > 0, p, 0)
         entropy = torch.where(weight > 0, entropy * weight, 0)
-        difference = (self._normalised(g.reshape(shape)) - self._normalised(p.reshape(shape))).abs().flatten(2)
-        chosen = (difference > self.threshold * difference.amax(2, keepdim=True)) & (weight > 0)
-        number = chosen.sum(2)
-        structure = (difference * chosen * entropy).sum(2) / number.clamp_min(1)
+        # Class by class, and again in the backward: the windows of all classes at once would be thirty maps.
+        parts = [
+            checkpoint(
+                self._structure, *(x.narrow(1, c, 1) for x in (p, g, entropy)), weight, shape[2:], use_reentrant=False
+            )
+            for c in range(shape[1])
+        ]
+        structure = torch.cat(parts, 1)
         voxels = weight.sum(2)
         plain = entropy.sum(2) / torch.where(voxels > 0, voxels, 1)
         values = self.weight_cross_entropy * plain + (1 - self.weight_cross_entropy) * structure
         return values, (voxels > 0).expand_as(values)
+
+    def _structure(self, p: Tensor, g: Tensor, entropy: Tensor, weight: Tensor, spatial: torch.Size) -> Tensor:
+        """(B, 1) sum(e f BCE) / sum f of one class, from maps (B, 1, M)."""
+        normalised = (self._normalised(x.reshape(*x.shape[:2], *spatial)) for x in (g, p))
+        difference = torch.where(weight > 0, torch.sub(*normalised).abs().flatten(2), 0)
+        chosen = (difference > self.threshold * difference.amax(2, keepdim=True)) & (weight > 0)
+        return (difference * chosen * entropy).sum(2) / chosen.sum(2).clamp_min(1)
 
     def _normalised(self, x: Tensor) -> Tensor:
         """(x - mu + C) / (sigma + C) of each voxel's window."""

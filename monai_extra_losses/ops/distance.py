@@ -1,5 +1,7 @@
 """Exact Euclidean distance maps of label maps and masks, between voxel centres, in mm."""
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
@@ -8,13 +10,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops.slabs import _holds
+from monai_extra_losses.ops.slabs import holds_value
 
 # One row (D,) for all samples or one per sample (B, D), in mm; None counts in voxels.
 VoxelSpacing: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor | None
 
+# What a loss or transform takes: "auto" is the spacing of the data's affine.
+SpacingOption: TypeAlias = Literal["auto"] | Sequence[float] | None
+
 # Elements of the largest buffer beside a few maps of one sample, where no CPU measures: 64 MiB of float32.
 _CHUNK = 1 << 24
+
+
+def checked_spacing(spacing: SpacingOption) -> SpacingOption:
+    """Check an option `spacing`: "auto", None, or a tuple of mm per spatial axis.
+
+    Raises:
+        ValueError: another word, or what is not one to three numbers > 0.
+    """
+    if spacing is None or (isinstance(spacing, str) and spacing == "auto"):
+        return spacing
+    numbers = (
+        tuple(float(mm) for mm in spacing) if isinstance(spacing, Sequence) and not isinstance(spacing, str) else ()
+    )
+    if not 1 <= len(numbers) <= 3 or not all(0 < mm < math.inf for mm in numbers):
+        raise ValueError(f"expected spacing 'auto', None or one number > 0 (mm) per spatial axis, got {spacing!r}.")
+    return numbers
+
+
+def spacing_of_affine(affine: Tensor, axes: int) -> Tensor:
+    """Read the step in mm from one voxel to the next along each axis.
+
+    Args:
+        affine: (..., n, n) from voxels to mm, n > axes.
+        axes: number of spatial axes.
+
+    Returns:
+        (..., axes) float64. Warns where the axes are not at right angles: distances along them do not add up squared.
+    """
+    columns = affine[..., :-1, :axes].detach().to("cpu", torch.float64)
+    spacing = columns.norm(dim=-2)
+    cosines = (columns.mT @ columns) / (spacing.unsqueeze(-1) * spacing.unsqueeze(-2)).clamp_min(1e-12)
+    if axes > 1 and (cosines - torch.eye(axes, dtype=cosines.dtype)).abs().max() > 0.05:
+        warnings.warn(
+            "the target's axes are skewed (RandAffined rotates anisotropic volumes in voxels), so distances in mm are "
+            "approximate: measure them before the augmentation (SignedDistanced), or resample to cubic voxels.",
+            stacklevel=2,
+        )
+    return spacing
 
 
 def distance_to_other_label(labels: Tensor, spacing: VoxelSpacing) -> Tensor:
@@ -145,7 +188,7 @@ def _insides(regions: Tensor, classes: Sequence[int] | None) -> Iterator[Tensor]
         return
     for c in classes:
         # Comparing uint8 labels with 300 would find 44.
-        yield regions == c if _holds(regions.dtype, c) else torch.zeros_like(regions, dtype=torch.bool)
+        yield regions == c if holds_value(regions.dtype, c) else torch.zeros_like(regions, dtype=torch.bool)
 
 
 def _checked_labels(labels: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list[list[float]]]:

@@ -8,14 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _CLASS_PREFIX = "val_dice_"
+_PART_PREFIX = "train_loss_"
 
 
 def draw_curves(history_csv: str | Path, out: str | Path) -> Path:
-    """Draw the training loss and the validation Dice of each class over the epochs.
+    """Draw the training loss, its parts and the validation Dice of each class over the epochs.
 
     Args:
         history_csv: one row per epoch, with columns `epoch`, `train_loss`, `val_mean_dice` and one `val_dice_NAME` per
-            foreground class; an empty cell where an epoch has no validation.
+            foreground class; an empty cell where an epoch has no validation. The parts of a compound loss, before their
+            weights, are columns `train_loss_NAME`.
         out: PNG file to write; its folder is created.
 
     Returns:
@@ -30,7 +32,13 @@ def draw_curves(history_csv: str | Path, out: str | Path) -> Path:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss_axes, dice_axes = figure.subplots(1, 2)
-    loss_axes.plot(epochs, columns["train_loss"], color="black", marker="." if len(epochs) < 50 else None)
+    parts = [name for name in columns if name.startswith(_PART_PREFIX)]
+    marker = "." if len(epochs) < 50 else None
+    loss_axes.plot(epochs, columns["train_loss"], color="black", marker=marker, label="loss")
+    for part in parts:
+        loss_axes.plot(epochs, columns[part], marker=marker, label=part.removeprefix(_PART_PREFIX))
+    if parts:  # alone, a loss whose weights change would tell little
+        loss_axes.legend(frameon=False)
     loss_axes.set(title="Training", ylabel="loss (mean of the epoch)")
 
     validated = [row for row, dice in enumerate(columns["val_mean_dice"]) if not math.isnan(dice)]
@@ -71,7 +79,9 @@ def _read_columns(file: Path) -> dict[str, list[float]]:
         what = f"no column {', '.join(missing)}" if missing else "no row"
         raise ValueError(f"{file}: expected one row per epoch with epoch, train_loss and val_mean_dice, got {what}.")
     wanted = [
-        name for name in names if name in ("epoch", "train_loss", "val_mean_dice") or name.startswith(_CLASS_PREFIX)
+        name
+        for name in names
+        if name in ("epoch", "train_loss", "val_mean_dice") or name.startswith((_CLASS_PREFIX, _PART_PREFIX))
     ]
     try:
         return {name: [float(row[name] or "nan") for row in rows] for name in wanted}

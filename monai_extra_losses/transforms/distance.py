@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from monai.config import KeysCollection
@@ -12,9 +12,8 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from monai_extra_losses.ops.distance import signed_distance
-
-MapSpacing: TypeAlias = Literal["auto"] | Sequence[float] | None
+from monai_extra_losses.ops.distance import SpacingOption, checked_spacing, signed_distance, spacing_of_affine
+from monai_extra_losses.ops.slabs import holds_value
 
 
 class SignedDistance(Transform):
@@ -61,7 +60,7 @@ class SignedDistance(Transform):
     def __init__(
         self,
         num_classes: int,
-        spacing: MapSpacing = "auto",
+        spacing: SpacingOption = "auto",
         max_distance: float | None = None,
         dtype: torch.dtype = torch.float16,
         ignore_index: int | None = None,
@@ -73,7 +72,7 @@ class SignedDistance(Transform):
         if max_distance is not None and not max_distance > 0:
             raise ValueError(f"expected max_distance above 0 mm, or None, got {max_distance}.")
         self.num_classes = num_classes
-        self.spacing = _checked_spacing(spacing)
+        self.spacing = checked_spacing(spacing)
         self.max_distance = max_distance
         self.dtype = dtype
         self.ignore_index = ignore_index
@@ -100,7 +99,9 @@ class SignedDistance(Transform):
         if label.shape[0] == self.num_classes > 1:
             if self.ignore_index in range(self.num_classes):  # a sentinel has no channel: it ignores nothing
                 ignored = label[self.ignore_index].unsqueeze(0) >= 1
-        elif self.ignore_index is not None:
+        elif self.ignore_index is not None and (
+            label.is_floating_point() or holds_value(label.dtype, self.ignore_index)  # 255 is not -1
+        ):
             ignored = label == self.ignore_index
         if label.shape[0] == self.num_classes:
             return ((label > 0.5) & ~ignored).unsqueeze(0), None
@@ -118,8 +119,7 @@ class SignedDistance(Transform):
             return self.spacing
         if not isinstance(label, MetaTensor):
             return None
-        # a column of the affine is the step, in mm, from one voxel to the next along an axis
-        return torch.linalg.vector_norm(label.affine[:-1, :spatial].double(), dim=0).tolist()
+        return spacing_of_affine(label.affine, spatial).tolist()
 
 
 class SignedDistanced(MapTransform):
@@ -149,7 +149,7 @@ class SignedDistanced(MapTransform):
         keys: KeysCollection,
         distance_keys: KeysCollection,
         num_classes: int,
-        spacing: MapSpacing = "auto",
+        spacing: SpacingOption = "auto",
         max_distance: float | None = None,
         dtype: torch.dtype = torch.float16,
         ignore_index: int | None = None,
@@ -171,17 +171,6 @@ class SignedDistanced(MapTransform):
         for key, distance_key in self.key_iterator(item, self.distance_keys):
             item[distance_key] = self.transform(item[key])
         return item
-
-
-def _checked_spacing(spacing: MapSpacing) -> MapSpacing:
-    if spacing is None or spacing == "auto":
-        return spacing
-    numbers = () if isinstance(spacing, str) else tuple(float(mm) for mm in spacing)
-    if not 1 <= len(numbers) <= 3 or not all(0 < mm < math.inf for mm in numbers):
-        raise ValueError(
-            f'expected spacing "auto", None or one positive number in mm per spatial axis, got {spacing!r}.'
-        )
-    return numbers
 
 
 SignedDistanceD = SignedDistanceDict = SignedDistanced

@@ -285,7 +285,7 @@ def test_what_stays_with_torch() -> None:
         Layout(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
     ):
         assert op._gpu_kernels(other, counts) is None
-    op._TRITON = None
+    op._TRITON = False
     assert (op._gpu_kernels(layout, counts) is None) == (scores.device.type == "cpu")
 
 

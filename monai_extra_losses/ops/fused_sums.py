@@ -6,6 +6,7 @@ a compound loss too, is the gradient of its logits and one slab.
 
 import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
@@ -18,8 +19,9 @@ from monai_extra_losses.ops import label_kernels
 from monai_extra_losses.ops.slabs import Layout, Voxels, read, writable, write
 from monai_extra_losses.ops.terms import MapSums, TargetSums, Term, VoxelMap, sum_dtype
 
-# None: the GPU kernels take CUDA tensors; True: those of the CPU too, in triton's interpreter; False: none.
-_TRITON: bool | None = None
+# Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run in
+# the interpreter only, so a user has to ask for them until a GPU has proved them.
+_TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "0") == "1"
 
 
 def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -55,7 +57,7 @@ def _definition(layout: Layout, term: Term) -> Tensor:
 
 def _gpu_kernels(layout: Layout, terms: Sequence[Term]) -> ModuleType | None:
     """The kernels that compute all of a call on a GPU; None where there are none."""
-    if _TRITON or (_TRITON is None and layout.scores.device.type == "cuda"):
+    if _TRITON:
         kernels = _working_triton(layout.scores.device)
         if kernels is not None and kernels.supports(layout, terms):
             return kernels

@@ -19,8 +19,8 @@ from monai_extra_losses.ops import label_kernels
 from monai_extra_losses.ops.slabs import Layout, Voxels, read, writable, write
 from monai_extra_losses.ops.terms import MapSums, TargetSums, Term, VoxelMap, sum_dtype
 
-# Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run in
-# the interpreter only, so a user has to ask for them until a GPU has proved them.
+# Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run
+# in the interpreter only, so a user has to ask for them until a GPU has proved them.
 _TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "0") == "1"
 
 
@@ -57,7 +57,8 @@ def _definition(layout: Layout, term: Term) -> Tensor:
 
 def _gpu_kernels(layout: Layout, terms: Sequence[Term]) -> ModuleType | None:
     """The kernels that compute all of a call on a GPU; None where there are none."""
-    if _TRITON:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if _TRITON and (layout.scores.device.type == "cuda" or interpreted):
         kernels = _working_triton(layout.scores.device)
         if kernels is not None and kernels.supports(layout, terms):
             return kernels

@@ -235,6 +235,7 @@ def test_sums_with_a_map(activation: Activation, of: MapOf, num_classes: int, ta
         counts = CountSums(activation)
         for terms in (
             [MapSums(activation, values, of)],
+            [MapSums(activation, values, of, torch.tensor([0.4, 0.1]))],
             [counts, MapSums(activation, values, of), MapSums(activation, values.abs(), "probability")],
         ):
             if target_kind != "soft" and activation != "none":

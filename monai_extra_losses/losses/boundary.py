@@ -187,12 +187,9 @@ class SurfaceLoss(DistanceLoss):
         )
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
-        signed = self.signed_distance(inputs)
         # An interpolated map has values between 0 and -1 voxel inside: they are 0, not outside.
-        voxel = inputs.smallest_spacing(self.spacing).to(signed).view(-1, *[1] * (signed.ndim - 1))
-        return MapSums(
-            self.activation(inputs), torch.where(signed < 0, (signed + voxel).clamp_max(0), signed), "probability"
-        )
+        inward = inputs.smallest_spacing(self.spacing).to(torch.float32)
+        return MapSums(self.activation(inputs), self.signed_distance(inputs), "probability", inward)
 
     def totals(self, inputs: LossInputs) -> Tensor:
         return inputs[self.map_term(inputs)][0]

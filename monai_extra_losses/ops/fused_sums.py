@@ -174,7 +174,9 @@ def _empty(layout: Layout, term: Term) -> Tensor:
 def _of_sample(term: Term, sample: int) -> Term:
     """The term with what it has of one sample: a map of numbers, or a loss's factors of each sample and class."""
     if isinstance(term, MapSums):
-        return dataclasses.replace(term, map=term.map[sample : sample + 1].flatten(2))
+        own = slice(sample, sample + 1)
+        inward = None if term.inward is None else term.inward[own]
+        return dataclasses.replace(term, map=term.map[own].flatten(2), inward=inward)
     if isinstance(term, VoxelMap) and term.positive is not None and term.positive.ndim == 2:
         assert term.negative is not None
         return dataclasses.replace(term, positive=term.positive[sample], negative=term.negative[sample])

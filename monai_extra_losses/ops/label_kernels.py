@@ -204,11 +204,11 @@ class _LabelSlab:
             values = self.put(self.p * self.p, (1 - self.p_true).square_())
         elif term.of == "surface":
             values = self.put(self.p * (2 - self.p), (1 - self.p_true) * (1 + self.p_true))
-        return self.sum(term.map[0].to(self.x.dtype) * values)
+        return self.sum(term.numbers()[0].to(self.x.dtype) * values)
 
     def map_gradient(self, term: MapSums, grad: Tensor) -> Tensor:
         """(C, m) dL/dp of such sums: 1, 2 (p-g), and 2 (1-p) off the true class, -2 p on it."""
-        d = term.map[0].to(self.x.dtype) * grad[0].unsqueeze(1)
+        d = term.numbers()[0].to(self.x.dtype) * grad[0].unsqueeze(1)
         if term.of == "error":
             d *= self.put(2 * self.p, 2 * (self.p_true - 1))
         elif term.of == "surface":

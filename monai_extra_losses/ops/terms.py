@@ -232,11 +232,13 @@ class MapSums:
         map: m, (B, C, *spatial) float32.
         of: "probability": f = p; "error": f = (p-g)^2; "surface": f = (1-2g)^2 - (1-(g+p))^2, of the generalized
             surface loss, taken as (p-g) (2-3g-p): 0 and without cancellation for a perfect prediction.
+        inward: (B,) numbers >= 0, added to what is below 0 in the map of each sample, up to 0.
     """
 
     activation: Activation
     map: Tensor
     of: MapOf
+    inward: Tensor | None = None
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 1, scores.shape[0], scores.shape[1]
@@ -246,7 +248,14 @@ class MapSums:
         if self.of != "probability":
             g = v.one_hot()
             f = (p - g) ** 2 if self.of == "error" else (p - g) * (2 - 3 * g - p)
-        return _total(v.weighted(self.map.flatten(2).to(f) * f)).unsqueeze(0)
+        return _total(v.weighted(self.numbers().to(f) * f)).unsqueeze(0)
+
+    def numbers(self) -> Tensor:
+        """(B, C, M) the map as it counts."""
+        numbers = self.map.flatten(2)
+        if self.inward is None:
+            return numbers
+        return torch.where(numbers < 0, (numbers + self.inward.view(-1, 1, 1)).clamp_max(0), numbers)
 
 
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:

@@ -24,12 +24,12 @@ import monai
 import monai.losses
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import monai_extra_losses.losses as ours
 
-# The textbook functions live with the test that proves them equal to our losses.
+# The textbook functions live with the test that proves them equal to our losses, the measure with those of memory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import memory
 from references_torch import TEXTBOOK
 
 # The rows of the README's table.
@@ -111,14 +111,7 @@ def peak_extra_bytes(loss: Loss, logits: Tensor, labels: Tensor) -> int:
         torch.cuda.reset_peak_memory_stats()
         loss(logits, labels).backward()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loss(logits, labels).backward()
-    live = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
+    return memory.peak_extra_bytes(lambda: loss(logits, labels).backward())
 
 
 def seconds(loss: Loss, logits: Tensor, labels: Tensor) -> float:

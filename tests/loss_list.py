@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from memory import peak_extra_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import monai_extra_losses.losses as losses
 
@@ -319,18 +319,6 @@ def value_and_gradient(loss: nn.Module, scores: Tensor, *data: Tensor | None) ->
     factors = torch.linspace(0.5, 1.5, max(value.numel(), 1), dtype=value.dtype).view(value.shape)
     (gradient,) = torch.autograd.grad((value * (factors if value.ndim else 1)).sum(), leaf)
     return value.detach(), gradient
-
-
-def peak_extra_bytes(step: Callable[[], object]) -> int:
-    """Highest sum of live allocations during a step, above what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    live = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 def assert_lean(loss: nn.Module, scores: Tensor, *data: Tensor, maps: float = 0.0) -> None:

@@ -163,6 +163,7 @@ class SegmentationLoss(nn.Module):
     options_of: ClassVar[type | None] = None  # whose options `**options` are, where not those of the next base
     class_weight: Tensor | None
     target_gradient = True  # whether a target of C channels may require a gradient
+    unsyncable: ClassVar[str | None] = None  # why `sync_batch` cannot work, where it cannot
     shares_inputs = True  # whether `terms` and `value` of LossInputs are all there is
     _spatial = range(1, 4)
 
@@ -190,6 +191,8 @@ class SegmentationLoss(nn.Module):
             raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
         if int(sigmoid) + int(softmax) + int(other_act is not None) > 1:
             raise ValueError("Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None].")
+        if sync_batch and self.unsyncable is not None:
+            raise ValueError(f"expected sync_batch=False, got True: {self.unsyncable}.")
         if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
             raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}.")
         self.include_background = include_background
@@ -218,10 +221,12 @@ class SegmentationLoss(nn.Module):
         Returns:
             A scalar, or with reduction="none" what the class says; float32, or float64 for a float64 input.
         """
-        inputs = self.prepare(input, target, mask)
+        return self.computed(self.prepare(input, target, mask))
+
+    def computed(self, inputs: LossInputs) -> Tensor:
+        """The loss of one call's data: one pass, then the formula."""
         inputs.compute(self.terms(inputs))
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        return self.value(inputs).to(dtype)
+        return self.value(inputs).to(torch.float64 if inputs.scores.dtype == torch.float64 else torch.float32)
 
     @abstractmethod
     def terms(self, inputs: LossInputs) -> Terms:
@@ -299,6 +304,17 @@ class SegmentationLoss(nn.Module):
                 f"expected {num_classes} numbers, got {weight.shape[0]}."
             )
         return weight
+
+    def reduced_pairs(self, values: Tensor, keep: Tensor | None, spatial_axes: int) -> Tensor:
+        """Reduce (B, C') values of samples and classes, of which those in `keep` (B, C') or (B, 1) enter the mean."""
+        if keep is not None:
+            keep = keep[:, : values.shape[1]]  # a loss over all classes has one value per sample
+            values = torch.where(keep, values, 0)
+        if self.reduction == "none":
+            return values[(...,) + (None,) * spatial_axes]
+        if self.reduction == "sum":
+            return values.sum()
+        return values.mean() if keep is None else values.sum() / keep.expand_as(values).sum().clamp_min(1)
 
     def summed_over_ranks(self, sums: Tensor) -> Tensor:
         """`sums` added over the processes, with gradient, when `sync_batch`."""
@@ -401,7 +417,7 @@ class RegionLoss(SegmentationLoss):
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
-        return self._reduced(values, keep, inputs.scores.ndim - 2)
+        return self.reduced_pairs(values, keep, inputs.scores.ndim - 2)
 
     def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
         """Which samples and classes enter the mean, from (B, C') sum g and sum 1; None for all."""
@@ -418,16 +434,6 @@ class RegionLoss(SegmentationLoss):
         # Sums of squares suit soft targets as they are, and with labels min(p, g) = pg for any p in [0, 1].
         soft = self.soft_label and not self.squares and not (inputs.labels and activation != "none")
         return "activated", CountSums(activation, squares=self.squares, soft_overlap=soft)
-
-    def _reduced(self, values: Tensor, keep: Tensor | None, spatial_axes: int) -> Tensor:
-        if keep is not None:
-            keep = keep[:, : values.shape[1]]  # a loss over all classes has one value per sample
-            values = torch.where(keep, values, 0)
-        if self.reduction == "none":
-            return values[(...,) + (None,) * spatial_axes]
-        if self.reduction == "sum":
-            return values.sum()
-        return values.mean() if keep is None else values.sum() / keep.expand_as(values).sum().clamp_min(1)
 
 
 class DistributionLoss(SegmentationLoss):
@@ -452,8 +458,9 @@ class DistributionLoss(SegmentationLoss):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "formula" in vars(cls) and "slope" not in vars(cls):
-            cls.slope = None  # the one inherited is that of another formula
+        if "formula" in vars(cls):  # what is inherited is that of another formula
+            for name in {"slope", "named"} - vars(cls).keys():
+                setattr(cls, name, None)
 
     source: Source = "activated"
     every_channel = False  # whether every channel is a decision of its own under softmax too
@@ -462,7 +469,7 @@ class DistributionLoss(SegmentationLoss):
 
     @property
     def named(self) -> NamedFormula | None:
-        """What the GPU kernels know the formula as; to be overridden together with it."""
+        """What the GPU kernels know the formula as."""
         return None
 
     @abstractmethod

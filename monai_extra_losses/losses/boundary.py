@@ -53,13 +53,12 @@ class DistanceLoss(SegmentationLoss):
     """
 
     target_gradient = False
+    unsyncable = "it averages samples of its own"
 
     def __init__(
         self, *, batch: bool = False, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]
     ) -> None:
         super().__init__(**options)
-        if self.sync_batch:
-            raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} averages samples of its own.")
         self.batch = batch
         self.spacing = checked_spacing(spacing)
 
@@ -81,9 +80,7 @@ class DistanceLoss(SegmentationLoss):
         Returns:
             A scalar, or with reduction="none" what the class says; float32, or float64 for a float64 input.
         """
-        inputs = self.prepare(input, target, mask, distance)
-        inputs.compute(self.terms(inputs))
-        return self.value(inputs).to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+        return self.computed(self.prepare(input, target, mask, distance))
 
     def value(self, inputs: LossInputs) -> Tensor:
         values, voxels = self.totals(inputs), inputs[TARGET_SUMS][1]
@@ -91,23 +88,20 @@ class DistanceLoss(SegmentationLoss):
             values, voxels = values.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
         values = self.kept(values / torch.where(voxels > 0, voxels, 1))
         weight = self.weights_for(values.shape[1], values)
-        return self.reduced(values if weight is None else values * weight, voxels[:, :1] > 0, inputs.scores.ndim - 2)
+        values = values if weight is None else values * weight
+        return self.reduced_pairs(values, voxels[:, :1] > 0, inputs.scores.ndim - 2)
 
-    @abstractmethod
     def totals(self, inputs: LossInputs) -> Tensor:
         """(B, C) sums over the voxels."""
-
-    def reduced(self, values: Tensor, counted: Tensor, spatial_axes: int) -> Tensor:
-        """Reduce (B, C') values, of samples of which (B, 1) `counted` says whether they enter the mean."""
-        values = torch.where(counted, values, 0)
-        if self.reduction == "none":
-            return values[(..., *[None] * spatial_axes)]
-        total = values.sum()
-        return total if self.reduction == "sum" else total / (counted.sum() * values.shape[1]).clamp_min(1)
+        return inputs[self.map_term(inputs)][0]
 
     def signed_distance(self, inputs: LossInputs) -> Tensor:
         """(B, C, *spatial) signed distance of the classes kept; 0 for a background that is left out."""
-        return inputs.signed_distance(self.spacing, 0 if self.include_background or inputs.scores.shape[1] == 1 else 1)
+        return inputs.signed_distance(self.spacing, self.first_kept(inputs))
+
+    def first_kept(self, inputs: LossInputs) -> int:
+        """The first class that counts."""
+        return 0 if self.include_background or inputs.scores.shape[1] == 1 else 1
 
     def map_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         """The term of this call with the loss's map."""
@@ -191,9 +185,6 @@ class SurfaceLoss(DistanceLoss):
         inward = inputs.smallest_spacing(self.spacing).to(torch.float32)
         return MapSums(self.activation(inputs), self.signed_distance(inputs), "probability", inward)
 
-    def totals(self, inputs: LossInputs) -> Tensor:
-        return inputs[self.map_term(inputs)][0]
-
 
 class GeneralizedSurfaceLoss(DistanceLoss):
     """Generalized surface loss: a bounded boundary loss, with classes weighted by their volume.
@@ -233,9 +224,6 @@ class GeneralizedSurfaceLoss(DistanceLoss):
     def map_sums(self, inputs: LossInputs) -> MapSums:
         return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "surface")
 
-    def totals(self, inputs: LossInputs) -> Tensor:
-        return inputs[self.map_term(inputs)][0]
-
     def value(self, inputs: LossInputs) -> Tensor:
         term = self.map_term(inputs)[1]
         assert isinstance(term, MapSums)
@@ -247,7 +235,7 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         difference, denominator, volumes, voxels = self.kept(parts, axis=2)
         w = 1 / (volumes**2 + 1)
         values = (w * difference).sum(1) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
-        return self.reduced(values.unsqueeze(1), voxels[:, :1] > 0, inputs.scores.ndim - 2)
+        return self.reduced_pairs(values.unsqueeze(1), voxels[:, :1] > 0, inputs.scores.ndim - 2)
 
 
 class HausdorffLoss(DistanceLoss):
@@ -326,16 +314,13 @@ class HausdorffLoss(DistanceLoss):
     def map_sums(self, inputs: LossInputs) -> MapSums:
         distances = self.signed_distance(inputs).abs() ** self.alpha
         if not self.one_sided:
-            first = 0 if self.include_background or inputs.scores.shape[1] == 1 else 1
+            first = self.first_kept(inputs)
             regions = inputs.predicted_regions(self.activation(inputs))
             classes = None if regions.dtype == torch.bool else range(first, inputs.scores.shape[1])
             regions = regions[:, first:] if classes is None else regions
             predicted = boundary_distance(regions, classes, inputs.spacing(self.spacing))
             distances[:, first:] += predicted**self.alpha
         return MapSums(self.activation(inputs), distances, "error")
-
-    def totals(self, inputs: LossInputs) -> Tensor:
-        return inputs[self.map_term(inputs)][0]
 
 
 class LogHausdorffLoss(HausdorffLoss):
@@ -451,11 +436,10 @@ class _DistanceCrossEntropy(CrossEntropyLoss):
 
     left_out: ClassVar[dict[str, str]] = {"label_smoothing": "its voxels have one true class"}
     target_gradient = False
+    unsyncable = "it compares voxels of a sample"
 
     def __init__(self, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if self.sync_batch:
-            raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} compares voxels of a sample.")
         self.spacing = checked_spacing(spacing)
 
     @property
@@ -510,9 +494,7 @@ class DistancePenaltyCrossEntropyLoss(_DistanceCrossEntropy):
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
     ) -> Tensor:
         """Compute the loss; arguments as of `DistanceLoss.forward`."""
-        inputs = self.prepare(input, target, mask, distance)
-        inputs.compute(self.terms(inputs))
-        return self.value(inputs).to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+        return self.computed(self.prepare(input, target, mask, distance))
 
     @torch.no_grad()
     def factors(self, inputs: LossInputs) -> Tensor:
@@ -576,7 +558,6 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
 
     @torch.no_grad()
     def factors(self, inputs: LossInputs) -> Tensor:
-        channels = inputs.scores.shape[1]
         one_vs_rest = self.one_vs_rest(inputs)
         if one_vs_rest:
             target = inputs.target_regions()
@@ -584,8 +565,7 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
             wrong = target != predicted
         else:
             label, chosen = inputs.labels_of_voxels(), inputs.chosen_labels()
-            classes = torch.arange(channels, device=label.device).view(1, -1, *[1] * (label.ndim - 1))
-            target, predicted = label.unsqueeze(1) == classes, chosen.unsqueeze(1) == classes
+            target, predicted = inputs.regions(label), inputs.regions(chosen)
             wrong = (label != chosen).unsqueeze(1)
         target, predicted = (_contours(region) for region in (target, predicted))
         distance = distance_to_mask(target, inputs.spacing(self.spacing)).flatten(2)

@@ -29,7 +29,7 @@ from monai_extra_losses.losses.distribution import (
     FusedFocalLoss,
     TopKLoss,
 )
-from monai_extra_losses.losses.inputs import LossInputs, Source
+from monai_extra_losses.losses.inputs import LossInputs, Source, refuse_gradient
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import focal_slope, power_slope
 from monai_extra_losses.ops.terms import Activation, NamedFormula, Term, VoxelSums
@@ -162,11 +162,8 @@ class CompoundLoss(nn.Module):
                     shared[key] = (loss.prepare(input, target, mask, distance), [])
                 elif shared[key][0].scores.shape[1] == 1:
                     loss.warn_of_one_channel(stacklevel=5)
-                if target.requires_grad and not loss.target_gradient:
-                    raise ValueError(
-                        f"expected a target without gradient for {type(loss).__name__}, got one that requires it: "
-                        "try target.detach()."
-                    )
+                if not loss.target_gradient:
+                    refuse_gradient("target", target)
                 shared[key][1].append(loss)
         for inputs, parts in shared.values():
             inputs.compute([term for part in parts for term in part.terms(inputs)])

@@ -487,13 +487,12 @@ class TopKLoss(DistributionLoss):
     """
 
     slope = -1.0
+    unsyncable = "the largest losses of ranks cannot be added up"
 
     def __init__(self, k: float = 10.0, batch: bool = False, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
         if not 0 < k <= 100:
             raise ValueError(f"expected k in (0, 100] per cent, got {k}.")
-        if self.sync_batch:
-            raise ValueError("expected sync_batch=False, got True: the largest losses of ranks cannot be added up.")
         self.k = k
         self.batch = batch
 

@@ -154,10 +154,14 @@ class LossInputs:
     def target_regions(self) -> Tensor:
         """(B, C, *spatial) bool: the voxels of each class, in a target of C channels those above 0.5."""
         if self.labels:
-            classes = torch.arange(self.scores.shape[1], device=self.target.device)
-            return self.labels_of_voxels().unsqueeze(1) == classes.view(1, -1, *[1] * (self.target.ndim - 2))
+            return self.regions(self.labels_of_voxels())
         counted = self.counted()
         return self.target > 0.5 if counted is None else (self.target > 0.5) & counted
+
+    def regions(self, index: Tensor) -> Tensor:
+        """(B, C, *spatial) bool: the voxels of each class in a map (B, *spatial) of classes."""
+        classes = torch.arange(self.scores.shape[1], device=index.device)
+        return index.unsqueeze(1) == classes.view(1, -1, *[1] * (index.ndim - 1))
 
     def predicted_masks(self, activation: Activation) -> Tensor:
         """(B, C, *spatial) bool: where the probability of each class is above 0.5."""
@@ -238,6 +242,12 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
+def refuse_gradient(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that requires a gradient where there is none."""
+    if tensor.requires_grad:
+        raise ValueError(f"expected a {name} without gradient, got one that requires it: try {name}.detach().")
+
+
 def check_shapes(
     scores: Tensor,
     target: Tensor,
@@ -283,8 +293,8 @@ def check_shapes(
     for name, other in (("target", target), ("mask", mask), ("distance", distance)):
         if other is not None and other.device != scores.device:
             raise ValueError(f"expected {name} on {scores.device} like the input, got {other.device}.")
-        if other is not None and other.requires_grad and not (name == "target" and target_gradient and not labels):
-            raise ValueError(f"expected a {name} without gradient, got one that requires it: try {name}.detach().")
+        if other is not None and not (name == "target" and target_gradient and not labels):
+            refuse_gradient(name, other)
 
 
 def _target_message(scores: Tensor, target: Tensor, expected: tuple[int, ...], *, labels: bool) -> str:

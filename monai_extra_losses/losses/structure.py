@@ -21,12 +21,8 @@ class _StructureLoss(SegmentationLoss):
     The mean is over the classes that enter it of each sample, then over the samples.
     """
 
-    def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
-        super().__init__(**options)
-        if self.sync_batch:
-            raise ValueError(f"expected sync_batch=False, got True: {type(self).__name__} is no sum over voxels.")
-
     target_gradient = False
+    unsyncable = "it is no sum over voxels"
 
     def terms(self, inputs: LossInputs) -> Terms:
         return (TARGET_SUMS,)  # counting finds wrong labels

@@ -12,7 +12,7 @@ every voxel of a class (`base`, `square`) and a part at the true class alone (`t
                                                         a_t = dL/dlog p_t, a_c = -p_c / (1-p_c) dL/dlog(1-p_c)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -394,7 +394,7 @@ class SoftmaxSlab(_LabelSlab):
 
     def slope(self, term: Term) -> Tensor | float:
         assert isinstance(term, VoxelSums)
-        return term.slope if isinstance(term.slope, float) else slope_at(term, self.log_true)
+        return slope_at(term, lambda: self.log_true)
 
 
 class SigmoidSlab(_LabelSlab):
@@ -461,7 +461,7 @@ class SigmoidSlab(_LabelSlab):
         sums = term.sums if isinstance(term, VoxelMap) else term
         assert isinstance(sums, VoxelSums)
         log_true = self.log_true()
-        d = torch.expm1(log_true).mul_(slope_at(sums, log_true))  # f' times -(1 - p_t)
+        d = torch.expm1(log_true).mul_(slope_at(sums, lambda: log_true))  # f' times -(1 - p_t)
         at_true = -self.at_true(d)
         if isinstance(term, VoxelMap):
             at_true *= self.at_true(grad)
@@ -614,7 +614,7 @@ class TwoClassSlab:
                 sums = term.sums if isinstance(term, VoxelMap) else term
                 assert isinstance(sums, VoxelSums)
                 part = g - p
-                part *= sums.slope if isinstance(sums.slope, float) else slope_at(sums, self._log_true())
+                part *= slope_at(sums, self._log_true)
                 if isinstance(term, VoxelMap):
                     part *= torch.lerp(grad[0], grad[1], g) if term.spread else grad[0]
                     part *= self._factor(term)
@@ -662,11 +662,11 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total + part
 
 
-def slope_at(sums: VoxelSums, values: Tensor) -> Tensor | float:
-    """f' of a term's formula: its slope, or where it has none by differentiation."""
-    if sums.slope is None:
-        return derivative(sums.formula, values)
-    return sums.slope if isinstance(sums.slope, float) else sums.slope(values)
+def slope_at(sums: VoxelSums, log_pt: Callable[[], Tensor]) -> Tensor | float:
+    """f' of a term's formula, by differentiation where none is stated; `log_pt` is asked only where f' varies."""
+    if isinstance(sums.slope, float):
+        return sums.slope
+    return derivative(sums.formula, log_pt()) if sums.slope is None else sums.slope(log_pt())
 
 
 def derivative(formula: VoxelFormula, log_pt: Tensor) -> Tensor:

@@ -97,15 +97,20 @@ class _FusedSums(torch.autograd.Function):
             label_kernels.check_target(layout)
         elif ctx.needs_input_grad[0] and label_kernels.keeps_probabilities(terms, scores):
             ctx.probabilities = torch.empty_like(scores)
+        # Of plain scores the softmax is taken in one piece, straight into its place; a slab of any other is read first.
+        in_place = ctx.probabilities is not None and layout.counts_all and scores.is_contiguous()
         for sample in range(scores.shape[0]):
             own = [_of_sample(term, sample) for term in terms]
+            if in_place:
+                torch.softmax(scores[sample], 0, out=ctx.probabilities[sample])
             for slab, voxels in layout.slabs(sample, floats):
                 slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
                 slab_terms = [_of_slab(term, voxels) for term in own]
                 if kernels:
-                    kernel = label_kernels.kernel(slab, slab_terms)
+                    p = writable(ctx.probabilities[sample], voxels, layout.dtype) if in_place else None
+                    kernel = label_kernels.kernel(slab, slab_terms, p)
                     kernel.forward(slab_terms, slab_outs)
-                    if ctx.probabilities is not None and isinstance(kernel, label_kernels.SoftmaxSlab):
+                    if ctx.probabilities is not None and p is None and isinstance(kernel, label_kernels.SoftmaxSlab):
                         write(ctx.probabilities[sample], voxels, kernel.p)
                     continue
                 for term, out in zip(slab_terms, slab_outs, strict=True):

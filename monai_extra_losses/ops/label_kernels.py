@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_extra_losses.ops.slab_labels import WrongLabelsError, read_labels, refuse_outside
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
@@ -36,10 +37,6 @@ from monai_extra_losses.ops.terms import (
 
 # Below this, log p_t is taken from the scores: a float32 softmax underflows at 1e-38 and has lost digits before.
 _SMALL = 1e-30
-
-
-class WrongLabelsError(ValueError):
-    """A label outside 0..C-1, or no whole number; in a target of C channels a value outside [0, 1]."""
 
 
 def supports(terms: Sequence[Term]) -> bool:
@@ -129,7 +126,7 @@ def check_target(layout: Layout) -> None:
                 if layout.labels:
                     _LabelSlab(slab).check()
                 elif slab.target is not None:
-                    _refuse_outside(slab.target, 2)
+                    refuse_outside(slab.target, 2)
 
 
 class _LabelSlab:
@@ -137,29 +134,18 @@ class _LabelSlab:
 
     def __init__(self, v: Voxels) -> None:
         self.x = v.scores[0]
-        self.t = v.index()[0]
         self.w = None if v.weight is None else v.weight[0]
-        assert v.labels is not None
-        self.labels = v.labels[0]
+        self.labels = read_labels(v)
 
     def check(self) -> None:
         """Refuse wrong labels before they are used as an index."""
-        if self.t.device.type == "cpu":
+        if self.x.device.type == "cpu":
             self.volumes  # noqa: B018  counting finds them
 
     @cached_property
     def volumes(self) -> Tensor:
         """(C,) number of voxels of each label."""
-        if self.t.device.type != "cpu":
-            return sum_by_label(self.t, None, self.x.shape[0])
-        _refuse_outside(self.labels, self.x.shape[0])
-        volumes = torch.bincount(self.t, minlength=self.x.shape[0])
-        if self.labels.is_floating_point():
-            # Truncation only lowers labels >= 0: the sums agree where every label is a whole number.
-            whole = (volumes * torch.arange(volumes.shape[0])).sum()
-            if self.labels.sum(dtype=torch.float64) != whole:
-                raise WrongLabelsError
-        return volumes
+        return self.labels.volumes
 
     @cached_property
     def p(self) -> Tensor:
@@ -168,14 +154,14 @@ class _LabelSlab:
     @cached_property
     def p_true(self) -> Tensor:
         """(m,) probability of each voxel's own class."""
-        return self.at_true(self.p)
+        return self.labels.own(self.p)
 
     def count(self, term: CountSums | TargetSums, out: Tensor) -> None:
         if isinstance(term, TargetSums):
             out[0] += self.weighted_volumes()
-            out[1] += self.t.numel() if self.w is None else self.w.sum(dtype=out.dtype)
+            out[1] += self.x.shape[1] if self.w is None else self.w.sum(dtype=out.dtype)
             return
-        out[0] += self.by_class(self.p_true)
+        out[0] += self.labels.own_sums(self.p, self.w)
         out[1] += self.sum(self.p)
         if term.squares:
             out[2] += self.sum(self.p * self.p)
@@ -183,11 +169,7 @@ class _LabelSlab:
 
     def weighted_volumes(self) -> Tensor:
         """(C,) what the voxels of each label count together."""
-        return self.volumes if self.w is None else sum_by_label(self.t, self.w, self.x.shape[0])
-
-    def at_true(self, values: Tensor) -> Tensor:
-        """(m,) value of each voxel's own class."""
-        return values.gather(0, self.t.unsqueeze(0))[0]
+        return self.volumes if self.w is None else self.labels.sums(self.w)
 
     def sum(self, values: Tensor) -> Tensor:
         """(C,) weighted sums over the voxels. Float32 within a slab (pairwise in torch), float64 across slabs."""
@@ -195,37 +177,30 @@ class _LabelSlab:
 
     def by_class(self, values: Tensor) -> Tensor:
         """(C,) weighted sums of (m,) values over the voxels of each class."""
-        return sum_by_label(self.t, values if self.w is None else values * self.w, self.x.shape[0])
+        return self.labels.sums(values if self.w is None else values * self.w)
 
     def map_sum(self, term: MapSums) -> Tensor:
         """(C,) sums of a map times p, (p-g)^2 or, for "surface", p (2-p) off the true class and (1-p) (1+p) on it."""
         values = self.p
         if term.of == "error":
-            values = self.put(self.p * self.p, (1 - self.p_true).square_())
+            values = self.labels.put(self.p * self.p, (1 - self.p_true).square_())
         elif term.of == "surface":
-            values = self.put(self.p * (2 - self.p), (1 - self.p_true) * (1 + self.p_true))
+            values = self.labels.put(self.p * (2 - self.p), (1 - self.p_true) * (1 + self.p_true))
         return self.sum(term.numbers()[0].to(self.x.dtype) * values)
 
     def map_gradient(self, term: MapSums, grad: Tensor) -> Tensor:
         """(C, m) dL/dp of such sums: 1, 2 (p-g), and 2 (1-p) off the true class, -2 p on it."""
         d = term.numbers()[0].to(self.x.dtype) * grad[0].unsqueeze(1)
         if term.of == "error":
-            d *= self.put(2 * self.p, 2 * (self.p_true - 1))
+            d *= self.labels.put(2 * self.p, 2 * (self.p_true - 1))
         elif term.of == "surface":
-            d *= self.put(2 - 2 * self.p, -2 * self.p_true)
+            d *= self.labels.put(2 - 2 * self.p, -2 * self.p_true)
         return d
 
     def by_outcome(self, values: Tensor, out: Tensor) -> None:
         """Add the (C, m) losses of each channel's outcome: row 0 at the true class, row 1 elsewhere."""
-        out[0] += self.by_class(self.at_true(values))
-        out[1] += self.sum(self.put(values, 0.0))
-
-    def put(self, values: Tensor, at_true: Tensor | float) -> Tensor:
-        """`values` (C, m) with the value of each voxel's own class replaced, in place."""
-        position = self.t.unsqueeze(0)
-        if isinstance(at_true, float):
-            return values.scatter_(0, position, at_true)
-        return values.scatter_(0, position, at_true.unsqueeze(0))
+        out[0] += self.labels.own_sums(values, self.w)
+        out[1] += self.sum(self.labels.clear(values))
 
     def weighted(self, values: Tensor) -> Tensor:
         return values if self.w is None else values.mul_(self.w)
@@ -248,7 +223,7 @@ class SoftmaxSlab(_LabelSlab):
         """(m,) log p_t."""
         if self.p_true.device.type == "cpu" and self.p_true.min() > _SMALL:
             return self.p_true.log()
-        return self.at_true(F.log_softmax(self.x, 0))
+        return self.labels.own(F.log_softmax(self.x, 0))
 
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         self.check()
@@ -260,17 +235,17 @@ class SoftmaxSlab(_LabelSlab):
             elif isinstance(term, VoxelMap):
                 loss = self.weighted(term.sums.formula(self.log_true) * self.factor(term))
                 if term.spread:
-                    out.zero_().scatter_(0, self.t.unsqueeze(0), loss.unsqueeze(0))
+                    self.labels.put(out.zero_(), loss)
                 else:
                     out[0] = loss
             elif isinstance(term, MapSums):
                 out[0] += self.map_sum(term)
             elif isinstance(term, ErrorSums):
                 out[0] += self.by_class(power(1 - self.p_true, term.power))
-                out[1] += self.sum(self.put(power(self.p, term.power), 0.0))
+                out[1] += self.sum(self.labels.clear(power(self.p, term.power)))
             elif isinstance(term, VoxelSums) and term.one_vs_rest:
                 out[0] += self.by_class(term.formula(self.log_true))
-                out[1] += self.sum(self.put(term.formula(self.log_rest()), 0.0))
+                out[1] += self.sum(self.labels.clear(term.formula(self.log_rest())))
             elif isinstance(term, VoxelSums) and term.by_class:
                 out[0] += self.by_class(term.formula(self.log_true))
             elif isinstance(term, VoxelSums):
@@ -283,7 +258,7 @@ class SoftmaxSlab(_LabelSlab):
         for term, grad in zip(terms, grads, strict=True):
             grad = grad.to(self.x.dtype)
             if isinstance(term, CountSums):
-                jump = _plus(jump, self.p_true * grad[0].index_select(0, self.t))
+                jump = _plus(jump, self.p_true * self.labels.factors(grad[0]))
                 base = _plus(base, grad[1])
                 square = _plus(square, grad[2]) if term.squares else square
             elif isinstance(term, LogSums):
@@ -310,7 +285,7 @@ class SoftmaxSlab(_LabelSlab):
         if log_base is not None:
             out += log_base.unsqueeze(1)
         if jump is not None:
-            out.scatter_add_(0, self.t.unsqueeze(0), jump.expand_as(self.t).unsqueeze(0))
+            self.labels.add(out, jump.expand(out.shape[1]))
         if apart is not None:
             out += apart
         self.weighted(out)
@@ -353,11 +328,11 @@ class SoftmaxSlab(_LabelSlab):
         """
         assert isinstance(term.slope, float)
         (position, p_top), others = self.top, self.others()
-        at_true = term.slope * grad[0].index_select(0, self.t)
-        true_is_top = position[0] == self.t
+        at_true = term.slope * self.labels.factors(grad[0])
+        true_is_top = position[0] == self.labels.t
         d = self.lesser / (self.lesser - 1)
         d *= term.slope * grad[1].unsqueeze(1)
-        self.put(d, torch.where(true_is_top, 0.0, at_true))
+        self.labels.put(d, torch.where(true_is_top, 0.0, at_true))
         of_top = torch.where(
             true_is_top, at_true * self.rest, -term.slope * grad[1].index_select(0, position[0]) * p_top
         )
@@ -372,7 +347,7 @@ class SoftmaxSlab(_LabelSlab):
         q = term.power
         d = power(self.p, q - 1)
         d *= q * grad[1].unsqueeze(1)
-        self.put(d, power(1 - self.p_true, q - 1) * (-q * grad[0]).index_select(0, self.t))
+        self.labels.put(d, power(1 - self.p_true, q - 1) * self.labels.factors(-q * grad[0]))
         return self.through_softmax(d)
 
     def through_softmax(self, d: Tensor) -> Tensor:
@@ -383,14 +358,14 @@ class SoftmaxSlab(_LabelSlab):
     def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
         """dL/dlog p_t, (m,) or, where it is the same everywhere, a scalar."""
         if isinstance(term, VoxelMap):
-            wanted = self.at_true(grad) if term.spread else grad[0]
+            wanted = self.labels.own(grad) if term.spread else grad[0]
             return wanted * self.slope(term.sums) * self.factor(term)
         assert isinstance(term, VoxelSums)
-        return (grad[0].index_select(0, self.t) if term.by_class else grad[0, 0]) * self.slope(term)
+        return (self.labels.factors(grad[0]) if term.by_class else grad[0, 0]) * self.slope(term)
 
     def factor(self, term: VoxelMap) -> Tensor | float:
         """(m,) factor of the loss of the true class."""
-        return 1.0 if term.positive is None else term.positive.to(self.x).index_select(0, self.t)
+        return 1.0 if term.positive is None else self.labels.factors(term.positive.to(self.x))
 
     def slope(self, term: Term) -> Tensor | float:
         assert isinstance(term, VoxelSums)
@@ -404,13 +379,13 @@ class SigmoidSlab(_LabelSlab):
     def p(self) -> Tensor:
         return torch.sigmoid(self.x)
 
-    def signed(self) -> Tensor:
-        """(C, m) score of each channel's outcome: x at the true class, else -x."""
-        return self.put(self.x.neg(), self.at_true(self.x))
-
     def log_true(self) -> Tensor:
         """(C, m) log-probability of each channel's outcome."""
-        return F.logsigmoid(self.signed())
+        return F.logsigmoid(self.labels.outcome(self.x))
+
+    def error(self) -> Tensor:
+        """(C, m) |p - g|, the probability of the other outcome."""
+        return torch.sigmoid(self.labels.outcome(self.x).neg_())
 
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         self.check()
@@ -424,7 +399,7 @@ class SigmoidSlab(_LabelSlab):
             elif isinstance(term, MapSums):
                 out[0] += self.map_sum(term)
             elif isinstance(term, ErrorSums):
-                self.by_outcome(power(torch.sigmoid(self.signed().neg_()), term.power), out)
+                self.by_outcome(power(self.error(), term.power), out)
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
         d: Tensor | None = None
@@ -444,17 +419,15 @@ class SigmoidSlab(_LabelSlab):
 
     def count_gradient(self, term: CountSums, grad: Tensor) -> Tensor:
         d = torch.addcmul(self.p, self.p, self.p, value=-1)
-        at_true = self.at_true(d) * grad[0].index_select(0, self.t)
-        base = grad[1].unsqueeze(1)
-        d *= base + 2 * grad[2].unsqueeze(1) * self.p if term.squares else base
-        return d.scatter_add_(0, self.t.unsqueeze(0), at_true.unsqueeze(0))
+        of_squares = (d * self.p).mul_(2 * grad[2].unsqueeze(1)) if term.squares else None
+        self.labels.scale(d, grad[0] + grad[1], grad[1])
+        return d if of_squares is None else d.add_(of_squares)
 
     def error_gradient(self, term: ErrorSums, grad: Tensor) -> Tensor:
         """dL/dx = q e^q (1-e), with e = |p - g|; negative at the true class."""
-        error = torch.sigmoid(self.signed().neg_())
+        error = self.error()
         d = power(error, term.power).mul_(1 - error).mul_(term.power)
-        at_true = self.at_true(d) * -grad[0].index_select(0, self.t)
-        return self.put(d.mul_(grad[1].unsqueeze(1)), at_true)
+        return self.labels.scale(d, -grad[0], grad[1])
 
     def voxel_gradient(self, term: Term, grad: Tensor) -> Tensor:
         """dL/dx: d logsigmoid(-x)/dx = -p = -(1 - p_t), and +(1 - p_t) at the true class."""
@@ -462,27 +435,19 @@ class SigmoidSlab(_LabelSlab):
         assert isinstance(sums, VoxelSums)
         log_true = self.log_true()
         d = torch.expm1(log_true).mul_(slope_at(sums, lambda: log_true))  # f' times -(1 - p_t)
-        at_true = -self.at_true(d)
         if isinstance(term, VoxelMap):
-            at_true *= self.at_true(grad)
-            if term.positive is not None:
-                at_true *= term.positive.to(self.x).index_select(0, self.t)
             d *= grad
-            if term.negative is not None:
-                d *= term.negative.to(self.x).unsqueeze(1)
-        else:
-            at_true *= grad[0].index_select(0, self.t)
-            d *= grad[1].unsqueeze(1)
-        return self.put(d, at_true)
+            return self.scaled(d, term, sign=-1)
+        return self.labels.scale(d, -grad[0], grad[1])
 
-    def scaled(self, loss: Tensor, term: VoxelMap) -> Tensor:
-        """`loss` (C, m) times the factors of a map."""
-        at_true = self.at_true(loss)
-        if term.positive is not None:
-            at_true *= term.positive.to(self.x).index_select(0, self.t)
-        if term.negative is not None:
-            loss *= term.negative.to(self.x).unsqueeze(1)
-        return self.put(loss, at_true)
+    def scaled(self, values: Tensor, term: VoxelMap, sign: int = 1) -> Tensor:
+        """`values` (C, m) times the factors of a map, and times `sign` at the true class."""
+        ones = values.new_ones(values.shape[0])
+        positive = ones if term.positive is None else term.positive.to(values)
+        negative = ones if term.negative is None else term.negative.to(values)
+        if sign == 1 and positive is negative:
+            return values
+        return self.labels.scale(values, sign * positive, negative)
 
 
 class MarginSlab(_LabelSlab):
@@ -497,7 +462,7 @@ class MarginSlab(_LabelSlab):
                 continue
             assert isinstance(term, MarginSums)
             if term.one_vs_rest:
-                self.by_outcome(term.formula(self.signed()), out)
+                self.by_outcome(term.formula(self.labels.outcome(self.x)), out)
             else:
                 out[0] += self.by_class(term.formula(self.lead()[0]))
 
@@ -508,26 +473,21 @@ class MarginSlab(_LabelSlab):
             assert isinstance(term, MarginSums)
             grad = grad.to(self.x.dtype)
             if term.one_vs_rest:
-                d = self.slope(term, self.signed())
-                at_true = self.at_true(d) * grad[0].index_select(0, self.t)
-                out += self.put(d.mul_(-grad[1].unsqueeze(1)), at_true)
+                out += self.labels.scale(self.slope(term, self.labels.outcome(self.x)), grad[0], -grad[1])
             else:
                 margin, rival = self.lead()
-                d = (self.slope(term, margin) * grad[0].index_select(0, self.t)).unsqueeze(0)
-                out.scatter_add_(0, self.t.unsqueeze(0), d).scatter_add_(0, rival, -d)
+                d = self.slope(term, margin) * self.labels.factors(grad[0])
+                self.labels.add(out, d).scatter_add_(0, rival, -d.unsqueeze(0))
         self.weighted(out)
-
-    def signed(self) -> Tensor:
-        """(C, m) score of each channel's outcome: s at the true class, else -s."""
-        return self.put(self.x.neg(), self.at_true(self.x))
 
     def slope(self, term: MarginSums, margin: Tensor) -> Tensor:
         return derivative(term.formula, margin) if term.slope is None else term.slope(margin)
 
     def lead(self) -> tuple[Tensor, Tensor]:
         """(m,) score of the true class minus the largest other, and (1, m) the class of that."""
-        top, rival = self.put(self.x.clone(), -torch.inf).max(0, keepdim=True)
-        return self.at_true(self.x) - top[0], rival
+        others = self.x.scatter(0, self.labels.t.unsqueeze(0), -torch.inf)
+        top, rival = others.max(0, keepdim=True)
+        return self.labels.own(self.x) - top[0], rival
 
 
 class TwoClassSlab:
@@ -545,7 +505,7 @@ class TwoClassSlab:
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         """See `kernel`."""
         if self.g.device.type == "cpu":
-            _refuse_outside(self.g, 2)
+            refuse_outside(self.g, 2)
             if torch.dot(self.g, self.g) != self.g.sum():  # g^2 < g between 0 and 1
                 raise WrongLabelsError
         volume = self._sum(self.g)
@@ -651,13 +611,6 @@ class TwoClassSlab:
         return (values if self.w is None else values * self.w).sum(dtype=sum_dtype(values.device))
 
 
-def _refuse_outside(labels: Tensor, num_classes: int) -> None:
-    if labels.numel() and labels.dtype != torch.bool:
-        lowest, highest = torch.aminmax(labels)
-        if not (lowest >= 0 and highest <= num_classes - 1):  # NaN is neither
-            raise WrongLabelsError
-
-
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total + part
 
@@ -687,13 +640,3 @@ def power(base: Tensor, exponent: float) -> Tensor:
     if exponent == 0.5:
         return base.sqrt()
     return base.clone() if exponent == 1 else base**exponent
-
-
-def sum_by_label(t: Tensor, values: Tensor | None, num_classes: int) -> Tensor:
-    """(C,) sums of `values` (m,), or counts, over the voxels of each label; the same bits on every run."""
-    if t.device.type == "cpu":
-        # With float32 weights bincount would add one after the other in float32.
-        return torch.bincount(t, weights=None if values is None else values.double(), minlength=num_classes)
-    classes = torch.arange(num_classes, device=t.device)
-    one_hot = t.unsqueeze(0) == classes.unsqueeze(1)  # atomics would add in another order each time
-    return one_hot.sum(1) if values is None else torch.where(one_hot, values, 0).sum(1, dtype=torch.float64)

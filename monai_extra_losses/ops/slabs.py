@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 # Elements (channels x voxels) of one slab. On the CPU shorter ones stay nearer in the cache, but each operation starts
-# its threads anew: measured, 2^19 is best from 4 classes on. On a GPU a slab only has to keep the device busy.
-_CPU_SLAB = 1 << 19
+# its threads anew: measured, 2^20 is best from 2 classes on. On a GPU a slab only has to keep the device busy.
+_CPU_SLAB = 1 << 20
 _GPU_SLAB = 1 << 24
 # So that the buffers of a slab stay small beside the scores of a small patch, too.
 _CPU_SHARE = 0.2

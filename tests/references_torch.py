@@ -40,6 +40,15 @@ def tversky_index(p: Tensor, g: Tensor, alpha: float, beta: float, smooth: float
 # --- region ---
 
 
+def gather_dice(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
+    """Dice without a one-hot: gather the probability of the true class, sum by label."""
+    p, index = logits.softmax(1).flatten(2), labels.flatten(1).long()
+    zeros = p.new_zeros(p.shape[:2])
+    tp = zeros.scatter_add(1, index, p.gather(1, index.unsqueeze(1))[:, 0])
+    volume = zeros.scatter_add(1, index, torch.ones_like(index, dtype=p.dtype))
+    return 1 - ((2 * tp + smooth) / (p.sum(2) + volume + smooth)).mean()
+
+
 def focal_tversky(
     logits: Tensor, labels: Tensor, alpha: float = 0.3, beta: float = 0.7, gamma: float = 4 / 3
 ) -> Tensor:

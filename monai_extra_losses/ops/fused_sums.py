@@ -97,8 +97,7 @@ class _FusedSums(torch.autograd.Function):
             label_kernels.check_target(layout)
         elif ctx.needs_input_grad[0] and label_kernels.keeps_probabilities(terms, scores):
             ctx.probabilities = torch.empty_like(scores)
-        # Of plain scores the softmax is taken in one piece, straight into its place; a slab of any other is read first.
-        in_place = ctx.probabilities is not None and layout.counts_all and scores.is_contiguous()
+        in_place = ctx.probabilities is not None and label_kernels.takes_softmax_whole(terms, layout)
         for sample in range(scores.shape[0]):
             own = [_of_sample(term, sample) for term in terms]
             if in_place:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slab_labels import WrongLabelsError, read_labels, refuse_outside
+from monai_extra_losses.ops.slab_labels import WrongLabelsError, few_classes, read_labels, refuse_outside
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
@@ -64,9 +64,10 @@ def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) ->
     """How many float32 numbers per voxel of a slab are alive at a time, at most (measured; tests hold the memory)."""
     channels = layout.scores.shape[1]
     copies = 2 * (layout.scores.dtype != layout.dtype) + (not layout.counts_all)
-    conversions = (copies + 1) * channels + 4  # scores, masked scores, gradient; the labels as an index
+    conversions = (copies + 1) * channels  # scores, masked scores, gradient
     if not kernels:
-        return conversions + 19 * channels  # what autograd keeps of the plain definitions
+        return conversions + 19 * channels + 4  # what autograd keeps of the plain definitions
+    conversions += 2 * channels if few_classes(layout.scores) else 4  # the labels as g, or as an index
     sums = [term.sums if isinstance(term, VoxelMap) else term for term in terms]
     differentiated = any(isinstance(term, VoxelSums) and term.slope is None for term in sums)
     if any(isinstance(term, MarginSums) for term in sums):
@@ -78,7 +79,9 @@ def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) ->
     if any(isinstance(term, ErrorSums) for term in sums):
         return conversions + 3 * channels + 4
     squares = any(isinstance(term, CountSums) and term.squares for term in sums)
-    return conversions + (2 if squares else 1) * channels + (10 if differentiated else 2)
+    # With `takes_softmax_whole` neither the probabilities nor the gradient has a slab of its own.
+    own = 0 if takes_softmax_whole(terms, layout) else channels
+    return conversions - channels + own + (2 if squares else 1) * channels + (10 if differentiated else 4)
 
 
 def keeps_probabilities(terms: Sequence[Term], scores: Tensor) -> bool:
@@ -92,6 +95,11 @@ def keeps_probabilities(terms: Sequence[Term], scores: Tensor) -> bool:
         return False
     wide = scores.dtype in (torch.float32, torch.float64)
     return softmax and not _two_classes(terms, scores.shape[1]) and wide and scores.device.type == "cpu"
+
+
+def takes_softmax_whole(terms: Sequence[Term], layout: Layout) -> bool:
+    """Whether the softmax of a sample can be taken in one piece, straight to where the backward writes the gradient."""
+    return layout.counts_all and layout.scores.is_contiguous() and keeps_probabilities(terms, layout.scores)
 
 
 def _two_classes(terms: Sequence[Term], channels: int) -> bool:
@@ -442,11 +450,11 @@ class SigmoidSlab(_LabelSlab):
 
     def scaled(self, values: Tensor, term: VoxelMap, sign: int = 1) -> Tensor:
         """`values` (C, m) times the factors of a map, and times `sign` at the true class."""
+        if sign == 1 and term.positive is None and term.negative is None:
+            return values
         ones = values.new_ones(values.shape[0])
         positive = ones if term.positive is None else term.positive.to(values)
         negative = ones if term.negative is None else term.negative.to(values)
-        if sign == 1 and positive is negative:
-            return values
         return self.labels.scale(values, sign * positive, negative)
 
 
@@ -554,17 +562,21 @@ class TwoClassSlab:
         d: Tensor | None = None
         for term, grad in zip(terms, grads, strict=True):
             if isinstance(term, CountSums):
-                true, base = grad[0].tolist(), grad[1].tolist()
+                # tensors, where numbers would wait for a GPU
+                (true_0, true_1), (base_0, base_1) = (
+                    grad[0].to(p),
+                    grad[1].to(p),
+                )
                 # dL/dp_1 - dL/dp_0 = constant + slope g (+ curve p)
-                constant, slope = base[1] - base[0] - true[0], true[0] + true[1]
-                part = g * slope
-                part += constant
+                part = g * (true_0 + true_1)
+                part += base_1 - base_0 - true_0
                 if term.squares:
-                    square = grad[2].tolist()
-                    part.add_(p, alpha=2 * (square[0] + square[1])).sub_(2 * square[0])
+                    square_0, square_1 = 2 * grad[2].to(p)
+                    part += p * (square_0 + square_1)
+                    part -= square_0
                 part *= torch.addcmul(p, p, p, value=-1)
             elif isinstance(term, LogSums):
-                lower, upper = grad[0].tolist()
+                lower, upper = grad[0].to(p)
                 part = upper - (lower + upper) * p
             elif isinstance(term, ErrorSums):
                 error = self._error()
@@ -583,7 +595,7 @@ class TwoClassSlab:
                 elif sums.by_class:
                     part *= self._at(grad[0])
                 else:
-                    part *= grad[0, 0].item()
+                    part *= grad[0, 0].to(p)
             d = part if d is None else d.add_(part)
         assert d is not None
         if self.w is not None:

@@ -154,8 +154,12 @@ class FewLabels(IndexedLabels):
 
 def read_labels(v: Voxels) -> IndexedLabels:
     """The labels of a slab of one sample, in the form that is faster for its number of classes."""
-    few = v.scores.shape[1] <= _FEW and v.scores.device.type == "cpu"
-    return FewLabels(v) if few else IndexedLabels(v)
+    return FewLabels(v) if few_classes(v.scores) else IndexedLabels(v)
+
+
+def few_classes(scores: Tensor) -> bool:
+    """Whether `read_labels` takes a one-hot for scores (B, C, *)."""
+    return scores.shape[1] <= _FEW and scores.device.type == "cpu"
 
 
 def refuse_outside(labels: Tensor, num_classes: int) -> None:

@@ -70,6 +70,8 @@ def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) ->
     conversions += 2 * channels if few_classes(layout.scores) else 4  # the labels as g, or as an index
     sums = [term.sums if isinstance(term, VoxelMap) else term for term in terms]
     differentiated = any(isinstance(term, VoxelSums) and term.slope is None for term in sums)
+    if any(term.activation == "softmax" for term in sums) and _two_classes(terms, channels):
+        return copies * channels + (6 if all(isinstance(term, CountSums | TargetSums) for term in terms) else 12)
     if any(isinstance(term, MarginSums) for term in sums):
         return conversions + 6 * channels
     if any(term.activation == "sigmoid" for term in sums):
@@ -513,8 +515,9 @@ class TwoClassSlab:
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         """See `kernel`."""
         if self.g.device.type == "cpu":
-            refuse_outside(self.g, 2)
-            if torch.dot(self.g, self.g) != self.g.sum():  # g^2 < g between 0 and 1
+            compared = torch.empty_like(self.g)  # in floats: see `FewLabels`
+            of_classes = sum(torch.eq(self.g, label, out=compared).sum().item() for label in (0, 1))
+            if of_classes != self.g.numel():
                 raise WrongLabelsError
         volume = self._sum(self.g)
         n = volume.new_tensor(self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
@@ -620,7 +623,8 @@ class TwoClassSlab:
         return F.logsigmoid((2 * self.g - 1) * self.z)
 
     def _sum(self, values: Tensor) -> Tensor:
-        return (values if self.w is None else values * self.w).sum(dtype=sum_dtype(values.device))
+        # Pairwise in float32 within a slab, as the sums of more classes; the slabs are added in float64.
+        return (values if self.w is None else values * self.w).sum().to(sum_dtype(values.device))
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

@@ -3,7 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
+from monai_extra_losses.data.datalist import (
+    CaseList,
+    LabelledCase,
+    count_folds,
+    deal_folds,
+    read_case_list,
+    split_cases,
+)
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 
 if TYPE_CHECKING:
@@ -19,6 +26,8 @@ __all__ = [
     "LabelledCase",
     "StartUpRefused",
     "check_cases",
+    "count_folds",
+    "deal_folds",
     "read_case_list",
     "split_cases",
     "write_phantom",

@@ -1,4 +1,4 @@
-"""Data sets: the list of cases and its folds, the check before training, and phantom volumes to train on."""
+"""Data sets: volumes of any format, the list of cases and its folds, the check before training, phantoms."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 if TYPE_CHECKING:
     from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, ChannelIntensity, check_cases
     from monai_extra_losses.data.phantom import write_phantom
+    from monai_extra_losses.data.volumes import DicomSeries, VolumeGrid, VolumeSource, open_volume, read_volume
 
 __all__ = [
     "CaseList",
@@ -23,20 +24,30 @@ __all__ = [
     "CaseSummary",
     "ChannelIntensity",
     "DatasetError",
+    "DicomSeries",
     "LabelledCase",
     "StartUpRefused",
+    "VolumeGrid",
+    "VolumeSource",
     "check_cases",
     "count_folds",
     "deal_folds",
+    "open_volume",
     "read_case_list",
+    "read_volume",
     "split_cases",
     "write_phantom",
 ]
 
+_MODULES = {
+    "phantom": ("write_phantom",),
+    "volumes": ("DicomSeries", "VolumeGrid", "VolumeSource", "open_volume", "read_volume"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import numpy and nibabel with the first name that needs them, so that the command line starts fast."""
+    """Import numpy, nibabel and SimpleITK with the first name that needs them, so that the command line starts fast."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{'phantom' if name == 'write_phantom' else 'checks'}")
-    return getattr(module, name)
+    module = next((module for module, names in _MODULES.items() if name in names), "checks")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

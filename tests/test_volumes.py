@@ -1,5 +1,6 @@
 """Reading volumes of any format: where every voxel lies, and what is refused."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,13 +89,13 @@ def test_a_dicom_series(tmp_path: Path, direction: str) -> None:
     image = volume(random_image(), DIRECTIONS[direction])
     folder = write_dicom(image, tmp_path / "P 1")
     (folder / "sub").mkdir()
-    shutil.move(folder / "03_1.dcm", folder / "sub" / "IM0")  # in a sub-folder, without a suffix
+    shutil.move(folder / "007_1.dcm", folder / "sub" / "IM0")  # in a sub-folder, without a suffix
     (folder / "notes.txt").write_text("not an image")
-    (folder / "._08_1.dcm").write_text("not one either")
+    (folder / "._396_1.dcm").write_text("not one either")
     write_dicom_object(folder / "DICOMDIR", DIRECTORY)
     write_dicom_object(folder / "report", STRUCTURED_REPORT)
     source = open_volume(folder)
-    assert [file.name for file in source.files] == ["IM0", "08_1.dcm", "13_1.dcm", "18_1.dcm", "23_1.dcm"]
+    assert [file.name for file in source.files] == ["IM0", "396_1.dcm", "785_1.dcm", "177_1.dcm", "566_1.dcm"]
     assert source.series is not None
     assert (source.series.description, source.series.uid) == ("Portal venous", "1.2.826.0.1.3680043.2.1125.1")
     read = source.load()
@@ -218,11 +219,11 @@ STRAIGHT = volume(random_image(), DIRECTIONS["straight"])
         ),
         (
             lambda folder: write_dicom(STRAIGHT, folder, leave_out=(1, 2, 3, 4)),
-            r"several slices, got the 2D image 03_1",
+            r"several slices, got the 2D image 007_1",
         ),
         (
             lambda folder: write_dicom(STRAIGHT, folder, leave_out=(2,)),
-            r"expected slices 2\.5 mm apart, got 5 mm between 08_1\.dcm and 18_1\.dcm; slices are missing",
+            r"expected slices 2\.5 mm apart, got 5 mm between 396_1\.dcm and 177_1\.dcm; slices are missing",
         ),
         (
             lambda folder: write_dicom(STRAIGHT, folder, tags=_uneven(78.9 + 4.5)),
@@ -230,11 +231,11 @@ STRAIGHT = volume(random_image(), DIRECTIONS["straight"])
         ),
         (
             lambda folder: write_dicom(STRAIGHT, folder, tags=_uneven(78.9 + 2.5)),
-            r"expected one slice per position, got 08_1\.dcm and 13_1\.dcm at 81\.40 mm; keep one phase",
+            r"expected one slice per position, got 396_1\.dcm and 785_1\.dcm at 81\.40 mm; keep one phase",
         ),
         (
             lambda folder: write_dicom(STRAIGHT, folder, tags={3: {"0020|0037": "0\\1\\0\\-1\\0\\0"}}),
-            r"expected slices of one size, spacing and direction, got 03_1\.dcm and 18_1\.dcm",
+            r"expected slices of one size, spacing and direction, got 007_1\.dcm and 177_1\.dcm",
         ),
         (
             lambda folder: write_dicom(
@@ -270,9 +271,19 @@ def test_a_picture_among_the_slices(tmp_path: Path) -> None:
 
 def test_a_damaged_slice_is_named(tmp_path: Path) -> None:
     folder = write_dicom(STRAIGHT, tmp_path / "P")
-    file = folder / "13_1.dcm"
+    file = folder / "785_1.dcm"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DatasetError, match=r"13_1\.dcm: expected a whole volume, got one that cannot be read"):
+    with pytest.raises(DatasetError, match=r"785_1\.dcm: expected a whole volume, got one that cannot be read"):
+        read_volume(folder)
+
+
+def test_a_name_in_another_encoding(tmp_path: Path) -> None:
+    folder = write_dicom(STRAIGHT, tmp_path / "P")
+    try:
+        (folder / "007_1.dcm").rename(folder / os.fsdecode(b"caf\xe9.dcm"))
+    except OSError:
+        pytest.skip("this file system knows UTF-8 only")
+    with pytest.raises(DatasetError, match=r"expected a name in UTF-8, got b'.*caf\\xe9\.dcm'; rename it"):
         read_volume(folder)
 
 

@@ -104,7 +104,7 @@ def write_dicom(
         }
         for key, value in values.items():
             plane.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{(number * 5 + 3) % 97:02d}_{series}.dcm"))
+        writer.SetFileName(str(folder / f"{(number * 389 + 7) % 997:03d}_{series}.dcm"))
         writer.Execute(plane)
     locale.setlocale(locale.LC_ALL, before)  # GDCM's writer sets that of the process to "C", where text is ASCII
     return folder

@@ -1,4 +1,4 @@
-"""Data sets: volumes of any format, the list of cases and its folds, the check before training, phantoms."""
+"""Data sets: made from images of any format, the list of cases and its folds, the check before training, phantoms."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 if TYPE_CHECKING:
     from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, ChannelIntensity, check_cases
     from monai_extra_losses.data.phantom import write_phantom
+    from monai_extra_losses.data.prepare import PreparedDataset, PrepareOptions, prepare_dataset
     from monai_extra_losses.data.volumes import DicomSeries, VolumeGrid, VolumeSource, open_volume, read_volume
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "DatasetError",
     "DicomSeries",
     "LabelledCase",
+    "PrepareOptions",
+    "PreparedDataset",
     "StartUpRefused",
     "VolumeGrid",
     "VolumeSource",
@@ -33,6 +36,7 @@ __all__ = [
     "count_folds",
     "deal_folds",
     "open_volume",
+    "prepare_dataset",
     "read_case_list",
     "read_volume",
     "split_cases",
@@ -41,6 +45,7 @@ __all__ = [
 
 _MODULES = {
     "phantom": ("write_phantom",),
+    "prepare": ("PrepareOptions", "PreparedDataset", "prepare_dataset"),
     "volumes": ("DicomSeries", "VolumeGrid", "VolumeSource", "open_volume", "read_volume"),
 }
 

@@ -157,6 +157,7 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
             the one series, or a series with missing, doubled, uneven or tilted slices.
     """
     path = Path(path)
+    _refuse_other_encoding(path)
     if path.is_dir():
         return _open_series(path, series)
     if not path.is_file():
@@ -336,6 +337,7 @@ def _storage_class(file: Path) -> str | None:
 
 
 def _read_slice(file: Path) -> _Slice:
+    _refuse_other_encoding(file)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
@@ -447,6 +449,14 @@ def _stacked(folder: Path, slices: Iterable[_Slice]) -> list[_Slice]:
             "(a tilted gantry); convert it with dcm2niix, which corrects that."
         )
     return slices
+
+
+def _refuse_other_encoding(path: Path) -> None:
+    """SimpleITK ends the whole process at such a name."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DatasetError(f"{path}: expected a name in UTF-8, got {os.fsencode(path)!r}; rename it.") from None
 
 
 def _unreadable(path: Path, error: RuntimeError) -> str:

@@ -23,6 +23,7 @@ from volume_files import (
     write_dicom_object,
 )
 
+from monai_extra_losses.cli import main
 from monai_extra_losses.data import (
     DatasetError,
     PreparedDataset,
@@ -272,6 +273,10 @@ def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
         ("a", 1, "a_seg.nii.gz"),
         ("b", 2, "b_seg.nii.gz"),
     ]
+    for file in tmp_path.glob("*_seg*"):
+        file.unlink()
+    with pytest.raises(DatasetError, match=r"labels with _seg, .* got 3 images and 0 labels; rename them"):
+        pair_by_name(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -616,6 +621,9 @@ def test_what_would_be_replaced_is_refused(tmp_path: Path) -> None:
     make_sources(tmp_path)
     prepare(tmp_path)
     refused(tmp_path, r"out: expected the options .* that made it, got seed 1 instead of 0; .* --overwrite", seed=1)
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    problems = refused(tmp_path, r"got images", images=tmp_path / "moved", remap={1: 2}, num_folds=3)
+    assert "remap {'1': 2} instead of {}, num_folds 3 instead of 0; choose another folder" in problems[0]
     out = tmp_path / "out"
     label = (out / "labelsTr" / "a.nii.gz").read_bytes()
     (out / "labelsTr" / "a.nii.gz").write_bytes(b"corrected by hand")
@@ -697,3 +705,48 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(nibabel, "save", full)
     with pytest.raises(DatasetError, match=r"a\.nii\.gz: expected to read or write it, got an error \(No space left"):
         prepare(tmp_path)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> str | int | None:
+    """What the command ends with: 0, or the sentence that a process prints to stderr to exit with 1."""
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", *(str(argument) for argument in arguments)])
+    return ended.value.code
+
+
+def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_sources(tmp_path / "Müller's data (1)", [f"p{i % 3} {i}" for i in range(6)], ids=(2,))
+    call = ["--images", folder / "images", "--labels", folder / "labels", "--out", folder / "it's out"]
+    ended = run(*call)
+    assert isinstance(ended, str)
+    assert 'got 0, 2; --remap "2:1" closes the gap.' in ended
+    assert not (folder / "it's out").exists()
+    options = ["--remap", "2:1", "--names", "1:Leber", "--modality", "CT", "--folds", 3, "--group-by", "^(..)"]
+    assert run(*call, *options, "--workers", 2) == 0
+    said = capsys.readouterr().out
+    assert "6 labelled cases" in said
+    assert "folds of 2, 2, 2 cases; 3 patients, each in one fold" in said
+    assert [line.split() for line in said.splitlines()[3:5]] == [
+        ["0", "1224", "6", "background"],
+        ["1", "36", "6", "Leber"],
+    ]
+    assert "monai-extra-losses check '" in said
+    assert declared(folder, "it's out")["original_labels"] == {"1": 2}
+    assert declared(folder, "it's out")["modality"] == {"0": "CT"}
+    assert run(*call, *options) == 0
+    assert "6 of them written by an earlier call" in capsys.readouterr().out
+    assert "got seed 1 instead of 0" in str(run(*call, *options, "--seed", 1))
+    assert "got both" in str(run(*call, "--modality", "CT", "--channel-names", "T1,T2"))
+    assert run(*call, *options, "--seed", 1, "--overwrite") == 0
+
+
+def test_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    for name in ("volumes", "pairing", "case_sources", "prepare"):
+        monkeypatch.delitem(sys.modules, f"monai_extra_losses.data.{name}", raising=False)
+    said = run("--images", tmp_path, "--labels", tmp_path, "--out", tmp_path / "out")
+    assert "needs SimpleITK" in str(said)
+    assert "pip install 'monai-extra-losses[bundle]'" in str(said)

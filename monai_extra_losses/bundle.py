@@ -26,7 +26,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
-from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
+from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, read_case_list, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
@@ -82,7 +82,7 @@ class TrainingSetUp(RunSetUp):
         dataset_dir: folder with dataset.json, or imagesTr/ and labelsTr/.
         bundle_root: the run folder.
         loss: the loss to train with.
-        num_folds: folds that the cases are dealt to; one validates.
+        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them, else 5.
         fold: the fold that validates.
         seed: deals the folds and seeds the training.
         limit: use the first `limit` cases only (for a quick look); None for all.
@@ -128,7 +128,7 @@ class TrainingSetUp(RunSetUp):
             "pixdim": numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]"),
             "channels": levels,
             "num_res_units": whole_number("num_res_units", num_res_units, least=0),
-            "num_folds": whole_number("num_folds", num_folds, least=0),
+            "num_folds": None if literal(num_folds) is None else whole_number("num_folds", num_folds, least=0),
             "fold": whole_number("fold", fold, least=0),
             "seed": whole_number("seed", seed, least=0),
             "limit": None if literal(limit) is None else whole_number("limit", limit, least=1),
@@ -144,9 +144,10 @@ class TrainingSetUp(RunSetUp):
         folder = RunFolder(Path(str(bundle_root)))
         _refuse_run_folder(folder, going_on, self.overwrite)
         case_list = _cases_of(dataset_dir)
-        case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
         with _problems_as_refusal():
-            training, validation = split_cases(case_list.cases, chosen["num_folds"], chosen["fold"], chosen["seed"])
+            chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
+            training, validation = _dealt_cases(case_list, chosen)
+            case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
             summaries = check_cases(case_list)
         record = RunRecord(
             labels=summaries.labels,
@@ -380,6 +381,21 @@ def _cases_of(dataset_dir: Any) -> CaseList:
         )
     with _problems_as_refusal():
         return read_case_list(str(dataset_dir))
+
+
+def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
+    """Training and validation cases; a limit leaves a case in the fold that dataset.json declares."""
+    used = case_list.cases[: chosen["limit"]]
+    dealt = used if used[0].fold is None else case_list.cases
+    parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
+    names = {case.name for case in used}
+    training, validation = ([case for case in part if case.name in names] for part in parts)
+    if not training or not validation:
+        raise DatasetError(
+            f"expected training and validation cases among the first {len(used)} (limit), got {len(training)} and "
+            f"{len(validation)} by the folds of dataset.json; raise limit, or let another fold validate."
+        )
+    return training, validation
 
 
 @contextlib.contextmanager

@@ -4,7 +4,18 @@ import sys
 from collections.abc import Sequence
 
 # Modules that come with the extra `[bundle]`.
-_BUNDLE_MODULES = ("click", "fire", "ignite", "matplotlib", "nibabel", "scipy", "tensorboard", "tqdm", "yaml")
+_BUNDLE_MODULES = (
+    "SimpleITK",
+    "click",
+    "fire",
+    "ignite",
+    "matplotlib",
+    "nibabel",
+    "scipy",
+    "tensorboard",
+    "tqdm",
+    "yaml",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs."""
 
 import logging
+import shlex
 import shutil
 import time
 import warnings
@@ -106,6 +107,91 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
         "output_dir": str(output.absolute()),
     }
     run_configs(("inference",), **options | _overrides(context.args))
+
+
+@commands.command()
+@click.option("--images", type=_folder, required=True, help="Folder of images: files, or a folder per DICOM series.")
+@click.option("--labels", type=_folder, required=True, help="Folder of labels: the same; paired with images by name.")
+@click.option("--out", type=_folder, required=True, help="Folder for the data set.")
+@click.option("--test-images", type=_folder, help="Folder of images without labels, for imagesTs/.")
+@click.option("--series", metavar="TEXT", help="The DICOM series of the images: its description, part of it, or UID.")
+@click.option("--resample-labels", is_flag=True, help="Bring labels onto their image's grid (nearest neighbour).")
+@click.option("--remap", metavar="OLD:NEW,...", help='Give label ids others, such as "4:3,7:0".')
+@click.option("--names", metavar="ID:NAME,...", help='Names of the labels, such as "1:liver,2:tumour".')
+@click.option("--modality", metavar="NAME", help="Name of the images' one channel, such as CT.")
+@click.option("--channel-names", metavar="NAME,...", help='Names of several channels, such as "T1,T2".')
+@click.option("--folds", type=click.IntRange(min=0), default=5, show_default=True, help="Folds to deal; 0: none.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Deals other folds.")
+@click.option(
+    "--group-by",
+    metavar="REGEX",
+    help="Finds the patient in the name of a case (first group, else all it matches); a patient stays in one fold.",
+)
+@click.option("--overwrite", is_flag=True, help="Make anew what an earlier call wrote; other files stay.")
+@click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
+def prepare(
+    images: Path,
+    labels: Path,
+    out: Path,
+    test_images: Path | None,
+    series: str | None,
+    resample_labels: bool,
+    remap: str | None,
+    names: str | None,
+    modality: str | None,
+    channel_names: str | None,
+    folds: int,
+    seed: int,
+    group_by: str | None,
+    overwrite: bool,
+    workers: int | None,
+) -> None:
+    """Make a data set out of NIfTI, NRRD, MetaImage (MHA, MHD) files and DICOM series.
+
+    Writes imagesTr/, labelsTr/, imagesTs/ as .nii.gz, dataset.json with folds, and manifest.json with the source of
+    every file. Values, voxel types and grids of the images stay; all is checked before anything is written. The same
+    call again goes on where it was stopped.
+
+    Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
+    have sub-folders. NAME_seg, NAME_label, NAME_mask, NAME-label and NAME_gt are labels of NAME; NAME_0000, NAME_0001,
+    ... are its channels.
+
+    A label must lie on its image's grid, within 5 % of a voxel; --resample-labels changes nothing but the order of
+    the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap.
+
+    \b
+    monai-extra-losses prepare --images scans --labels contours --out data/liver --names 1:liver,2:tumour
+    monai-extra-losses prepare --images dicom --labels nrrd --out DIR --series portal --group-by "^[^_]+"
+    """
+    from monai_extra_losses.data.label_ids import parse_names, parse_remap
+    from monai_extra_losses.data.prepare import PrepareOptions, prepare_dataset
+
+    if modality is not None and channel_names is not None:
+        raise StartUpRefused("Expected --modality for one channel or --channel-names for several, got both.")
+    channels = channel_names.split(",") if channel_names else [modality] if modality else []
+    try:
+        options = PrepareOptions(
+            images=images,
+            labels=labels,
+            test_images=test_images,
+            series=series,
+            resample_labels=resample_labels,
+            remap=parse_remap(remap) if remap else {},
+            names=parse_names(names) if names else {},
+            channels=tuple(name.strip() for name in channels),
+            num_folds=folds,
+            seed=seed,
+            group_by=group_by,
+        )
+        prepared = prepare_dataset(options, out, overwrite=overwrite, num_workers=workers)
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
+    click.echo(prepared.summary())
+    folder = shlex.quote(str(out))
+    click.echo(
+        f"\nNext:\n  monai-extra-losses check {folder}\n"
+        f"  monai-extra-losses train --data {folder} --run {shlex.quote(f'runs/{out.resolve().name}')}"
+    )
 
 
 @commands.command()

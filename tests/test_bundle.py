@@ -296,6 +296,24 @@ def set_up(phantom_folder: Path, tmp_path: Path) -> Callable[..., TrainingSetUp]
     return build
 
 
+def test_folds_of_the_data_set_are_taken_and_recorded(phantom_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    declared = json.loads((data / "dataset.json").read_text())
+    for entry, fold in zip(declared["training"], (2, 0, 0, 1, 1, 3), strict=True):
+        entry["fold"] = fold
+    (data / "dataset.json").write_text(json.dumps(declared))
+    built = start_up(data, tmp_path / "run", fold=1)
+    assert built.record.num_folds == 4
+    assert built.record.validation == ("phantom_003", "phantom_004")
+    limited = start_up(data, tmp_path / "run", fold=1, limit=4).record
+    assert (limited.num_folds, limited.validation) == (4, ("phantom_003",))
+    with pytest.raises(StartUpRefused, match=r"first 4 \(limit\), got 4 and 0 by the folds .*; raise limit"):
+        start_up(data, tmp_path / "run", fold=3, limit=4)
+    with pytest.raises(StartUpRefused, match=r"expected num_folds 4, .* got 5"):
+        start_up(data, tmp_path / "run", num_folds=5)
+    assert start_up(phantom_folder, tmp_path / "run").record.num_folds == 5
+
+
 def test_options_are_typed(set_up: Callable[..., TrainingSetUp], tmp_path: Path) -> None:
     built = set_up(epochs="3", learning_rate="1e-3", resume="false", patch_size="[16, 16, 16]", limit="None")
     assert (built.record.epochs, built.record.learning_rate, built.resume) == (3, 0.001, False)

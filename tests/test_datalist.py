@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from monai_extra_losses.data import DatasetError, LabelledCase, StartUpRefused, read_case_list, split_cases
+from monai_extra_losses.data import (
+    DatasetError,
+    LabelledCase,
+    StartUpRefused,
+    count_folds,
+    deal_folds,
+    read_case_list,
+    split_cases,
+)
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -108,6 +116,7 @@ def _listed(**changes: Any) -> Callable[[Path], object]:
 
 
 _A = {"image": "i/a.nii.gz", "label": "l/a.nii.gz"}
+_B = {"image": "i/b.nii.gz", "label": "l/b.nii.gz"}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,11 @@ _A = {"image": "i/a.nii.gz", "label": "l/a.nii.gz"}
         (_listed(labels={"background": 0, "tumour": [1, 2]}), r"expected whole numbers in `labels`"),
         (_listed(labels={"0": "organ", "1": "organ"}), r"expected every value and name once"),
         (_listed(modality={"1": "MRI"}), r"expected `modality` as"),
+        (_listed(training=[{**_A, "fold": 0}, _B]), r"whole numbers from 0 .* or none with one, got 0, none; correct"),
+        (_listed(training=[{**_A, "fold": 0}, {**_B, "fold": 2}]), r"without an empty fold, .* got 0, 2;"),
+        (_listed(training=[{**_A, "fold": 0}, {**_B, "fold": True}]), r"whole numbers from 0 .* got 0, true;"),
+        (_listed(training=[{**_A, "fold": 0}, {**_B, "fold": "1"}]), r'whole numbers from 0 .* got "1", 0;'),
+        (_listed(training=[{**_A, "fold": -1}, {**_B, "fold": 0}]), r"whole numbers from 0 .* got -1, 0;"),
     ],
 )
 def test_unusable_folder_is_one_sentence(tmp_path: Path, prepare: Callable[[Path], object], match: str) -> None:
@@ -192,6 +206,47 @@ def test_folds_depend_on_seed_and_names_alone() -> None:
 def test_impossible_folds(num_folds: int, fold: int, match: str) -> None:
     with pytest.raises(DatasetError, match=match):
         split_cases(_CASES, num_folds, fold, seed=0)
+
+
+def test_declared_folds_are_taken_whatever_the_seed(tmp_path: Path) -> None:
+    folds = {"a": 1, "b": 0, "c": 2, "d": 1}
+    entries = [{"image": f"i/{n}.nii.gz", "label": f"l/{n}.nii.gz", "fold": fold} for n, fold in folds.items()]
+    cases = read_case_list(_decathlon(tmp_path, training=entries, test=[])).cases
+    assert [case.fold for case in cases] == [1, 0, 2, 1]
+    for seed, num_folds in ((0, None), (1, 3)):
+        training, validation = split_cases(cases, num_folds, 1, seed)
+        assert [case.name for case in training] == ["b", "c"]
+        assert [case.name for case in validation] == ["a", "d"]
+    with pytest.raises(DatasetError, match=r"num_folds 3, to which the `fold` entries .* got 5; leave num_folds out"):
+        split_cases(cases, 5, 0, seed=0)
+    with pytest.raises(DatasetError, match=r"fold 0 to 2 for num_folds 3, got 3"):
+        split_cases(cases, None, 3, seed=0)
+
+
+def test_one_declared_fold_cannot_be_split(tmp_path: Path) -> None:
+    cases = read_case_list(_decathlon(tmp_path, training=[{**_A, "fold": 0}])).cases
+    with pytest.raises(DatasetError, match=r"num_folds of at least 2, got 1"):
+        split_cases(cases, None, 0, seed=0)
+
+
+def test_the_number_of_folds_is_declared_or_asked_for_or_five() -> None:
+    declared = [dataclasses.replace(case, fold=i % 4) for i, case in enumerate(_CASES)]
+    assert [count_folds(_CASES, None), count_folds(_CASES, 3)] == [5, 3]
+    assert [count_folds(declared, None), count_folds(declared, 4)] == [4, 4]
+    assert split_cases(_CASES, None, 2, seed=3) == split_cases(_CASES, 5, 2, seed=3)
+
+
+def test_dealt_groups_stay_whole_and_folds_even() -> None:
+    groups = {f"p{patient}_{scan}": f"p{patient}" for patient in range(20) for scan in range(1 + patient % 4)}
+    dealt = deal_folds(groups, 5, seed=1)
+    assert {name: dealt[name] for name in groups} == dealt
+    assert all(len({dealt[name] for name in groups if groups[name] == group}) == 1 for group in groups.values())
+    sizes = [list(dealt.values()).count(fold) for fold in range(5)]
+    assert sizes == [10] * 5  # 50 scans
+    assert deal_folds(dict(sorted(groups.items(), reverse=True)), 5, seed=1) == dealt
+    assert deal_folds(groups, 5, seed=2) != dealt
+    with pytest.raises(DatasetError, match=r"as many groups of cases as folds, got 20 for num_folds 21"):
+        deal_folds(groups, 21, seed=1)
 
 
 def test_dataset_error_lists_its_problems() -> None:

@@ -1,14 +1,23 @@
-"""Data sets: the list of cases and its folds, the check before training, and phantom volumes to train on."""
+"""Data sets: made from images of any format, the list of cases and its folds, the check before training, phantoms."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list, split_cases
+from monai_extra_losses.data.datalist import (
+    CaseList,
+    LabelledCase,
+    count_folds,
+    deal_folds,
+    read_case_list,
+    split_cases,
+)
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 
 if TYPE_CHECKING:
     from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, ChannelIntensity, check_cases
     from monai_extra_losses.data.phantom import write_phantom
+    from monai_extra_losses.data.prepare import PreparedDataset, PrepareOptions, prepare_dataset
+    from monai_extra_losses.data.volumes import DicomSeries, VolumeGrid, VolumeSource, open_volume, read_volume
 
 __all__ = [
     "CaseList",
@@ -16,18 +25,34 @@ __all__ = [
     "CaseSummary",
     "ChannelIntensity",
     "DatasetError",
+    "DicomSeries",
     "LabelledCase",
+    "PrepareOptions",
+    "PreparedDataset",
     "StartUpRefused",
+    "VolumeGrid",
+    "VolumeSource",
     "check_cases",
+    "count_folds",
+    "deal_folds",
+    "open_volume",
+    "prepare_dataset",
     "read_case_list",
+    "read_volume",
     "split_cases",
     "write_phantom",
 ]
 
+_MODULES = {
+    "phantom": ("write_phantom",),
+    "prepare": ("PrepareOptions", "PreparedDataset", "prepare_dataset"),
+    "volumes": ("DicomSeries", "VolumeGrid", "VolumeSource", "open_volume", "read_volume"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import numpy and nibabel with the first name that needs them, so that the command line starts fast."""
+    """Import numpy, nibabel and SimpleITK with the first name that needs them, so that the command line starts fast."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{'phantom' if name == 'write_phantom' else 'checks'}")
-    return getattr(module, name)
+    module = next((module for module, names in _MODULES.items() if name in names), "checks")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

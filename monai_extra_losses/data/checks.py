@@ -8,7 +8,7 @@ import os
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
@@ -209,15 +209,20 @@ def _grid_problems(file: Path, reference: Path, scans: Mapping[Path, _FileScan])
     if scan.shape != expected.shape:
         yield f"{file}: expected shape {expected.shape} of {reference}, got {scan.shape}; resample it onto that grid."
         return
-    corners = np.array([(*corner, 1.0) for corner in product(*[(0, n - 1) for n in scan.shape])])
-    difference = corners @ (np.array(scan.affine) - np.array(expected.affine)).T
-    distance = float(np.linalg.norm(difference[:, :3], axis=1).max())
+    distance = corner_distance_mm(scan.shape, scan.affine, expected.affine)
     allowed = TOLERANCE * min(expected.spacing)
     if distance > allowed:
         yield (
             f"{file}: expected the affine of {reference} (corners within {allowed:.3g} mm, {TOLERANCE:.0%} of the "
             f"smallest spacing), got corners {distance:.3g} mm away; resample it onto that grid."
         )
+
+
+def corner_distance_mm(shape: Sequence[int], affine: ArrayLike, other: ArrayLike) -> float:
+    """How far the corner voxels of a volume lie apart, at most, by two affines."""
+    corners = np.array([(*corner, 1.0) for corner in product(*[(0, n - 1) for n in shape])])
+    difference = corners @ (np.asarray(affine) - np.asarray(other)).T
+    return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
 
 def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan]) -> CaseSummary:

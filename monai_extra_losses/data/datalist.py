@@ -16,6 +16,7 @@ _TRAINING_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _TEST_FOLDERS = ("imagesTs", "labelsTs")
 _SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class LabelledCase:
         name: file name of the image without `.nii.gz` (and without `_0000` where channels are files of their own).
         image: one file per channel, in the order of the channels, or one file with all channels.
         label: label map, or None where the data set has none.
+        fold: the fold that dataset.json deals the case to, or None.
     """
 
     name: str
     image: tuple[Path, ...]
     label: Path | None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def read_case_list(folder: str | Path) -> CaseList:
     Args:
         folder: a Medical Segmentation Decathlon folder (dataset.json with `training`, `test`, `labels`, `modality`), an
             nnU-Net v2 folder (dataset.json with `labels` and `channel_names`, one file `NAME_0000.nii.gz` per channel),
-            or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json. Files are paired by name.
+            or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json. Files are paired by name. Entries
+            of `training` may have a `"fold"`, all of them or none, as MONAI's Auto3DSeg writes it.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the
@@ -97,17 +101,35 @@ def read_case_list(folder: str | Path) -> CaseList:
     )
 
 
+def count_folds(cases: Sequence[LabelledCase], num_folds: int | None) -> int:
+    """Number of folds: as the cases declare it, else as asked, else 5.
+
+    Args:
+        cases: all labelled cases; their declared folds, if any, are 0 to k - 1 without a gap.
+        num_folds: the number asked for, or None.
+
+    Raises:
+        DatasetError: `num_folds` contradicts the declared folds.
+    """
+    declared = 1 + max((case.fold for case in cases if case.fold is not None), default=-1)
+    if declared and num_folds not in (None, declared):
+        raise DatasetError(
+            f"expected num_folds {declared}, to which the `fold` entries of dataset.json deal the cases, "
+            f"got {num_folds}; leave num_folds out, or remove the entries."
+        )
+    return declared or (_FOLDS if num_folds is None else num_folds)
+
+
 def split_cases(
-    cases: Sequence[LabelledCase], num_folds: int, fold: int, seed: int
+    cases: Sequence[LabelledCase], num_folds: int | None, fold: int, seed: int
 ) -> tuple[list[LabelledCase], list[LabelledCase]]:
     """Training and validation cases of one fold.
 
-    The order is that of a hash of seed and case name: the same on every machine and version, whatever random
-    generators have done before, and whatever order the cases come in.
+    The folds are those that the cases declare, whatever the seed; else `deal_folds` deals each case by itself.
 
     Args:
         cases: all labelled cases; their names differ.
-        num_folds: number of folds, at least 2; fold sizes differ by one case at most.
+        num_folds: number of folds, at least 2; None: as `count_folds` says.
         fold: the fold that validates, 0 to `num_folds` - 1.
         seed: another seed deals the cases to other folds.
 
@@ -115,27 +137,62 @@ def split_cases(
         `(training, validation)`, each sorted by name.
 
     Raises:
-        DatasetError: `num_folds` below 2, `fold` out of range, or fewer cases than folds.
+        DatasetError: `num_folds` below 2 or not the declared number, `fold` out of range, or fewer cases than folds.
     """
+    num_folds = count_folds(cases, num_folds)
+    _refuse_too_few_folds(num_folds)
+    if not 0 <= fold < num_folds:
+        raise DatasetError(f"expected fold 0 to {num_folds - 1} for num_folds {num_folds}, got {fold}.")
+    declared = {case.name: case.fold for case in cases if case.fold is not None}
+    dealt = declared or deal_folds({case.name: case.name for case in cases}, num_folds, seed)
+    in_order = sorted(cases, key=lambda case: case.name)
+    return (
+        [case for case in in_order if dealt[case.name] != fold],
+        [case for case in in_order if dealt[case.name] == fold],
+    )
+
+
+def deal_folds(groups: Mapping[str, str], num_folds: int, seed: int) -> dict[str, int]:
+    """Deal cases to folds of even sizes that keep the groups whole.
+
+    Large groups are dealt first, each to the smallest fold; among groups of one size the order is that of a hash of
+    seed and group: the same on every machine and version, whatever random generators have done before, and whatever
+    order the cases come in. Groups of one case each give fold sizes that differ by one at most.
+
+    Args:
+        groups: case name -> its group, such as the patient.
+        num_folds: at least 2.
+        seed: another seed deals the groups to other folds.
+
+    Returns:
+        Case name -> fold, 0 to `num_folds` - 1; no fold is empty.
+
+    Raises:
+        DatasetError: `num_folds` below 2, or fewer groups than folds.
+    """
+    _refuse_too_few_folds(num_folds)
+    sizes = Counter(groups.values())
+    if len(sizes) < num_folds:
+        things = "labelled cases" if len(sizes) == len(groups) else "groups of cases"
+        raise DatasetError(
+            f"expected at least as many {things} as folds, got {len(sizes)} for num_folds {num_folds}; "
+            "lower num_folds or add cases."
+        )
+    hashes = {group: hashlib.sha256(f"{seed}:{group}".encode()).digest() for group in sizes}
+    filled = [0] * num_folds
+    fold_of: dict[str, int] = {}
+    for group in sorted(sizes, key=lambda group: (-sizes[group], hashes[group])):
+        fold_of[group] = filled.index(min(filled))
+        filled[fold_of[group]] += sizes[group]
+    return {name: fold_of[group] for name, group in groups.items()}
+
+
+def _refuse_too_few_folds(num_folds: int) -> None:
     if num_folds < 2:
         raise DatasetError(
             f"expected num_folds of at least 2, got {num_folds}: one fold validates and the others train; "
             "5 is a good choice."
         )
-    if not 0 <= fold < num_folds:
-        raise DatasetError(f"expected fold 0 to {num_folds - 1} for num_folds {num_folds}, got {fold}.")
-    if len(cases) < num_folds:
-        raise DatasetError(
-            f"expected at least as many labelled cases as folds, got {len(cases)} for num_folds {num_folds}; "
-            "lower num_folds or add cases."
-        )
-    dealt = sorted(cases, key=lambda case: hashlib.sha256(f"{seed}:{case.name}".encode()).digest())
-    validation = {case.name for case in dealt[fold::num_folds]}
-    in_order = sorted(cases, key=lambda case: case.name)
-    return (
-        [case for case in in_order if case.name not in validation],
-        [case for case in in_order if case.name in validation],
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -178,9 +235,22 @@ def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path) -> tuple[
                 name=channel["case"] if channel else stem,
                 image=tuple(folder / file for file in files),
                 label=None if label is None else folder / label,
+                fold=fields.get("fold") if key == "training" and isinstance(fields, dict) else None,
             )
         )
+    _refuse_odd_folds(where, cases)
     return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def _refuse_odd_folds(where: Path, cases: Sequence[LabelledCase]) -> None:
+    folds = {json.dumps(case.fold) for case in cases}  # as text, because true, 1.0 and 1 are equal
+    if folds <= {"null"} or folds == {str(fold) for fold in range(len(folds))}:
+        return
+    got = ", ".join("none" if text == "null" else text for text in sorted(folds))
+    raise DatasetError(
+        f"{where}: expected every entry of `training` with a `fold`, whole numbers from 0 without an empty fold, or "
+        f"none with one, got {got}; correct the entries or remove `fold` from all."
+    )
 
 
 def _paired_cases(folder: Path) -> tuple[LabelledCase, ...]:

@@ -1,0 +1,133 @@
+"""The sources of a case, read and checked: its headers, and every voxel of its label."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import SimpleITK as sitk
+
+from monai_extra_losses.data.checks import TOLERANCE, _count_labels, corner_distance_mm
+from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.manifest import Stamp, stamp_of
+from monai_extra_losses.data.pairing import SourceCase
+from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource, open_volume
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """A case whose headers and label are read and checked.
+
+    Args:
+        name: of the case.
+        images: one per channel, all on one grid.
+        label: None for a case to segment.
+        voxels: label id of the sources -> voxels on the image's grid.
+        sources: every file read -> its stamp.
+    """
+
+    name: str
+    images: tuple[VolumeSource, ...]
+    label: VolumeSource | None
+    voxels: dict[int, int]
+    sources: dict[str, Stamp]
+
+    @property
+    def grid(self) -> VolumeGrid:
+        """The images' grid."""
+        return self.images[0].grid
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the label lies on another grid and is brought onto the images'."""
+        return self.label is not None and not self.label.grid.matches(self.grid)
+
+
+def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -> CheckedCase:
+    """Read the headers of a case and all voxels of its label.
+
+    Args:
+        case: its files and folders.
+        series: picks the DICOM series of each image; the folder of a label holds one.
+        resample_labels: accept a label on another grid than its image.
+
+    Raises:
+        DatasetError: all problems of the case at once.
+    """
+    problems: list[str] = []
+    images, label, voxels = [], None, {}
+    for path in case.images:
+        try:
+            images.append(open_volume(path, series))
+        except DatasetError as error:
+            problems += error.problems
+    for image in images[1:]:
+        problems += _grid_problems(image, images[0], "resample it onto that grid")
+    try:
+        label = open_volume(case.label) if case.label is not None else None
+        if label is not None and len(images) == len(case.images):
+            voxels = _checked_label(label, images[0], resample_labels)
+    except DatasetError as error:
+        problems += error.problems
+    if problems:
+        raise DatasetError(problems)
+    files = [file for volume in (*images, *([label] if label else [])) for file in volume.files]
+    sources = {str(file.absolute()): stamp_of(file) for file in files}
+    return CheckedCase(case.name, tuple(images), label, voxels, sources)
+
+
+def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> dict[int, int]:
+    """Voxels per label id, on the image's grid."""
+    if label.segmentations:
+        raise DatasetError(
+            f"{label.path}: expected label values as pixels, got {label.segmentations[0].name}, a DICOM-SEG or "
+            "RTSTRUCT; convert it to a label volume."
+        )
+    if not resample:
+        hint = "resample it onto that grid, or let --resample-labels do it"
+        if problems := list(_grid_problems(label, image, hint)):
+            raise DatasetError(problems)
+    loaded = label_on_grid(label, image.grid)
+    counts, not_whole = _count_labels(sitk.GetArrayViewFromImage(loaded), 1.0, 0.0)
+    if not_whole:
+        raise DatasetError(
+            f"{label.path}: expected whole numbers as label values, got {not_whole} voxels with others; "
+            "resample labels with nearest neighbours."
+        )
+    return dict(counts)
+
+
+def _grid_problems(volume: VolumeSource, reference: VolumeSource, hint: str) -> Iterable[str]:
+    grid, expected = volume.grid, reference.grid
+    if grid.shape != expected.shape:
+        yield f"{volume.path}: expected shape {expected.shape} of {reference.path}, got {grid.shape}; {hint}."
+    elif not grid.matches(expected):
+        distance = corner_distance_mm(grid.shape, grid.affine, expected.affine)
+        yield (
+            f"{volume.path}: expected the grid of {reference.path} (corners within "
+            f"{TOLERANCE * min(expected.spacing):.3g} mm, {TOLERANCE:.0%} of the smallest spacing), got corners "
+            f"{distance:.3g} mm away; {hint}."
+        )
+
+
+def label_on_grid(label: VolumeSource, grid: VolumeGrid) -> sitk.Image:
+    """The voxels of a label; resampled with nearest neighbours where its grid is another.
+
+    Raises:
+        DatasetError: voxels that cannot be read, or a label that lies elsewhere altogether.
+    """
+    loaded = label.load()
+    if label.grid.matches(grid):
+        return loaded
+    resampled = sitk.Resample(
+        loaded,
+        grid.shape,
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        grid.origin,
+        grid.spacing,
+        grid.direction,
+        0,
+        loaded.GetPixelID(),
+    )
+    if sitk.GetArrayViewFromImage(loaded).any() and not sitk.GetArrayViewFromImage(resampled).any():
+        raise DatasetError(f"{label.path}: expected a label inside its image, got one elsewhere; is the pair right?")
+    return resampled

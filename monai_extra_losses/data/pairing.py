@@ -1,0 +1,164 @@
+"""Pair images and labels of any format by name, never by position. Opens no volume."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, is_dicom
+
+LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt")
+"""What the name of a label may have after the name of its image."""
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """The files or DICOM folders of one case.
+
+    Args:
+        name: of the case.
+        images: one per channel.
+        label: None for a case to be segmented.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ...]:
+    """The cases of a folder of images and a folder of labels, sorted by name.
+
+    A name is a file's without its format, or that of a DICOM series' folder. An image and a label of one name are a
+    case. Else the label's name may end in one of `LABEL_SUFFIXES`, and the images' in `_0000`, `_0001`, ...: the
+    channels of the case. Hidden files and files of other formats are passed over. Where both folders are the same,
+    names with a label suffix are labels and the others images.
+
+    Raises:
+        DatasetError: a folder that is not there, no pair, and all at once: an image without label, a label without
+            image, two images or two labels of one case, a channel left out.
+    """
+    images, labels = Path(images), Path(labels)
+    found_images, found_labels = _volumes_in(images), _volumes_in(labels)
+    one_folder = images.resolve() == labels.resolve()
+    if one_folder:
+        found_labels = {name: paths for name, paths in found_images.items() if _bare(name) != name}
+        found_images = {name: paths for name, paths in found_images.items() if name not in found_labels}
+    if one_folder and not (found_images and found_labels):
+        raise DatasetError(
+            f"{images}: expected images, and labels with {', '.join(LABEL_SUFFIXES)} after their names, got "
+            f"{len(found_images)} images and {len(found_labels)} labels; rename them, or give two folders."
+        )
+    for folder, found in ((images, found_images), (labels, found_labels)):
+        if not found:
+            raise DatasetError(
+                f"{folder}: expected files {', '.join(VOLUME_SUFFIXES)} or a folder per DICOM series, got none; "
+                "give the folder that holds them."
+            )
+    label_names = found_labels.keys() | {_bare(name) for name in found_labels}
+    cases, problems = _group_by_case(found_images, label_names)
+    labels_of: dict[str, list[Path]] = {}
+    for name, paths in found_labels.items():
+        labels_of.setdefault(name if name in cases else _bare(name), []).extend(paths)
+    if not cases.keys() & labels_of.keys():
+        raise DatasetError(
+            f"expected images and labels of equal names (a label may end in {', '.join(LABEL_SUFFIXES)}), got "
+            f"{_some(found_images)} in {images} and {_some(found_labels)} in {labels}; rename one side."
+        )
+    for name in sorted(cases.keys() | labels_of.keys()):
+        of_image, of_label = cases.get(name, ()), labels_of.get(name, [])
+        if not of_label:
+            problems += [f"{path}: expected a label {name} in {labels}, got none; add it." for path in of_image]
+        elif not of_image:
+            problems += [f"{path}: expected an image {name} in {images}, got none; add it." for path in of_label]
+        elif len(of_label) > 1:
+            problems.append(f"{name}: expected one label, got {', '.join(map(str, of_label))}; keep one.")
+    if problems:
+        raise DatasetError(problems)
+    return tuple(SourceCase(name, cases[name], labels_of[name][0]) for name in sorted(cases))
+
+
+def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tuple[SourceCase, ...]:
+    """The cases of a folder of images without labels, sorted by name.
+
+    Args:
+        images: folder of files and DICOM series.
+        labelled: the cases with labels; `_0000`, `_0001`, ... are channels here where they are channels there.
+
+    Raises:
+        DatasetError: a folder that is not there or empty, and all at once: two images of one case, a channel left
+            out, a name that a labelled case has.
+    """
+    found = _volumes_in(images := Path(images))
+    if not found:
+        raise DatasetError(f"{images}: expected images to segment, got none; leave the folder out.")
+    channels_apart = any(path.name.startswith(f"{case.name}_0000") for case in labelled for path in case.images)
+    bases = {match["case"] for name in found if channels_apart and (match := _CHANNEL.fullmatch(name))}
+    cases, problems = _group_by_case(found, bases)
+    problems += [
+        f"{cases[case.name][0]}: expected a name that no labelled case has, got {case.name}; rename it or leave it out."
+        for case in labelled
+        if case.name in cases
+    ]
+    if problems:
+        raise DatasetError(problems)
+    return tuple(SourceCase(name, cases[name]) for name in sorted(cases))
+
+
+def _volumes_in(folder: Path) -> dict[str, list[Path]]:
+    """Name -> its files and folders (more than one is for the caller to refuse)."""
+    if not folder.is_dir():
+        raise DatasetError(
+            f"expected a folder of images or labels, got {folder}, which "
+            f"{'is a file' if folder.exists() else 'does not exist'}."
+        )
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        suffix = next((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), "")
+        if path.is_dir() or suffix:
+            name = path.name if path.is_dir() else path.name[: -len(suffix)]
+            found.setdefault(name, []).append(path)
+        elif is_dicom(path):
+            raise DatasetError(
+                f"{path}: expected a folder per DICOM series, got a DICOM file; "
+                f"move the files of each case to a folder of its own in {folder}."
+            )
+    return found
+
+
+def _bare(label_name: str) -> str:
+    suffix = next((suffix for suffix in LABEL_SUFFIXES if label_name.lower().endswith(suffix)), "")
+    return label_name[: len(label_name) - len(suffix)]
+
+
+def _group_by_case(
+    images: Mapping[str, Sequence[Path]], names: Iterable[str]
+) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
+    """Case -> its images, and what is wrong with them.
+
+    NAME_0000 is a channel where `names` has NAME, unless it has NAME_0000 too.
+    """
+    names = set(names)
+    cases: dict[str, list[tuple[int | None, Path]]] = {}
+    for name in sorted(images):
+        match = None if name in names else _CHANNEL.fullmatch(name)
+        channel = match if match and match["case"] in names else None
+        entries = cases.setdefault(channel["case"] if channel else name, [])
+        entries += [(int(channel["channel"]) if channel else None, path) for path in images[name]]
+    problems = [
+        f"{case}: expected one image, or channels {case}_0000, {case}_0001, ... without a gap, "
+        f"got {', '.join(str(path) for _, path in entries)}; keep one, or rename them."
+        for case, entries in sorted(cases.items())
+        if [channel for channel, _ in entries] not in ([None], list(range(len(entries))))
+    ]
+    return {case: tuple(path for _, path in entries) for case, entries in cases.items()}, problems
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{first!r}{f' and {len(rest)} more' if rest else ''}"

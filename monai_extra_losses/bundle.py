@@ -140,7 +140,7 @@ class TrainingSetUp(RunSetUp):
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
         folder = RunFolder(Path(str(bundle_root)))
-        _refuse_run_folder(folder, going_on, self.overwrite)
+        refuse_run_folder(folder, going_on, self.overwrite)
         case_list = _cases_of(dataset_dir)
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
@@ -304,7 +304,8 @@ class InferenceSetUp:
         return to_do
 
 
-def _refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds a run which is neither to go on nor to be replaced."""
     refuse_unwritable("bundle_root", folder.root)
     found = folder.existing_run()
     if resume and found and not folder.last.exists():

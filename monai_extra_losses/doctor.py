@@ -34,7 +34,8 @@ from monai_extra_losses.options import yes_or_no
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.workflow import SegmentationWorkflow
 
-_BATCHES = 4  # drawn, to see classes and time; steps are taken on the first
+_CASES = 4  # read at least, where there are as many
+_BATCHES = 4  # drawn of them, to see classes and time; steps are taken on the first
 _STEPS = 5
 _NEAR = 0.01  # relative: a sum of rounded numbers against a formula
 _ADAM_EPS = 1e-8  # a gradient below it moves a weight no more
@@ -169,7 +170,11 @@ def _build(config_files: Sequence[str], options: Mapping[str, Any]) -> _Training
     few = {"_target_": f"{__name__}.spread_cases"}
     options = {
         **options,
-        "train::dataset::data": {**few, "cases": "$@setup.training_cases", "number": "$@record.batch_size"},
+        "train::dataset::data": {
+            **few,
+            "cases": "$@setup.training_cases",
+            "number": f"$max({_CASES}, @record.batch_size)",
+        },
         "validate::dataset::data": {**few, "cases": "$@setup.validation_cases", "number": 1},
         "train::dataset::progress": False,
         "validate::dataset::progress": False,
@@ -242,13 +247,13 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
         )
     shares = torch.bincount(labels.long(), minlength=number) / len(labels)
     shown = ", ".join(f"{name} {share:.2%}" for name, share in zip(training.names, shares.tolist(), strict=True))
-    drawn = sum(inputs.shape[0] for inputs, _ in batches)
-    yield Finding("ok", f"Voxels of {drawn} patches: {shown}.")
+    drawn = f"{sum(inputs.shape[0] for inputs, _ in batches)} patches from {_count(len(training.dataset), 'case')}"
+    yield Finding("ok", f"Voxels of {drawn}: {shown}.")
     missing = [name for name, share in zip(training.names, shares.tolist(), strict=True) if share == 0]
     if missing:
         yield Finding(
             "warning",
-            f"None of the {drawn} patches has a voxel of {' or '.join(missing)}. If few cases have one, the loss "
+            f"None of {drawn} has a voxel of {' or '.join(missing)}. If few cases have one, the loss "
             "seldom sees it (`monai-extra-losses check` counts them); if all have, the patch is too small.",
         )
 

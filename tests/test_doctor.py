@@ -111,7 +111,7 @@ def test_the_default_training_is_ok(phantom_folder: Path, tmp_path: Path, monkey
     assert {finding.level for finding in found} == {"ok"}
     text = "\n".join(finding.text for finding in found)
     assert "4 cases would train and 2 validate, in patches of 32 x 32 x 16 voxels, 3 a step, on cpu in float32" in text
-    assert "Voxels of 12 patches: background " in text
+    assert "Voxels of 12 patches from 4 cases: background " in text
     assert "Each label value (0 background, 1 organ, 2 lesion) has its channel" in text
     assert "FusedDiceCELoss applies softmax" in text
     assert "+ ln 3 = " in text
@@ -225,9 +225,7 @@ def test_a_class_that_the_patches_miss_is_a_warning(phantom_folder: Path, tmp_pa
         label = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.minimum(np.asarray(label.dataobj), 1), label.affine), file)
     (text,) = of_level(findings(data), "warning")
-    assert text.startswith(
-        "None of the 16 patches has a voxel of lesion. If few cases have one, the loss seldom sees it"
-    )
+    assert text.startswith("None of 16 patches from 4 cases has a voxel of lesion. If few cases have one, the loss")
 
 
 def test_a_label_that_was_interpolated(phantom_folder: Path) -> None:

@@ -166,7 +166,7 @@ def advice(*classes: ClassStatistics, **changes: Any) -> DataAdvice:
         cases=20, shape=(same(100),) * 3, spacing_mm=(same(1),) * 3, anisotropy=1.0, channels=(), classes=classes
     )
     case = CaseSummary("a", (100, 100, 100), tuple(map(tuple, np.eye(4))), (), {0: 1})
-    return data_advice(CaseSummaries((case,), (), {}, ()), dataclasses.replace(statistics, **changes))
+    return data_advice(CaseSummaries((case,), (), {}, ()), dataclasses.replace(statistics, **changes), num_folds=5)
 
 
 def tried(found: DataAdvice) -> list[str]:
@@ -239,6 +239,7 @@ def test_remarks_name_what_to_look_at() -> None:
         "organ: 3 connected components are single voxels; look whether they are meant or slips of the annotation.",
         "organ: reaches the border of the volume in 2 of 4 cases; is it cut off, or is the volume a crop?",
     )
+    assert advice(klass("organ", 20000), cases=1).remarks[0].startswith("One labelled case is too few")
     empty = klass("vessel", 1, missing_cases=20, share=0.0, others_per_voxel=None, volume_ml=None)
     found = advice(klass("organ", 20000), dataclasses.replace(empty, components=None, component_voxels=None))
     assert found.remarks[0].startswith("vessel: no case has a voxel of it")

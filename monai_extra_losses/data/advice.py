@@ -31,8 +31,6 @@ VOLUME_RATIO = 10.0
 INTENSITY_RATIO = 10.0
 """Brightest over darkest image from which their scales differ: more than contrast makes."""
 
-_FOLDS = 5  # of train.yaml
-
 
 @dataclass(frozen=True)
 class LossAdvice:
@@ -70,19 +68,20 @@ class DataAdvice:
     against: tuple[str, ...]
 
 
-def data_advice(summaries: CaseSummaries, statistics: DataStatistics) -> DataAdvice:
+def data_advice(summaries: CaseSummaries, statistics: DataStatistics, num_folds: int) -> DataAdvice:
     """Spacing, patch and losses to start from.
 
     Args:
         summaries: what the check found.
         statistics: of the same data set.
+        num_folds: to which a training deals the cases.
     """
     pixdim, why = _pixdim(statistics)
     return DataAdvice(
         pixdim=pixdim,
         pixdim_why=why,
         patch_size=automatic_patch(summaries.cases, pixdim),
-        remarks=tuple(_remarks(statistics)),
+        remarks=tuple(_remarks(statistics, num_folds)),
         losses=tuple(_losses(statistics)),
         against=tuple(_against(statistics)),
     )
@@ -100,10 +99,12 @@ def _pixdim(statistics: DataStatistics) -> tuple[Triple | None, str]:
     )
 
 
-def _remarks(statistics: DataStatistics) -> Iterable[str]:
+def _remarks(statistics: DataStatistics, num_folds: int) -> Iterable[str]:
     cases = statistics.cases
-    if cases < _FOLDS:
-        yield f"{cases} labelled cases are fewer than the {_FOLDS} folds of a training: give it --num_folds {cases}."
+    if cases < 2:
+        yield "One labelled case is too few: a training needs another to validate."
+    elif cases < num_folds:
+        yield f"{cases} labelled cases are fewer than the {num_folds} folds of a training: give it --num_folds {cases}."
     for channel in statistics.channels:
         brightest = channel.image[-1]
         if brightest.min > 0 and brightest.max / brightest.min >= INTENSITY_RATIO:

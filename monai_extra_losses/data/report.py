@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_extra_losses.data.advice import DataAdvice, data_advice
 from monai_extra_losses.data.checks import CaseSummaries
-from monai_extra_losses.data.datalist import CaseList, read_case_list
+from monai_extra_losses.data.datalist import CaseList, count_folds, read_case_list
 from monai_extra_losses.data.geometry import BODY_AXES
 from monai_extra_losses.data.statistics import (
     PERCENTILES,
@@ -91,7 +91,8 @@ def data_report(folder: str | Path) -> DataReport:
     case_list = read_case_list(folder)
     summaries, measures = measure_cases(case_list)
     statistics = data_statistics(summaries, measures)
-    return DataReport(case_list, summaries, measures, statistics, data_advice(summaries, statistics))
+    advice = data_advice(summaries, statistics, count_folds(case_list.cases, None))
+    return DataReport(case_list, summaries, measures, statistics, advice)
 
 
 def _tables(statistics: DataStatistics) -> Iterable[str]:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from nibabel.spatialimages import SpatialImage
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, read_case_list, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -42,8 +42,6 @@ from monai_extra_losses.schedules import LossWeightSchedule
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_AUTOMATIC_PATCH = 96
-_AUTOMATIC_PATCH_STEP = 16
 _CHANGE_ON_RESUME = {"version", "dataset_dir", "epochs", "val_interval", "batch_size", "learning_rate"}
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -142,7 +140,7 @@ class TrainingSetUp(RunSetUp):
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
         folder = RunFolder(Path(str(bundle_root)))
-        _refuse_run_folder(folder, going_on, self.overwrite)
+        refuse_run_folder(folder, going_on, self.overwrite)
         case_list = _cases_of(dataset_dir)
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
@@ -152,7 +150,7 @@ class TrainingSetUp(RunSetUp):
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
-            patch_size=patch or _automatic_patch(case_list, summaries, chosen["pixdim"], step),
+            patch_size=patch or automatic_patch(summaries.cases, chosen["pixdim"], step),
             loss=type(loss).__name__,
             dataset_dir=str(case_list.folder.absolute()),
             training=tuple(case.name for case in training),
@@ -306,7 +304,8 @@ class InferenceSetUp:
         return to_do
 
 
-def _refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds a run which is neither to go on nor to be replaced."""
     refuse_unwritable("bundle_root", folder.root)
     found = folder.existing_run()
     if resume and found and not folder.last.exists():
@@ -353,24 +352,6 @@ def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
             f"{2 * step}, got {patch_size!r}."
         )
     return int(numbers[0]), int(numbers[1]), int(numbers[2])
-
-
-def _automatic_patch(
-    case_list: CaseList, summaries: CaseSummaries, pixdim: tuple[float, float, float] | None, step: int
-) -> tuple[int, int, int]:
-    """Per axis the median shape, rounded down to a multiple of 16 and kept within 16 and 96."""
-    shapes = []
-    for case, summary in zip(case_list.cases, summaries.cases, strict=True):
-        # the patch is counted along the R, A, S axes, to which the volumes are turned
-        turned = [0, 0, 0]
-        for axis, (world, _) in enumerate(nibabel.io_orientation(_nifti(case.image[0]).affine)):
-            millimetres = summary.shape[axis] * summary.spacing[axis]
-            turned[int(world)] = summary.shape[axis] if pixdim is None else round(millimetres / pixdim[int(world)])
-        shapes.append(turned)
-    step = max(step, _AUTOMATIC_PATCH_STEP)
-    medians = (int(statistics.median(axis)) // step * step for axis in zip(*shapes, strict=True))
-    first, second, third = (max(min(median, _LARGEST_AUTOMATIC_PATCH), step) for median in medians)
-    return first, second, third
 
 
 def _cases_of(dataset_dir: Any) -> CaseList:
@@ -464,7 +445,7 @@ def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:
     return RunRecord(
         labels={int(value): name for value, name in names.items()},
         in_channels=formats["inputs"]["image"]["num_channels"],
-        patch_size=(_LARGEST_AUTOMATIC_PATCH,) * 3,
+        patch_size=(LARGEST_AUTOMATIC_PATCH,) * 3,
         pixdim=None,
         channels=(16, 32, 64, 128),
         num_res_units=2,

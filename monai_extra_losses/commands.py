@@ -1,11 +1,14 @@
 """The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs."""
 
+import contextlib
+import json
 import logging
 import shlex
 import shutil
+import textwrap
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
 _DEMO_EPOCHS = 100
+_WIDTH = 100
 _OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
 
 _folder = click.Path(path_type=Path)
@@ -26,26 +30,36 @@ _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
-    """Train, evaluate and run 3D segmentation networks on NIfTI volumes with the losses of monai_extra_losses."""
+    """Train, evaluate and run 3D segmentation networks on NIfTI volumes with the losses of monai_extra_losses.
+
+    Exit codes: 0 done; 1 refused, or problems found, with a sentence that says what; 2 wrong usage of a command.
+    """
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what to train with."""
+    for option in (
+        click.option("--epochs", type=int, help="Epochs to train  [default: as in train.yaml]."),
+        click.option(
+            "--with",
+            "overlays",
+            type=click.Choice(_OVERLAYS),
+            multiple=True,
+            help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
+            "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
+        ),
+        click.option("--loss", help="A name from `monai-extra-losses list`  [default: dice_ce]."),
+    ):
+        command = option(command)
+    return command
 
 
 @commands.command(context_settings=_with_overrides)
 @click.option("--data", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/.")
 @click.option("--run", type=_folder, required=True, help="Folder of the run; models/ and eval/ are made in it.")
-@click.option("--loss", help="A name from `monai-extra-losses list`  [default: dice_ce].")
-@click.option(
-    "--with",
-    "overlays",
-    type=click.Choice(_OVERLAYS),
-    multiple=True,
-    help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
-    "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
-)
-@click.option("--epochs", type=int, help="Epochs to train  [default: as in train.yaml].")
+@_training_options
 @click.pass_context
-def train(
-    context: click.Context, data: Path, run: Path, loss: str | None, overlays: tuple[str, ...], epochs: int | None
-) -> None:
+def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     """Train a 3D U-Net.
 
     Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
@@ -56,13 +70,48 @@ def train(
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
     """
-    options: dict[str, Any] = {"dataset_dir": str(data.absolute()), "bundle_root": str(run.absolute())}
-    if loss is not None:
-        options["loss"] = loss
-    if epochs is not None:
-        options["epochs"] = epochs
-    chosen = tuple(name for name in _OVERLAYS if name in overlays)
-    run_configs(("train", "losses", *chosen), **options | _overrides(context.args))
+    configs, options = _training(context, data, **chosen)
+    run_configs(configs, **{"bundle_root": str(run.absolute())} | options)
+
+
+@commands.command(context_settings=_with_overrides)
+@click.option("--data", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/.")
+@click.option("--run", type=_folder, help="Folder that the run would have; it is looked at, never written.")
+@_training_options
+@click.pass_context
+def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) -> None:
+    """Take a few steps of a training and say what is right and wrong with it, before it costs hours.
+
+    Takes the options of `train`. Says of each point whether it is ok, a warning or a problem: labels and channels, the
+    activation of the loss, its value where that is known, gradients, NaN, classes that the patches miss, time of a step
+    and of the whole, memory. Exit code 0 without a problem, 1 with any. Writes nothing but temporary files, and what
+    the check of the data remembers.
+
+    \b
+    monai-extra-losses doctor --data Task04_Hippocampus --loss focal_tversky
+    monai-extra-losses doctor --data DIR --loss tversky --loss::weight "[1, 2, 5]" --batch_size 2
+    """
+    from monai_extra_losses.doctor import examine
+
+    configs, options = _training(context, data, **chosen)
+    levels = []
+    with _without_foreign_warnings():
+        for finding in examine(_config_files(configs), run, **options):
+            levels.append(finding.level)
+            click.echo(
+                textwrap.fill(
+                    finding.text,
+                    _WIDTH,
+                    initial_indent=f"{finding.level:9}",
+                    subsequent_indent=" " * 9,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
+    problems, warned = levels.count("problem"), levels.count("warning")
+    click.echo(f"{problems or 'No'} problem{'s' * (problems > 1)}, {warned or 'no'} warning{'s' * (warned > 1)}.")
+    if problems:
+        raise SystemExit(1)
 
 
 @commands.command(context_settings=_with_overrides)
@@ -195,6 +244,35 @@ def prepare(
 
 
 @commands.command()
+@click.argument("data", type=_folder, metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def check(data: Path, as_json: bool) -> None:
+    """List all problems of a data set, or else what it holds and which losses to try.
+
+    Reads every file. Tells sizes, intensities, volumes and connected components of the classes, and spacing, patch and
+    losses to start from. What was read is remembered while a file does not change. Exit code 0 without a problem, 1
+    with any.
+
+    The JSON document has: format (1), folder, problems; and without problems: name, labels, percentiles, statistics
+    (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
+
+    \b
+    monai-extra-losses check Task04_Hippocampus
+    monai-extra-losses check Task04_Hippocampus --json > hippocampus.json
+    """
+    from monai_extra_losses.data.report import JSON_FORMAT, data_report
+
+    try:
+        report = data_report(data)
+    except DatasetError as error:
+        if not as_json:
+            raise StartUpRefused(str(error)) from None
+        click.echo(json.dumps({"format": JSON_FORMAT, "folder": str(data), "problems": error.problems}, indent=1))
+        raise SystemExit(1) from None
+    click.echo(json.dumps(report.document(), indent=1) if as_json else report.text())
+
+
+@commands.command()
 @click.option("--out", type=_folder, required=True, help="New folder.")
 @click.option("--cases", type=click.IntRange(min=1), default=_DEMO_CASES, show_default=True, help="Labelled cases.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -296,9 +374,7 @@ def run_configs(configs: Sequence[str], /, **options: Any) -> None:
         configs: names of files in the config folder, without `.yaml`.
         options: of `SegmentationWorkflow`.
     """
-    with warnings.catch_warnings():
-        # MONAI's warning about foreign configs; these are our own.
-        warnings.filterwarnings("ignore", message=".*GHSA-873f-pvrv-4x83.*", category=UserWarning)
+    with _without_foreign_warnings():
         from monai_extra_losses.workflow import SegmentationWorkflow
 
         logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
@@ -306,6 +382,27 @@ def run_configs(configs: Sequence[str], /, **options: Any) -> None:
         workflow.initialize()
         workflow.run()
         workflow.finalize()
+
+
+@contextlib.contextmanager
+def _without_foreign_warnings() -> Iterator[None]:
+    """Without MONAI's warning about foreign configs; these are our own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*GHSA-873f-pvrv-4x83.*", category=UserWarning)
+        yield
+
+
+def _training(
+    context: click.Context, data: Path, loss: str | None, overlays: tuple[str, ...], epochs: int | None
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The configs of a training and their options."""
+    options: dict[str, Any] = {"dataset_dir": str(data.absolute())}
+    if loss is not None:
+        options["loss"] = loss
+    if epochs is not None:
+        options["epochs"] = epochs
+    chosen = tuple(name for name in _OVERLAYS if name in overlays)
+    return ("train", "losses", *chosen), options | _overrides(context.args)
 
 
 def _config_files(configs: Sequence[str]) -> list[str]:

@@ -283,7 +283,7 @@ def test_default_cache_folder(phantom_folder: Path, tmp_path: Path, monkeypatch:
         assert kept.suffix == ".json"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1, "files": {"a": [[1, 2, "image"], {}]}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "files": {}}'])
 def test_unreadable_cache_is_no_error(
     phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
@@ -292,6 +292,20 @@ def test_unreadable_cache_is_no_error(
     kept.write_text(content)
     assert _check(phantom_folder, cache_dir=tmp_path) == expected
     assert "reading every file again" in caplog.text
+
+
+def test_unreadable_entry_of_the_cache_is_no_error(
+    phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = _check(phantom_folder, cache_dir=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    stored = json.loads(kept.read_text())
+    for entry in stored["files"].values():
+        entry[1] = {}
+    kept.write_text(json.dumps(stored))
+    assert _check(phantom_folder, cache_dir=tmp_path) == expected
+    assert "reading every file again" in caplog.text
+    assert json.loads(kept.read_text())["files"] != stored["files"]
 
 
 def test_cache_that_cannot_be_written_is_no_error(

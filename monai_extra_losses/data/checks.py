@@ -1,25 +1,23 @@
 """Read every file of a data set before training time is spent on it, and say everything that is wrong at once."""
 
 import gzip
-import hashlib
-import json
 import logging
 import os
-import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
+from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
 
@@ -27,11 +25,12 @@ TOLERANCE = 0.05
 """Two grids are one when no corner of the volume moves by more than this fraction of the smallest voxel spacing."""
 
 _logger = logging.getLogger(__name__)
-_CACHE_FORMAT = 1
 _SLAB = 1 << 22  # label voxels counted at a time
 _SHOWN = 5  # label values named in one sentence
 
 _Kind = Literal["image", "label"]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,21 @@ class CaseSummary:
     Args:
         name: the case's name.
         shape: voxels along the three axes.
-        spacing: millimetres along the three axes.
+        affine: from voxels to millimetres, 4 rows.
         intensity: one entry per channel.
         voxels: label value -> number of voxels; empty for a case without label.
     """
 
     name: str
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    affine: tuple[tuple[float, ...], ...]
     intensity: tuple[ChannelIntensity, ...]
     voxels: dict[int, int]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres along the three axes."""
+        return _spacing(self.affine)
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,23 @@ class _FileScan:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        return tuple(float(length) for length in np.linalg.norm(np.array(self.affine)[:3, :3], axis=0))
+        return _spacing(self.affine)
 
 
-_Cache = dict[str, tuple[list[Any], _FileScan]]  # absolute path -> [size, time of change, kind], scan
+@dataclass(frozen=True)
+class StoredVoxels:
+    """The voxels of one file.
+
+    Args:
+        data: (X, Y, Z, channels) as stored.
+        slope, intercept: intensities are `data * slope + intercept`.
+        affine: from voxels to millimetres.
+    """
+
+    data: NDArray[Any]
+    slope: float
+    intercept: float
+    affine: NDArray[np.float64]
 
 
 def check_cases(
@@ -225,12 +242,16 @@ def corner_distance_mm(shape: Sequence[int], affine: ArrayLike, other: ArrayLike
     return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
 
+def _spacing(affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    return tuple(float(length) for length in np.linalg.norm(np.array(affine)[:3, :3], axis=0))
+
+
 def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan]) -> CaseSummary:
     first = scans[case.image[0]]
     return CaseSummary(
         name=case.name,
         shape=first.shape,
-        spacing=first.spacing,
+        affine=first.affine,
         intensity=tuple(entry for file in case.image for entry in scans[file].intensity),
         voxels=dict(scans[case.label].voxels) if case.label is not None else {},
     )
@@ -268,23 +289,21 @@ def _scan_files(
     progress: bool,
 ) -> tuple[dict[Path, _FileScan], dict[Path, str]]:
     """Scan each file, from the cache where it has not changed; or say why it cannot be used."""
-    cache_file = _cache_file(folder, cache_dir)
-    cache = _read_cache(cache_file)
+    cache = FactCache(folder, cache_dir)
     scans: dict[Path, _FileScan] = {}
     unusable: dict[Path, str] = {}
     changed: dict[Path, list[Any]] = {}
     for file, kind in kinds.items():
         try:
-            status = file.stat()
+            key = [*state_of(file), kind]
         except OSError as error:
             unusable[file] = f"expected a file, got an error ({error.strerror}); is the list of cases up to date?"
             continue
-        key = [status.st_size, status.st_mtime_ns, kind]
-        kept_key, kept_scan = cache.get(os.path.abspath(file), (None, None))
-        if kept_scan is not None and kept_key == key:
-            scans[file] = kept_scan
-        else:
+        kept = cache.take("files", file, key, _scan_from_json)
+        if kept is None:
             changed[file] = key
+        else:
+            scans[file] = kept
 
     def attempt(file: Path) -> _FileScan | str:
         try:
@@ -292,24 +311,56 @@ def _scan_files(
         except DatasetError as error:
             return str(error)
 
-    pool = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8))
-    try:
-        results = pool.map(attempt, changed)
-        bar = tqdm(results, total=len(changed), desc="checking files", disable=None if progress and changed else True)
-        for file, result in zip(changed, bar, strict=True):
-            if isinstance(result, str):
-                unusable[file] = result
-            else:
-                scans[file] = result
-                cache[os.path.abspath(file)] = changed[file], result
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupted check must not read the rest first
+    for file, result in in_threads(attempt, changed, num_workers, "checking files" if progress else None):
+        if isinstance(result, str):
+            unusable[file] = result
+        else:
+            scans[file] = result
+            cache.keep("files", file, changed[file], asdict(result))
     if changed:
-        _write_cache(cache_file, cache)
+        cache.write()
     return scans, unusable
 
 
+def in_threads(
+    work: Callable[[_Item], _Result], items: Collection[_Item], num_workers: int | None, doing: str | None
+) -> Iterator[tuple[_Item, _Result]]:
+    """Each item with what `work` makes of it, in order.
+
+    Args:
+        work: one item's.
+        items: all of them.
+        num_workers: threads; default: one per core, at most 8.
+        doing: what a progress bar says (on a terminal only); None: no bar.
+    """
+    if not items:
+        return
+    pool = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8))
+    try:
+        results = pool.map(work, items)
+        bar = tqdm(results, total=len(items), desc=doing, disable=True if doing is None else None)
+        yield from zip(items, bar, strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupted check must not read the rest first
+
+
 def _scan_file(file: Path, kind: _Kind) -> _FileScan:
+    volume = read_voxels(file, kind)
+    data, slope, intercept = volume.data, volume.slope, volume.intercept
+    shape = tuple(int(n) for n in data.shape[:3])
+    rows = tuple(tuple(float(entry) for entry in row) for row in volume.affine)
+    if kind == "image":
+        return _FileScan(shape, rows, *_count_intensity(data, slope, intercept))
+    voxels, not_whole = _count_labels(data, slope, intercept)
+    return _FileScan(shape, rows, voxels=voxels, not_whole=not_whole)
+
+
+def read_voxels(file: Path, kind: _Kind) -> StoredVoxels:
+    """The voxels of a NIfTI file, read to its end.
+
+    Raises:
+        DatasetError: what is wrong with the file, without its name.
+    """
     try:
         content = file.read_bytes()
         # The whole stream, and not the voxels alone, so that its checksum is verified.
@@ -321,13 +372,13 @@ def _scan_file(file: Path, kind: _Kind) -> _FileScan:
     if not content:
         raise DatasetError("expected a NIfTI file, got an empty one; copy it again.")
     if content[344:347] == b"n+1":
-        volume = nib.Nifti1Image
+        file_class = nib.Nifti1Image
     elif content[4:7] == b"n+2":
-        volume = nib.Nifti2Image
+        file_class = nib.Nifti2Image
     else:
         raise DatasetError("expected a NIfTI file (.nii or .nii.gz), got something else; convert it.")
     try:
-        loaded = volume.from_bytes(content)
+        loaded = file_class.from_bytes(content)
         proxy: Any = loaded.dataobj
         data = np.asarray(proxy.get_unscaled())
     except (OSError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
@@ -342,12 +393,7 @@ def _scan_file(file: Path, kind: _Kind) -> _FileScan:
     affine = loaded.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DatasetError(f"expected an affine that can be inverted, got {affine.tolist()}; correct the header.")
-    shape = tuple(int(n) for n in data.shape[:3])
-    rows = tuple(tuple(float(entry) for entry in row) for row in affine)
-    if kind == "image":
-        return _FileScan(shape, rows, *_count_intensity(data, proxy.slope, proxy.inter))
-    voxels, not_whole = _count_labels(data, proxy.slope, proxy.inter)
-    return _FileScan(shape, rows, voxels=voxels, not_whole=not_whole)
+    return StoredVoxels(data, float(proxy.slope), float(proxy.inter), affine)
 
 
 def _count_intensity(data: NDArray[Any], slope: float, intercept: float) -> tuple[tuple[ChannelIntensity, ...], int]:
@@ -385,37 +431,6 @@ def _count_labels(data: NDArray[Any], slope: float, intercept: float) -> tuple[t
             values, tally = np.unique(slab, return_counts=True)
             counts.update(dict(zip(values.tolist(), tally.tolist(), strict=True)))
     return tuple(sorted(counts.items())), not_whole
-
-
-def _cache_file(folder: Path, cache_dir: str | Path | None) -> Path:
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monai_extra_losses"
-    return Path(cache_dir) / f"checks-{hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:16]}.json"
-
-
-def _read_cache(file: Path) -> _Cache:
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["format"] != _CACHE_FORMAT:
-            return {}
-        return {path: (key, _scan_from_json(scan)) for path, (key, scan) in stored["files"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        _logger.warning("%s: the results kept here cannot be read (%s); reading every file again.", file, error)
-        return {}
-
-
-def _write_cache(file: Path, cache: _Cache) -> None:
-    """Write beside the file and rename, so that a run that starts meanwhile never reads half of it."""
-    stored = {path: (key, asdict(scan)) for path, (key, scan) in cache.items()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8") as draft:
-            json.dump({"format": _CACHE_FORMAT, "files": stored}, draft)
-        os.replace(draft.name, file)
-    except OSError as error:
-        _logger.warning("%s: results cannot be kept here (%s); the next start reads every file again.", file, error)
 
 
 def _scan_from_json(stored: Mapping[str, Any]) -> _FileScan:

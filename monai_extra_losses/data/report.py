@@ -1,0 +1,198 @@
+"""A data set, checked and measured, as text for a terminal and as JSON."""
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_extra_losses.data.advice import DataAdvice, data_advice
+from monai_extra_losses.data.checks import CaseSummaries
+from monai_extra_losses.data.datalist import CaseList, count_folds, read_case_list
+from monai_extra_losses.data.geometry import BODY_AXES
+from monai_extra_losses.data.statistics import (
+    PERCENTILES,
+    CaseMeasures,
+    DataStatistics,
+    Spread,
+    data_statistics,
+    measure_cases,
+)
+
+JSON_FORMAT = 1
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """A data set without problems.
+
+    Args:
+        case_list: its files.
+        summaries: what the check found.
+        measures: what was measured of each labelled case.
+        statistics: both in numbers, over the labelled cases.
+        advice: what these speak for.
+    """
+
+    case_list: CaseList
+    summaries: CaseSummaries
+    measures: tuple[CaseMeasures, ...]
+    statistics: DataStatistics
+    advice: DataAdvice
+
+    def document(self) -> dict[str, Any]:
+        """Everything, as JSON has it.
+
+        Returns:
+            `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
+            alone); `labels`: value -> name; `percentiles`: those of the intensities; `statistics`: `DataStatistics`;
+            `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and `CaseMeasures`; `unlabelled`: per other
+            case `CaseSummary`.
+        """
+        measured = zip(self.summaries.cases, self.measures, strict=True)
+        return {
+            "format": JSON_FORMAT,
+            "folder": str(self.case_list.folder),
+            "name": self.case_list.name,
+            "problems": [],
+            "labels": self.summaries.labels,
+            "percentiles": PERCENTILES,
+            "statistics": asdict(self.statistics),
+            "advice": asdict(self.advice),
+            "cases": [asdict(summary) | asdict(measures) for summary, measures in measured],
+            "unlabelled": [asdict(summary) for summary in self.summaries.unlabelled],
+        }
+
+    def text(self) -> str:
+        """Tables of the statistics, and the advice in sentences with the commands."""
+        others = len(self.case_list.unlabelled)
+        return "\n\n".join(
+            [
+                f"{self.case_list.name}, {self.case_list.folder}: {self.statistics.cases} labelled cases"
+                f"{f' and {others} others' if others else ''}, every file read, no problem.",
+                "Below are medians (smallest to largest) over the labelled cases, or over all components.",
+                *_tables(self.statistics),
+                *_paragraphs(self.advice, self.case_list.folder),
+            ]
+        )
+
+
+def data_report(folder: str | Path) -> DataReport:
+    """Check and measure a data set.
+
+    Args:
+        folder: as of `read_case_list`.
+
+    Raises:
+        DatasetError: all problems of all files, each with the file's name.
+    """
+    case_list = read_case_list(folder)
+    summaries, measures = measure_cases(case_list)
+    statistics = data_statistics(summaries, measures)
+    advice = data_advice(summaries, statistics, count_folds(case_list.cases, None))
+    return DataReport(case_list, summaries, measures, statistics, advice)
+
+
+def _tables(statistics: DataStatistics) -> Iterable[str]:
+    cases = statistics.cases
+    sizes = zip(BODY_AXES, map(_shown, statistics.shape), map(_shown, statistics.spacing_mm), strict=True)
+    yield (
+        _table(("Volumes", "voxels", "spacing in mm"), sizes)
+        + f"\nThe largest of the median spacings is {statistics.anisotropy:.3g} times the smallest."
+    )
+    intensities = [
+        (f"{channel.name}, {where}", *map(_shown, spreads))
+        for channel in statistics.channels
+        for where, spreads in (("whole image", channel.image), ("labelled voxels", channel.labelled))
+        if spreads
+    ]
+    yield _table(("Percentiles of intensity", *(f"{share:g} %" for share in PERCENTILES)), intensities)
+    names = [f"{entry.value} {entry.name}" for entry in statistics.classes]
+    classes = [
+        (
+            name,
+            _shown(entry.volume_ml),
+            f"{entry.share:.2%}",
+            "-" if entry.others_per_voxel is None else f"1:{entry.others_per_voxel:.0f}",
+            f"{entry.missing_cases} of {cases}",
+            f"{entry.border_cases} of {cases}",
+        )
+        for name, entry in zip(names, statistics.classes, strict=True)
+    ]
+    heads = ("Classes", "volume in ml", "of all voxels", "imbalance", "cases without it", "cases at the border")
+    yield (
+        _table(heads, classes)
+        + "\nIn training patches, which are centred on each class as often, classes are less rare."
+    )
+    components = [
+        (
+            name,
+            _shown(entry.components),
+            _shown(entry.component_voxels),
+            _shown(entry.component_mm3),
+            str(entry.single_voxels),
+        )
+        for name, entry in zip(names, statistics.classes, strict=True)
+    ]
+    yield _table(("Connected components", "per case", "voxels of one", "mm³ of one", "single voxels"), components)
+
+
+def _paragraphs(advice: DataAdvice, folder: Path) -> Iterable[str]:
+    if advice.remarks:
+        yield "\n".join(["Worth a look", *map(_item, advice.remarks)])
+    numbers = "" if advice.pixdim is None else ", ".join(f"{mm:g}" for mm in advice.pixdim)
+    shared = f' --pixdim "[{numbers}]"' if numbers else ""
+    spacing = f"spacing: resample to [{numbers}] mm;" if numbers else "spacing: as it is;"
+    patch = f"patch: {' x '.join(map(str, advice.patch_size))} voxels, which training takes by itself."
+    yield "\n".join(["To start from", _item(f"{spacing} {advice.pixdim_why}"), _item(patch)])
+    head = (
+        "Losses to try, in this order. They are starting points read off the numbers above and promise nothing: "
+        "compare on the same fold and seed, and leave dice_ce only for a loss that beats it there."
+    )
+    lines = [textwrap.fill(head, _WIDTH)]
+    for entry in advice.losses:
+        options = "".join(f" {option}" for option in entry.options) + shared
+        command = f"monai-extra-losses train --data {shlex.quote(str(folder))} --run runs/{entry.loss}"
+        lines += [_item(f"{entry.loss}: {entry.why}"), f"      {command} --loss {entry.loss}{options}"]
+    yield "\n".join(lines)
+    if advice.against:
+        yield "\n".join(["The numbers speak against", *map(_item, advice.against)])
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as their longest cell; the first to the left, numbers to the right."""
+    lines = [heads, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _item(sentence: str) -> str:
+    return textwrap.fill(
+        sentence,
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _shown(spread: Spread | None) -> str:
+    """`35 (31 to 43)`, or `35` where all are equal."""
+    if spread is None:
+        return "-"
+    low, middle, high = map(_number, (spread.min, spread.median, spread.max))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    """Three digits, and no power of ten."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

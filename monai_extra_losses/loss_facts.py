@@ -1,0 +1,173 @@
+"""What can be said of a loss before it runs: how it reads scores, and what it is where all scores are equal."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.losses.base import SegmentationLoss
+from monai_extra_losses.losses.compound import CompoundLoss
+
+
+@dataclass(frozen=True)
+class ScoreReading:
+    """What a loss does to its input first.
+
+    Args:
+        activation: "softmax", "sigmoid" or "other_act"; None: nothing, it is given probabilities or raw scores.
+        raw: it reads raw scores.
+        softmax_option: its option for a softmax.
+    """
+
+    activation: str | None
+    raw: bool
+    softmax_option: str
+
+
+def parts_of(loss: nn.Module, weight: float = 1.0) -> Iterator[tuple[float, nn.Module]]:
+    """The losses that are added up, with their weights.
+
+    Args:
+        loss: as the trainer has it.
+        weight: of all of it.
+    """
+    if isinstance(loss, LossWithMaps):
+        yield from parts_of(loss.loss, weight)
+    elif isinstance(loss, CompoundLoss):
+        for factor, part in zip(loss.weights, loss.losses.values(), strict=True):
+            yield from parts_of(part, weight * factor)
+    else:
+        yield weight, loss
+
+
+def score_reading(part: nn.Module) -> ScoreReading | None:
+    """How a loss of this package or of MONAI reads its input; None for others.
+
+    Args:
+        part: no compound of any losses.
+    """
+    if isinstance(part, SegmentationLoss) and "softmax" in part.left_out and not hasattr(part, "use_softmax"):
+        return ScoreReading(None, raw=True, softmax_option="softmax")
+    owner = next((m for m in part.modules() if hasattr(m, "softmax") or hasattr(m, "use_softmax")), None)
+    if owner is None:
+        return None
+    if hasattr(owner, "use_softmax"):  # the focal losses, which read raw scores always
+        return ScoreReading("softmax" if owner.use_softmax else "sigmoid", raw=False, softmax_option="use_softmax")
+    chosen = [name for name in ("softmax", "sigmoid") if getattr(owner, name, False)]
+    if getattr(owner, "other_act", None) is not None:
+        chosen.append("other_act")
+    return ScoreReading(chosen[0] if chosen else None, raw=False, softmax_option="softmax")
+
+
+def takes_labels(part: nn.Module) -> bool:
+    """Whether a loss takes a map of labels as target; of other losses than this package's and MONAI's it is assumed.
+
+    Args:
+        part: no compound of any losses.
+    """
+    owner = next((module for module in part.modules() if hasattr(module, "to_onehot_y")), None)
+    return owner is None or bool(owner.to_onehot_y)
+
+
+def measures_distances(loss: nn.Module) -> bool:
+    """Whether a loss measures distances in every step that it could be given.
+
+    Args:
+        loss: as the trainer has it.
+    """
+    parts = [part for _, part in parts_of(loss)]
+    return not isinstance(loss, LossWithMaps) and any("distance" in signature(p.forward).parameters for p in parts)
+
+
+def loss_of_equal_scores(loss: nn.Module, label: Tensor, channels: int) -> tuple[float, str] | None:
+    """What a loss must be where all scores are equal, from its formula: the number, and how it comes about in words.
+
+    Args:
+        loss: as the trainer has it.
+        label: (B, 1, *spatial) classes.
+        channels: of the scores.
+
+    Returns:
+        None where no formula is known here.
+    """
+    parts = [(weight, _part_of_equal_scores(part, label, channels)) for weight, part in parts_of(loss)]
+    return _sum_of(*parts)
+
+
+# Compounds of two: factor and loss of each part.
+_SUMS = {
+    "DiceCELoss": (("lambda_dice", "dice"), ("lambda_ce", "cross_entropy")),
+    "DiceFocalLoss": (("lambda_dice", "dice"), ("lambda_focal", "focal")),
+    "DiceTopKLoss": (("lambda_dice", "dice"), ("lambda_topk", "topk")),
+}
+
+
+def _part_of_equal_scores(part: Any, label: Tensor, channels: int) -> tuple[float, str] | None:
+    name = type(part).__name__.removeprefix("Fused").removeprefix("_")
+    if getattr(part, "reduction", "mean") != "mean" or getattr(part, "ignore_index", None) not in (None, -100):
+        return None  # -100 is torch's for none
+    if name in _SUMS:
+        terms = ((getattr(part, factor), getattr(part, term)) for factor, term in _SUMS[name])
+        return _sum_of(*((factor, _part_of_equal_scores(term, label, channels)) for factor, term in terms))
+    if isinstance(part, nn.CrossEntropyLoss):
+        return math.log(channels), f"ln {channels}"
+    reading = score_reading(part)
+    if reading is None:
+        return None
+    if reading.raw:
+        return (1.0, "1 - a margin of 0") if name in ("HingeLoss", "SquaredHingeLoss", "CategoricalHingeLoss") else None
+    outcomes = {"softmax": channels, "sigmoid": 2}.get(reading.activation or "")
+    if outcomes is None:
+        return None
+    p, entropy, words = 1 / outcomes, math.log(outcomes), f"ln {outcomes}"
+    if name in ("DiceLoss", "Dice"):
+        return _dice_of_equal_scores(part, label, channels, p)
+    if name == "CrossEntropyLoss":
+        return entropy, words  # weights are normalised
+    if getattr(part, "class_weight", None) is not None:
+        return None
+    if name == "ScoreCrossEntropy":
+        return entropy, words
+    if name == "FocalLoss" and part.alpha is None:
+        over = channels if reading.activation == "softmax" else 1  # its mean is over the channels too
+        value = (1 - p) ** part.gamma * entropy / over
+        return value, f"(1 - 1/{outcomes})^{part.gamma:g} {words}" + (f"/{over}" if over > 1 else "")
+    if reading.activation == "sigmoid":
+        return None
+    if name == "PolyLoss":
+        return entropy + part.epsilon * (1 - p), f"{words} + {part.epsilon:g} (1 - 1/{outcomes})"
+    if name == "GeneralizedCrossEntropyLoss":
+        return (1 - p**part.q) / part.q, f"(1 - {outcomes}^-{part.q:g})/{part.q:g}"
+    return (entropy, words) if name == "TopKLoss" else None
+
+
+def _sum_of(*parts: tuple[float, tuple[float, str] | None]) -> tuple[float, str] | None:
+    total, words = 0.0, []
+    for weight, known in parts:
+        if known is None:
+            return None
+        total += weight * known[0]
+        words.append(known[1] if weight == 1 else f"{weight:g} ({known[1]})")
+    return total, " + ".join(words)
+
+
+def _dice_of_equal_scores(part: Any, label: Tensor, channels: int, p: float) -> tuple[float, str] | None:
+    if getattr(part, "jaccard", False) or part.class_weight is not None:
+        return None
+    counts = torch.stack([(label.long() == c).flatten(1).sum(1) for c in range(channels)], 1).double()
+    voxels = counts.sum(1, keepdim=True).expand_as(counts)
+    if part.batch:
+        counts, voxels = counts.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
+    if not part.include_background:
+        counts, voxels = counts[:, 1:], voxels[:, 1:]
+    predicted = voxels * (p * p if getattr(part, "squared_pred", False) else p)
+    dice = 1 - (2 * p * counts + part.smooth_nr) / (predicted + counts + part.smooth_dr)
+    if getattr(part, "absent_class", "smooth") == "skip":
+        dice = dice[counts > 0]
+    mean = dice.mean().item() if dice.numel() else 0.0
+    return mean, f"Dice {mean:.4g}"

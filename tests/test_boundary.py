@@ -1,6 +1,7 @@
 """The boundary losses against their formulas with scipy's distances, and what they are for: mm, holes, directions."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -334,6 +335,9 @@ def test_skewed_axes_warn() -> None:
     label.affine[0, 1] = 0.3
     with pytest.warns(UserWarning, match="axes are skewed"):
         SurfaceLoss(**SOFTMAX)(torch.randn(1, 2, 4, 4, 4), label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is measured along them where the map is given
+        SurfaceLoss(**SOFTMAX)(torch.randn(1, 2, 4, 4, 4), label, distance=torch.ones(1, 2, 4, 4, 4))
 
 
 def test_targets_of_any_kind_in_the_voxel_losses() -> None:

@@ -107,7 +107,7 @@ class LossInputs:
                 f"expected the target's affine to be (4, 4) or ({batch}, 4, 4), got {tuple(affine.shape)}: "
                 "set spacing, in mm per axis, or None to measure in voxels."
             )
-        return spacing_of_affine(affine, axes)
+        return spacing_of_affine(affine, axes, to_measure=self.distance is None)
 
     def smallest_spacing(self, option: SpacingOption) -> Tensor:
         """(B,) mm of the finest axis of each sample; 1 where voxels are the unit."""

@@ -38,18 +38,22 @@ def checked_spacing(spacing: SpacingOption) -> SpacingOption:
     return numbers
 
 
-def spacing_of_affine(affine: Tensor, axes: int) -> Tensor:
+def spacing_of_affine(affine: Tensor, axes: int, *, to_measure: bool = True) -> Tensor:
     """Read the step in mm from one voxel to the next along each axis.
 
     Args:
         affine: (..., n, n) from voxels to mm, n > axes.
         axes: number of spatial axes.
+        to_measure: whether distances are measured with it: warn where the axes are not at right angles, because
+            distances along them do not add up squared then.
 
     Returns:
-        (..., axes) float64. Warns where the axes are not at right angles: distances along them do not add up squared.
+        (..., axes) float64.
     """
     columns = affine[..., :-1, :axes].detach().to("cpu", torch.float64)
     spacing = columns.norm(dim=-2)
+    if not to_measure:
+        return spacing
     cosines = (columns.mT @ columns) / (spacing.unsqueeze(-1) * spacing.unsqueeze(-2)).clamp_min(1e-12)
     if axes > 1 and (cosines - torch.eye(axes, dtype=cosines.dtype)).abs().max() > 0.05:
         warnings.warn(

@@ -144,6 +144,9 @@ class RunRecord:
         num_folds, fold, seed, limit: how cases were dealt.
         training, validation: names of the cases.
         epochs, val_interval, batch_size, learning_rate: of the training.
+        original_labels: label value -> the id that the source of the data set had for it, where that is another.
+        regions: name -> label values of each of the network's channels, which may overlap (one sigmoid each); None for
+            a network of classes.
         version: of this package.
     """
 
@@ -166,12 +169,19 @@ class RunRecord:
     batch_size: int
     learning_rate: float
     loss_weights: dict[str, Any] | None = None
+    original_labels: dict[int, int] = dataclasses.field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] | None = None
     version: str = __version__
 
     @property
     def num_classes(self) -> int:
         """Classes with background."""
         return len(self.labels)
+
+    @property
+    def out_channels(self) -> int:
+        """The network's channels: classes, or regions."""
+        return self.num_classes if self.regions is None else len(self.regions)
 
     @property
     def classes(self) -> list[int]:
@@ -203,6 +213,10 @@ class RunRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["labels"] = {int(value): name for value, name in content["labels"].items()}
+            originals = content.get("original_labels", {})
+            content["original_labels"] = {int(value): int(original) for value, original in originals.items()}
+            if content.get("regions") is not None:
+                content["regions"] = {name: tuple(values) for name, values in content["regions"].items()}
             for name, value in content.items():
                 if isinstance(value, list):
                     content[name] = tuple(value)

@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class CaseList:
         labels: value -> name, sorted by value, from `labels` of dataset.json; empty without dataset.json, because
             only the voxels can tell then (`check_cases` finds them).
         channels: names from `modality` or `channel_names` of dataset.json; empty without dataset.json.
+        original_labels: value -> the one that the source of the data set has for it, where that is another; from
+            `original_labels` of dataset.json, which `prepare` writes.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class CaseList:
     unlabelled: tuple[LabelledCase, ...]
     labels: dict[int, str]
     channels: tuple[str, ...]
+    original_labels: dict[int, int] = field(default_factory=dict)
 
 
 def read_case_list(folder: str | Path) -> CaseList:
@@ -97,6 +100,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         cases=cases,
         unlabelled=unlabelled,
         labels=_declared_labels(declared, declared_file),
+        original_labels=_original_labels(declared, declared_file),
         channels=_declared_channels(declared, declared_file),
     )
 
@@ -365,6 +369,20 @@ def _declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]
             f"got {json.dumps(entries)}; {hint}."
         )
     return labels
+
+
+def _original_labels(declared: Mapping[str, Any], where: Path) -> dict[int, int]:
+    """`original_labels` of dataset.json, {"3": 4}: value 4 of the source has become 3."""
+    entries = declared.get("original_labels", {})
+    if not isinstance(entries, dict) or not all(
+        value.isdecimal() and isinstance(original, int) and not isinstance(original, bool)
+        for value, original in entries.items()
+    ):
+        raise DatasetError(
+            f'{where}: expected `original_labels` as {{"3": 4, ...}}, value here and value in the source, '
+            f"got {json.dumps(entries)}; correct or remove it."
+        )
+    return {int(value): original for value, original in entries.items()}
 
 
 def _declared_channels(declared: Mapping[str, Any], where: Path) -> tuple[str, ...]:

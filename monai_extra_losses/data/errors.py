@@ -28,3 +28,7 @@ class StartUpRefused(SystemExit):
     A `SystemExit` because MONAI's config parser wraps every `Exception` raised while a component is built
     in "Failed to instantiate component ...", which buries the sentence.
     """
+
+
+class CasesFailed(SystemExit):
+    """A run that did what it could: the interpreter prints what failed to stderr and exits with 1."""

@@ -12,22 +12,20 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import nibabel
 import numpy as np
 import torch
 from monai.networks.utils import copy_model_state
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import SpatialImage
 
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, read_case_list, split_cases
-from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
+from monai_extra_losses.data.inputs import find_inputs, refuse_unlike
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -42,8 +40,15 @@ from monai_extra_losses.schedules import LossWeightSchedule
 
 logger = logging.getLogger(__name__)
 
-_CHANGE_ON_RESUME = {"version", "dataset_dir", "epochs", "val_interval", "batch_size", "learning_rate"}
-_NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_CHANGE_ON_RESUME = {
+    "version",
+    "dataset_dir",
+    "original_labels",
+    "epochs",
+    "val_interval",
+    "batch_size",
+    "learning_rate",
+}
 
 
 class RunSetUp:
@@ -153,6 +158,7 @@ class TrainingSetUp(RunSetUp):
             patch_size=patch or automatic_patch(summaries.cases, chosen["pixdim"], step),
             loss=type(loss).__name__,
             dataset_dir=str(case_list.folder.absolute()),
+            original_labels=case_list.original_labels,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
             **chosen,
@@ -241,12 +247,19 @@ class InferenceSetUp:
     Args:
         bundle_root: the run folder. Without a run in it the values of `metadata` hold (for export and checks).
         metadata: the bundle's metadata.json.
-        input: a NIfTI file, or a folder of them; None when nothing is to be segmented.
+        input: a file, a folder of files, or DICOM series, as `data.inputs.find_inputs` says; None when nothing is to be
+            segmented.
         output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
+        series: picks a series of each DICOM folder; None where each holds one.
+        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three.
+        probabilities: write them too.
+        restore_labels: write the label ids that the data set had before `prepare` gave it others.
+        stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
 
     Raises:
-        StartUpRefused: no trained run, no volumes, two volumes of one name, or channels that do not fit.
+        StartUpRefused: an option that cannot work, no trained run, no volume that could be segmented, or two volumes of
+            one name. A volume among others that cannot be segmented is in `failures`.
     """
 
     def __init__(
@@ -257,20 +270,46 @@ class InferenceSetUp:
         input: Any = None,
         output_dir: Any = None,
         model_file: Any = None,
+        series: Any = None,
+        test_time_flips: Any = False,
+        probabilities: Any = False,
+        restore_labels: Any = True,
+        stitch_on: Any = None,
     ) -> None:
+        self.flips = _flipped_axes(test_time_flips)
+        self.probabilities = yes_or_no("probabilities", probabilities)
+        self.stitch_on = literal(stitch_on)
+        if self.stitch_on not in (None, "cpu", "device"):
+            raise StartUpRefused(f'Expected stitch_on to be "cpu", "device" or null, got {stitch_on!r}.')
+        self.series = None if series is None else str(series)
         self.folder = RunFolder(Path(str(bundle_root)))
         trained = input is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
+        self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
         self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
-        self._items: list[dict[str, Any]] = []
+        self.failures: dict[str, str] = {}
+        self._to_do: list[dict[str, Any]] = []
+        self._finished: list[str] = []
         self._model_file = model_file
         if input is None:
             return
         self.model_file  # noqa: B018  a missing file is refused now
         refuse_unwritable("output_dir", self.output_dir)
-        for name, files in _volumes_of(Path(str(input)), self.record.in_channels).items():
-            _refuse_other_channels(files, self.record.in_channels)
-            self._items.append({"image": [str(file) for file in files], "case": name})
+        source = Path(str(input))
+        own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
+        with _problems_as_refusal():
+            cases = find_inputs(source, self.record.in_channels, leave_out=own)
+        for name, files in cases.items():
+            if all((self.output_dir / file).exists() for file in self.files_of(name)):
+                self._finished.append(name)
+                continue
+            try:
+                refuse_unlike(files, self.record.in_channels, self.series)
+                self._to_do.append({"image": [str(file) for file in files], "case": name})
+            except DatasetError as error:
+                self.failures[name] = str(error)
+        if not self._to_do and not self._finished:
+            self.refuse_failures()
 
     @property
     def model_file(self) -> str:
@@ -279,13 +318,19 @@ class InferenceSetUp:
 
     @property
     def dtype(self) -> type:
-        """The smallest unsigned type that holds every label value."""
-        return np.uint8 if max(self.record.labels) <= 255 else np.uint16
+        """The smallest type that holds every label value written."""
+        least, most = min(self.written_labels), max(self.written_labels)
+        types = (np.uint8, np.uint16, np.int16, np.int32)
+        return next(t for t in types if np.iinfo(t).min <= least and most <= np.iinfo(t).max)
 
     @property
     def unfinished(self) -> Path:
         """Folder that a segmentation is written to before it is moved, whole, to its place."""
         return self.output_dir / ".unfinished"
+
+    def files_of(self, case: str) -> list[str]:
+        """Names of the files that a case gets."""
+        return [f"{case}_seg.nii.gz", *([f"{case}_prob.nii.gz"] if self.probabilities else [])]
 
     def open_output(self) -> None:
         """Make the output folder; what a killed run left half written goes."""
@@ -293,15 +338,31 @@ class InferenceSetUp:
         open_folder("output_dir", self.output_dir)
 
     def items_to_do(self) -> list[dict[str, Any]]:
-        """Items whose segmentation is not in the output folder yet; the others are named."""
-        to_do = []
-        for item in self._items:
-            finished = self.output_dir / f"{item['case']}_seg.nii.gz"
-            if finished.exists():
-                logger.info(f"{item['case']}: skipped, {finished} exists")
-            else:
-                to_do.append(item)
-        return to_do
+        """The cases that are not finished; how many are is said."""
+        if self._finished:
+            named = f"{', '.join(self._finished[:3])}{', ...' if len(self._finished) > 3 else ''}"
+            logger.info(f"{len(self._finished)} case(s) skipped, finished in {self.output_dir}: {named}")
+        return self._to_do
+
+    def refuse_failures(self, failures: Mapping[str, str] | None = None) -> None:
+        """End with the cases that could not be segmented, if there are any.
+
+        Args:
+            failures: case -> sentence, of the inference.
+
+        Raises:
+            StartUpRefused: no case could be segmented, and none was before.
+            CasesFailed: some could not.
+        """
+        failed = {**self.failures, **(failures or {})}
+        if not failed:
+            return
+        count = len(self._to_do) + len(self._finished) + len(self.failures)
+        heading = [] if count == 1 else [f"{len(failed)} of {count} cases could not be segmented:"]
+        text = "\n".join(
+            [*heading, *(sentence if count == 1 else f"  {case}: {sentence}" for case, sentence in failed.items())]
+        )
+        raise StartUpRefused(text) if failures is None else CasesFailed(text)
 
 
 def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
@@ -315,6 +376,32 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
             f"{folder.root} already holds a run ({found.relative_to(folder.root)}); go on with it by --resume True, "
             "replace it by --overwrite True, or choose another --bundle_root (--run on the short command line)."
         )
+
+
+def _flipped_axes(test_time_flips: Any) -> tuple[int, ...]:
+    given = literal(test_time_flips)
+    if given is None or isinstance(given, bool):
+        return (0, 1, 2) if given else ()
+    axes = list(given) if isinstance(given, list | tuple) else [given]
+    if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) and not isinstance(axis, bool) for axis in axes):
+        raise StartUpRefused(
+            f'Expected test_time_flips to be True, False or axes among 0, 1 and 2 such as "[0, 1]", '
+            f"got {test_time_flips!r}."
+        )
+    return tuple(axes)
+
+
+def _written_labels(record: RunRecord, restore: bool) -> list[int]:
+    """The value to write for each label value of the run."""
+    written = [record.original_labels.get(value, value) if restore else value for value in record.labels]
+    doubled = sorted({value for value in written if written.count(value) > 1})
+    if doubled:
+        names = [name for value, name in zip(written, record.labels.values(), strict=True) if value == doubled[0]]
+        raise StartUpRefused(
+            f"Expected original label ids that differ, got {doubled[0]} for {' and '.join(names)}; "
+            "write those of the training by --restore_labels False."
+        )
+    return written
 
 
 def _levels(channels: Any) -> tuple[int, ...]:
@@ -462,55 +549,6 @@ def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:
         batch_size=1,
         learning_rate=0.0,
     )
-
-
-def _volumes_of(source: Path, in_channels: int) -> dict[str, list[Path]]:
-    """Case name -> its files; files NAME_0000, NAME_0001, ... are the channels of one case where a run has several."""
-    if not source.exists():
-        raise StartUpRefused(
-            f"Expected --input to be a NIfTI file or a folder of them, got {source}, which does not exist."
-        )
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    files = [file for file in files if file.name.endswith(_NIFTI_SUFFIXES) and not file.name.startswith(".")]
-    if not files:
-        raise StartUpRefused(f"Expected --input to hold .nii or .nii.gz files, got none in {source}.")
-    cases: dict[str, list[Path]] = {}
-    for file in files:
-        stem = file.name.removesuffix(".gz").removesuffix(".nii")
-        name, _, channel = stem.rpartition("_")
-        is_channel = in_channels > 1 and source.is_dir() and len(channel) == 4 and channel.isdecimal()
-        cases.setdefault(name if is_channel else stem, []).append(file)
-    for name, of_case in cases.items():
-        if len(of_case) not in (1, in_channels):
-            raise StartUpRefused(
-                f"Expected one volume named {name}, got {', '.join(file.name for file in of_case)} in {source}; "
-                "their segmentations would have one name."
-            )
-        if in_channels == 1 and len(of_case) > 1:
-            raise StartUpRefused(f"Expected one volume named {name}, got {len(of_case)} in {source}.")
-    return cases
-
-
-def _refuse_other_channels(files: Iterable[Path], in_channels: int) -> None:
-    count = 0
-    for file in files:
-        try:
-            shape = _nifti(file).shape
-        except (OSError, EOFError, ImageFileError) as error:
-            raise StartUpRefused(f"{file}: expected a NIfTI volume, got an unreadable file ({error}).") from None
-        if len(shape) not in (3, 4):
-            raise StartUpRefused(f"{file}: expected a 3D volume, got the shape {shape}.")
-        count += shape[3] if len(shape) == 4 else 1
-    if count != in_channels:
-        raise StartUpRefused(f"{file}: expected {in_channels} channel(s) as in the run, got {count}.")
-
-
-def _nifti(file: Path) -> SpatialImage:
-    """The header of a volume; voxels are read when asked for."""
-    image = nibabel.load(file)
-    if not isinstance(image, SpatialImage):
-        raise ImageFileError("no volume in it")
-    return image
 
 
 def is_first_process() -> bool:

@@ -140,14 +140,18 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
 
 @commands.command(context_settings=_with_overrides)
 @click.option("--run", type=_folder, required=True, help="Folder of a trained run.")
-@click.option("--input", "source", type=_folder, required=True, help="A NIfTI file, or a folder of them.")
+@click.option("--input", "source", type=_folder, required=True, help="A volume, a DICOM series, or a folder of them.")
 @click.option("--output", type=_folder, required=True, help="Folder for the label maps NAME_seg.nii.gz.")
 @click.pass_context
 def infer(context: click.Context, run: Path, source: Path, output: Path) -> None:
-    """Segment volumes.
+    """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
+
+    What is segmented is skipped; what cannot be is named at the end. Every value of configs/inference.yaml can be given
+    as --KEY VALUE.
 
     \b
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
+    monai-extra-losses infer --run runs/ft --input DIR --output OUT --test_time_flips True --probabilities True
     """
     options = {
         "workflow_type": "infer",

@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import math
+import shutil
 import sys
 import time
 import warnings
@@ -471,27 +472,31 @@ def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[d
 
 
 class FinishedSegmentations:
-    """Moves each segmentation to its place when it is written whole; a killed run leaves no half file behind.
+    """Moves the files of each case to their place when they are written whole; a killed run leaves no half file behind.
 
     Args:
-        unfinished: folder that the segmentations are written to.
+        unfinished: folder that the files are written to.
         output_dir: folder that they belong in.
+        endings: key of the evaluator's output -> ending of the file's name after that of the case.
     """
 
-    def __init__(self, *, unfinished: Path, output_dir: Path) -> None:
+    def __init__(self, *, unfinished: Path, output_dir: Path, endings: Mapping[str, str]) -> None:
         self.unfinished = unfinished
         self.output_dir = output_dir
+        self.endings = dict(endings)
 
     def attach(self, engine: Engine) -> None:
         """Move what each of `engine`'s iterations wrote."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._move)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self.unfinished.rmdir())
+        engine.add_event_handler(Events.COMPLETED, lambda _: shutil.rmtree(self.unfinished, ignore_errors=True))
 
     def _move(self, engine: Engine) -> None:
         for item in items_of(engine):
-            finished = self.output_dir / f"{item['case']}_seg.nii.gz"
-            Path(item["pred"].meta["saved_to"]).replace(finished)
-            logger.info(f"{item['case']}: {finished}")
+            written = {key: ending for key, ending in self.endings.items() if key in item}
+            for key, ending in written.items():
+                Path(item[key].meta["saved_to"]).replace(self.output_dir / f"{item['case']}_{ending}.nii.gz")
+            folder, endings = self.output_dir, " and ".join(written.values())
+            logger.info(f"{item['case']}: {endings} in {folder}")
 
 
 def items_of(engine: Engine) -> list[dict[str, Any]]:

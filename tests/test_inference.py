@@ -1,0 +1,566 @@
+"""Inference: volumes of any format, flips, probabilities, regions, original label ids, cases that fail."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.bundle import ckpt_export
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.networks.nets import UNet
+from volume_files import DIRECTIONS, volume, write, write_dicom
+
+import monai_extra_losses
+from monai_extra_losses.bundle import InferenceSetUp
+from monai_extra_losses.commands import run_configs
+from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
+from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs
+from monai_extra_losses.inference import CaseInferer, SegmentationOfScoresd
+from monai_extra_losses.run_folder import RunFolder, RunRecord
+
+CONFIGS = monai_extra_losses.config_dir()
+IMAGE = Path("imagesTs") / "phantom_test_000.nii.gz"
+
+
+def infer(run: RunFolder, source: Path, output: Path, **options: Any) -> None:
+    folders = {"bundle_root": str(run.root), "input": str(source), "output_dir": str(output)}
+    run_configs(("inference",), workflow_type="infer", **folders, **options)
+
+
+def voxels_of(file: Path) -> np.ndarray:
+    return np.asarray(nibabel.load(file).dataobj)
+
+
+def voxels_to_segment(phantom_folder: Path) -> np.ndarray:
+    """Of axes that differ, in the integers that DICOM takes."""
+    return voxels_of(phantom_folder / IMAGE)[:28, :24].round().astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def trained(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A short training; do not write into it."""
+    root = tmp_path_factory.mktemp("runs") / "trained"
+    quick = {"epochs": 4, "val_interval": 4, "num_folds": 3, "channels": [4, 8, 16], "learning_rate": 0.01}
+    run_configs(("train",), dataset_dir=str(phantom_folder), bundle_root=str(root), **quick)
+    return RunFolder(root)
+
+
+@pytest.fixture
+def changed(trained: RunFolder, tmp_path: Path) -> Callable[..., RunFolder]:
+    """A copy of the run whose record has other fields."""
+
+    def change(**fields: Any) -> RunFolder:
+        run = RunFolder(Path(shutil.copytree(trained.root, tmp_path / "copy")))
+        dataclasses.replace(RunRecord.read(run.record), **fields).write(run.record)
+        return run
+
+    return change
+
+
+# ---- formats and grids ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_every_format_gets_the_same_labels_on_its_own_grid(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, name: str
+) -> None:
+    image = volume(voxels_to_segment(phantom_folder), DIRECTIONS[name], spacing=(1, 1.1, 3))
+    source, out = tmp_path / "in", tmp_path / "out"
+    files = {suffix: write(image, source / f"{suffix}.{suffix}") for suffix in ("nii", "nrrd", "mha", "mhd")}
+    write(image, source / "gz.nii.gz")
+    if "flipped" not in name:  # DICOM's axes are right-handed
+        files["dicom"] = write_dicom(image, source / "dicom" / "study")
+    infer(trained, source, out)
+    cases = {*files, "gz"}
+    assert {path.name for path in out.iterdir()} == {f"{case}_seg.nii.gz" for case in cases}
+    expected = voxels_of(out / "nii_seg.nii.gz")
+    assert len(np.unique(expected)) > 1
+    for case in cases:
+        written = sitk.ReadImage(str(out / f"{case}_seg.nii.gz"))
+        assert written.GetSize() == image.GetSize()
+        assert written.GetPixelID() == sitk.sitkUInt8
+        for corner in ((0, 0, 0), (27, 0, 0), (0, 23, 0), (27, 23, 15)):
+            found, right = (grid.TransformIndexToPhysicalPoint(corner) for grid in (written, image))
+            assert found == pytest.approx(right, abs=1e-3)
+        np.testing.assert_array_equal(voxels_of(out / f"{case}_seg.nii.gz"), expected)
+
+
+def test_an_nrrd_turned_in_memory_is_segmented_in_the_same_place(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    image = volume(voxels_to_segment(phantom_folder), np.eye(3), spacing=(1, 1, 3))
+    write(image, tmp_path / "straight.nrrd")
+    turned = sitk.Flip(sitk.PermuteAxes(image, [2, 0, 1]), [True, False, True])
+    write(turned, tmp_path / "in" / "turned.nrrd")
+    infer(trained, tmp_path / "straight.nrrd", tmp_path / "out")
+    infer(trained, tmp_path / "in", tmp_path / "out")
+    straight, other = (sitk.ReadImage(str(tmp_path / "out" / f"{name}_seg.nii.gz")) for name in ("straight", "turned"))
+    there = sitk.Resample(other, straight, sitk.Transform(), sitk.sitkNearestNeighbor)
+    assert sitk.GetArrayFromImage(straight).any()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(there), sitk.GetArrayFromImage(straight))
+
+
+def test_the_reader_hands_on_nifti_as_monai_reads_it(phantom_folder: Path, tmp_path: Path) -> None:
+    from monai.transforms import LoadImage
+
+    ours, theirs = LoadImage(reader=AnyVolumeReader(), image_only=True), LoadImage(image_only=True)
+    file = phantom_folder / IMAGE
+    mine, monais = ours(file), theirs(file)
+    assert torch.equal(mine.as_tensor(), monais.as_tensor())
+    assert mine.meta.keys() == monais.meta.keys()
+    assert torch.equal(mine.affine, monais.affine)
+    assert torch.equal(ours([file, file]).as_tensor(), theirs([file, file]).as_tensor())
+
+
+def test_channels_may_have_different_formats(phantom_folder: Path, tmp_path: Path) -> None:
+    image = volume(voxels_to_segment(phantom_folder))
+    write(image, tmp_path / "a_0000.nii.gz")
+    write(image, tmp_path / "a_0001.mha")
+    voxels, _ = AnyVolumeReader().get_data([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.mha"])
+    assert voxels.shape == (2, 28, 24, 16)
+    np.testing.assert_array_equal(voxels[0], voxels[1])
+    assert find_inputs(tmp_path, 2) == {"a": (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.mha")}
+    assert list(find_inputs(tmp_path, 1)) == ["a_0000", "a_0001"]
+    write(volume(voxels_to_segment(phantom_folder), origin=(0, 0, 0)), tmp_path / "b.mha")
+    with pytest.raises(DatasetError, match=r"b\.mha: expected the grid of .*a_0000\.nii\.gz, got another"):
+        AnyVolumeReader().get_data([tmp_path / "a_0000.nii.gz", tmp_path / "b.mha"])
+
+
+def test_one_of_several_series_is_picked(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    image = volume(voxels_to_segment(phantom_folder))
+    folder = tmp_path / "scan of today"
+    write_dicom(image, folder)
+    write_dicom(image - 100, folder, description="native", series=2)
+    with pytest.raises(StartUpRefused, match=r"expected one DICOM series, got 2: .*Portal venous.*--series"):
+        infer(trained, folder, tmp_path / "out")
+    infer(trained, folder, tmp_path / "out", series="portal")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan of today_seg.nii.gz"]
+
+
+def test_what_lies_beside_the_volumes_is_passed_over(phantom_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom_folder / "imagesTs", tmp_path / "in")
+    for name in ("notes.txt", "._phantom_test_000.nii.gz", ".unfinished/half.nii.gz", "old/a.nii.gz"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"text")
+    assert list(find_inputs(tmp_path / "in", 1)) == ["phantom_test_000", "phantom_test_001"]
+
+
+def test_results_in_the_folder_of_the_images_are_no_images(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(phantom_folder / IMAGE, folder / "a.nii.gz")
+    for _ in range(2):
+        infer(trained, folder, folder, probabilities=True)
+    assert {path.name for path in folder.iterdir()} == {"a.nii.gz", "a_seg.nii.gz", "a_prob.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["a.nii", "a.nii.gz"], r"Expected one volume named a, got a\.nii, a\.nii\.gz in"),
+        (["a.nrrd", "a.mha"], r"Expected one volume named a, got a\.mha, a\.nrrd in"),
+        (["a/1.dcm", "a.mha"], r"Expected one volume named a, got a, a\.mha in"),
+        (["1.dcm", "a.mha"], r"hold volumes or one DICOM series, got a\.mha and 1\.dcm in"),
+        ([], r"hold files \.nii\.gz, .* or a folder per DICOM series, got none in"),
+    ],
+)
+def test_names_that_collide_are_refused(tmp_path: Path, names: list[str], sentence: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match=sentence):
+        find_inputs(tmp_path, 1)
+
+
+def test_a_missing_channel_is_refused(tmp_path: Path) -> None:
+    for name in ("a_0000.nii", "a_0002.nii", "b.nii"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DatasetError, match=r"Expected one volume named a or channels a_0000 to a_0001, got a_0000\.nii, "
+    ):
+        find_inputs(tmp_path, 2)
+    (tmp_path / "a_0002.nii").rename(tmp_path / "a_0001.nii")
+    assert {name: len(paths) for name, paths in find_inputs(tmp_path, 2).items()} == {"a": 2, "b": 1}
+
+
+# ---- label ids -----------------------------------------------------------------------
+
+
+def test_labels_get_the_ids_back_that_they_had(phantom_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    declared = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(declared | {"original_labels": {"1": 300, "2": 1}}))
+    root = tmp_path / "run"
+    quick = {"epochs": 4, "val_interval": 4, "num_folds": 3, "channels": [4, 8, 16], "learning_rate": 0.01}
+    run_configs(("train",), dataset_dir=str(data), bundle_root=str(root), **quick)
+    run = RunFolder(root)
+    assert RunRecord.read(run.record).original_labels == {1: 300, 2: 1}
+    infer(run, data / IMAGE, tmp_path / "original")
+    infer(run, data / IMAGE, tmp_path / "trained", restore_labels="false")
+    original, as_trained = (
+        nibabel.load(tmp_path / name / "phantom_test_000_seg.nii.gz") for name in ("original", "trained")
+    )
+    assert (original.get_data_dtype(), as_trained.get_data_dtype()) == (np.uint16, np.uint8)
+    values = np.asarray(as_trained.dataobj)
+    assert 1 in values
+    np.testing.assert_array_equal(np.asarray(original.dataobj), np.array([0, 300, 1])[values])
+
+
+def test_a_record_of_an_earlier_version_is_read(trained: RunFolder, tmp_path: Path) -> None:
+    content = json.loads(trained.record.read_text())
+    for name in ("original_labels", "regions"):
+        del content[name]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    record = RunRecord.read(tmp_path / "run.json")
+    assert (record.original_labels, record.regions) == ({}, None)
+    record = dataclasses.replace(record, original_labels={2: 5}, regions={"whole": (1, 2), "core": (2,)})
+    record.write(tmp_path / "run.json")
+    assert RunRecord.read(tmp_path / "run.json") == record
+    assert record.out_channels == 2
+
+
+def test_the_type_of_the_labels_holds_all_of_them(changed: Callable[..., RunFolder], phantom_folder: Path) -> None:
+    run = changed(original_labels={2: 70000})
+
+    def set_up(originals: dict[int, int], **options: Any) -> InferenceSetUp:
+        dataclasses.replace(RunRecord.read(run.record), original_labels=originals).write(run.record)
+        return InferenceSetUp(bundle_root=run.root, metadata={}, input=phantom_folder / IMAGE, **options)
+
+    types = [set_up({2: most}).dtype for most in (255, 256, 70000, -1)]
+    assert types == [np.uint8, np.uint16, np.int32, np.int16]
+    with pytest.raises(StartUpRefused, match="Expected original label ids that differ, got 1 for organ and lesion"):
+        set_up({2: 1})
+    assert set_up({2: 1}, restore_labels=False).written_labels == [0, 1, 2]
+
+
+# ---- probabilities and regions -------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_labels(
+    changed: Callable[..., RunFolder], phantom_folder: Path, tmp_path: Path
+) -> None:
+    run = changed(pixdim=(1.3, 0.9, 2.0))
+    image = volume(voxels_to_segment(phantom_folder), spacing=(1, 1.1, 3))
+    source = write(image, tmp_path / "case.nrrd")
+    infer(run, source, tmp_path / "out", probabilities=True)
+    labels, found = (nibabel.load(tmp_path / "out" / f"case_{ending}.nii.gz") for ending in ("seg", "prob"))
+    assert found.shape == (28, 24, 16, 3)
+    assert found.get_data_dtype() == np.float32
+    np.testing.assert_allclose(found.affine, labels.affine)
+    probabilities = np.asarray(found.dataobj)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+    assert probabilities.min() >= 0
+    np.testing.assert_array_equal(probabilities.argmax(axis=-1), np.asarray(labels.dataobj))
+
+
+BRATS = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+
+
+def labels_of(regions: dict[str, tuple[int, ...]], labels: list[int], *voxels: str) -> list[int]:
+    """Label values of voxels that are in the regions marked by 1, as in "110"."""
+    inside = torch.tensor([[float(mark) for mark in voxel] for voxel in voxels]).T
+    scores = MetaTensor((inside * 4 - 2).reshape(len(regions), -1, 1, 1))
+    transform = SegmentationOfScoresd("pred", labels=labels, written=labels, regions=regions)
+    return transform({"pred": scores})["pred"].flatten().int().tolist()
+
+
+def test_a_voxel_gets_the_label_value_of_its_regions() -> None:
+    voxels = ("000", "100", "110", "111")
+    assert labels_of(BRATS, [0, 1, 2, 3], *voxels) == [0, 1, 2, 3]
+    # what contradicts the nesting: the smallest region decides
+    assert labels_of(BRATS, [0, 1, 2, 3], "001", "010", "011", "101") == [3, 2, 3, 3]
+    # in whatever order they are listed
+    backwards = dict(reversed(BRATS.items()))
+    assert labels_of(backwards, [0, 1, 2, 3], "100", "010", "110", "101") == [3, 2, 3, 3]
+    # regions that do not nest, and equals: the later one
+    apart = {"left": (1,), "right": (2,)}
+    assert labels_of(apart, [0, 1, 2], "00", "10", "01", "11") == [0, 1, 2, 2]
+    # a value in both has a pattern of its own
+    crossing = {"a": (1, 3), "b": (2, 3)}
+    assert labels_of(crossing, [0, 1, 2, 3], "10", "01", "11") == [1, 2, 3]
+    # two values of one pattern: the smallest
+    assert labels_of({"whole": (4, 2), "core": (7,)}, [0, 2, 4, 7], "00", "10", "11", "01") == [0, 2, 7, 7]
+
+
+def test_a_network_of_regions_writes_labels_and_a_probability_per_region(
+    changed: Callable[..., RunFolder], phantom_folder: Path, tmp_path: Path
+) -> None:
+    regions = {"whole": (1, 2, 9), "core": (2, 9)}
+    labels = {0: "background", 1: "edema", 2: "core", 9: "other"}
+    run = changed(regions=regions, labels=labels, original_labels={2: 4})
+    record = RunRecord.read(run.record)
+    torch.manual_seed(0)
+    network = UNet(3, 1, 2, record.channels, record.strides, num_res_units=record.num_res_units, norm="instance")
+    torch.save(network.state_dict(), run.model)
+    infer(run, phantom_folder / IMAGE, tmp_path / "out", probabilities=True, test_time_flips=[0])
+    found = voxels_of(tmp_path / "out" / "phantom_test_000_prob.nii.gz")
+    assert found.shape == (32, 32, 16, 2)
+    whole, core = found[..., 0] > 0.5, found[..., 1] > 0.5
+    assert (whole & ~core).any()
+    assert (~whole & core).any()
+    expected = np.where(core, 4, np.where(whole, 1, 0))
+    np.testing.assert_array_equal(voxels_of(tmp_path / "out" / "phantom_test_000_seg.nii.gz"), expected)
+
+
+# ---- flips and stitching -------------------------------------------------------------
+
+
+def random_network(channels: int = 3) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return UNet(3, 1, channels, (4, 8), (2,), norm="instance").eval()
+
+
+def case_inferer(**options: Any) -> CaseInferer:
+    window = SlidingWindowInferer(roi_size=(16, 16, 8), sw_batch_size=2, overlap=0.5, mode="gaussian")
+    return CaseInferer(sliding_window=window, num_channels=3, **options)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+@torch.no_grad()
+def test_a_flipped_volume_has_the_flipped_scores(axes: tuple[int, ...], sigmoid: bool) -> None:
+    inferer, network = case_inferer(flips=axes, sigmoid=sigmoid), random_network()
+    x = torch.randn(1, 1, 20, 24, 13, generator=torch.Generator().manual_seed(1))
+    scores = inferer(x, network)
+    for axis in axes:
+        assert torch.equal(inferer(x.flip(axis + 2), network).flip(axis + 2), scores)
+    without = case_inferer()(x, network)
+    assert not torch.allclose(without.flip(2 + axes[0]), case_inferer()(x.flip(2 + axes[0]), network), atol=1e-3)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@torch.no_grad()
+def test_flips_average_the_probabilities(sigmoid: bool) -> None:
+    def activated(scores: torch.Tensor) -> torch.Tensor:
+        return scores.double().sigmoid() if sigmoid else scores.double().softmax(1)
+
+    network, x = random_network(), torch.randn(1, 1, 20, 24, 13, generator=torch.Generator().manual_seed(1))
+    single = case_inferer()
+    turns = [[axis + 2 for axis in range(3) if number >> axis & 1] for number in range(8)]
+    parts = [activated(single(x.flip(turn), network)).flip(turn) for turn in turns]
+    found = activated(case_inferer(flips=(0, 1, 2), sigmoid=sigmoid)(x, network))
+    torch.testing.assert_close(found, torch.stack(parts).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_flips_change_the_labels_of_the_bundle(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    voxels = voxels_to_segment(phantom_folder).astype(np.float32)
+    for name, image in {"a": voxels, "b": voxels[::-1]}.items():
+        # MONAI leaves volumes whose axes are R, A, S as they are
+        nibabel.save(nibabel.Nifti1Image(image, np.diag([1, 1, 3, 1])), tmp_path / f"{name}.nii")
+        infer(trained, tmp_path / f"{name}.nii", tmp_path / "flips", test_time_flips=[0], probabilities=True)
+        infer(trained, tmp_path / f"{name}.nii", tmp_path / "none", probabilities=True)
+
+    def pair(folder: str) -> tuple[np.ndarray, np.ndarray]:
+        first, second = (voxels_of(tmp_path / folder / f"{name}_prob.nii.gz") for name in "ab")
+        return first, second[::-1]
+
+    np.testing.assert_allclose(*pair("flips"), atol=1e-5)
+    assert np.abs(np.subtract(*pair("none"))).max() > 1e-3
+
+
+@torch.no_grad()
+def test_scores_are_stitched_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 1, 20, 24, 13)
+    scores = [case_inferer(stitch_on=place)(x, random_network()) for place in (None, "cpu", "device")]
+    assert all(torch.equal(found, scores[0]) for found in scores)
+
+    # the rule: six times the scores of 3 channels, 4 bytes each, on the larger of the two grids
+    class OnGpu:
+        device = torch.device("cuda", 0)
+        shape = torch.Size((1, 1, 20, 24, 13))
+
+    needed = 6 * 4 * 3 * 20 * 24 * 13
+    for free, place in ((needed - 1, "cpu"), (needed, "cuda")):
+        monkeypatch.setattr("monai_extra_losses.inference._free_memory", lambda _, free=free: free)
+        assert case_inferer()._stitching_device(OnGpu()).type == place  # type: ignore[arg-type]
+        assert case_inferer(stitch_on="cpu")._stitching_device(OnGpu()).type == "cpu"  # type: ignore[arg-type]
+        assert case_inferer(stitch_on="device")._stitching_device(OnGpu()).type == "cuda"  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="windows on a GPU and stitching on the CPU need a GPU")
+def test_stitching_on_the_cpu_gives_the_labels_of_the_gpu(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = phantom_folder / IMAGE
+    for place in ("cpu", "device"):
+        infer(trained, source, tmp_path / place, stitch_on=place, probabilities=True, test_time_flips=True)
+    monkeypatch.setattr("monai_extra_losses.inference._free_memory", lambda _: 0)
+    infer(trained, source, tmp_path / "automatic", probabilities=True, test_time_flips=True)
+    for ending in ("seg", "prob"):
+        expected = voxels_of(tmp_path / "device" / f"phantom_test_000_{ending}.nii.gz")
+        for place in ("cpu", "automatic"):
+            found = voxels_of(tmp_path / place / f"phantom_test_000_{ending}.nii.gz")
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"test_time_flips": [3]}, r"Expected test_time_flips to be True, False or axes .*, got \[3\]"),
+        ({"test_time_flips": [0, 0]}, r"Expected test_time_flips to be .*, got \[0, 0\]"),
+        ({"test_time_flips": "all"}, "Expected test_time_flips to be .*, got 'all'"),
+        ({"probabilities": "some"}, "Expected probabilities to be True or False, got 'some'"),
+        ({"restore_labels": 2}, "Expected restore_labels to be True or False, got 2"),
+        ({"stitch_on": "gpu"}, 'Expected stitch_on to be "cpu", "device" or null, got \'gpu\''),
+    ],
+)
+def test_an_option_that_cannot_work_is_one_sentence(trained: RunFolder, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StartUpRefused, match=sentence):
+        InferenceSetUp(bundle_root=trained.root, metadata={}, **options)
+
+
+def test_flips_are_typed(trained: RunFolder) -> None:
+    given = {True: (0, 1, 2), "false": (), None: (), "[1, 0]": (1, 0), 2: (2,)}
+    for value, axes in given.items():
+        assert InferenceSetUp(bundle_root=trained.root, metadata={}, test_time_flips=value).flips == axes
+
+
+# ---- restarts, and cases that fail ---------------------------------------------------
+
+
+def test_finished_cases_are_skipped_and_counted(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = phantom_folder / "imagesTs", tmp_path / "out"
+    infer(trained, source, out)
+    capsys.readouterr()
+    infer(trained, source, out)
+    assert f"2 case(s) skipped, finished in {out}: phantom_test_000, phantom_test_001" in capsys.readouterr().out
+    # the probabilities are missing
+    infer(trained, source, out, probabilities=True)
+    assert "skipped" not in capsys.readouterr().out
+    assert len(list(out.iterdir())) == 4
+    stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "phantom_test_001_prob.nii.gz").unlink()
+    infer(trained, source, out, probabilities=True)
+    assert "1 case(s) skipped" in capsys.readouterr().out
+    again = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert {path.name for path in again} == {"phantom_test_001_prob.nii.gz", "phantom_test_001_seg.nii.gz"}
+
+
+def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
+    """Volumes that cannot be segmented, and words of the sentences about them."""
+    for name in ("cut.nii.gz", "cut too.nii", "cut.nrrd", "cut series/a"):
+        if name.startswith("cut series"):
+            series = write_dicom(image, folder / "cut series", leave_out=[3])
+            assert series.is_dir()
+            continue
+        file = write(image, folder / (name if "nrrd" not in name else "cut3.nrrd"))
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (folder / "empty.nii.gz").touch()
+    (folder / "text.mha").write_text("no volume")
+    four = np.zeros((8, 8, 8, 2), np.float32)
+    nibabel.save(nibabel.Nifti1Image(four, np.eye(4)), folder / "four.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((8, 8, 8, 2)), isVector=True), str(folder / "vector.nrrd"))
+    nibabel.save(nibabel.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), folder / "nan.nii")
+    sitk.WriteImage(image[:, :, 0], str(folder / "flat.mha"))
+    return {
+        "cut": "cut.nii.gz: expected a whole volume, got an unreadable or damaged file",
+        "cut too": "cut too.nii: expected a whole volume, got an unreadable or damaged file",
+        "cut3": "cut3.nrrd: expected a whole volume, got one that cannot be read",
+        "cut series": "slices are missing",
+        "empty": "empty.nii.gz: expected a whole volume, got an unreadable or damaged file",
+        "text": "text.mha: expected a whole volume, got one that cannot be read",
+        "four": "four.nii.gz: expected 1 channel(s) as in the run, got 2.",
+        "vector": "vector.nrrd: expected one real number per voxel, got 2",
+        "nan": "nan.nii: expected numbers, got voxels of NaN or infinity",
+        "flat": "flat.mha: expected a volume of several slices",
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_fails_is_named_at_the_end_and_the_others_are_done(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, num_workers: int
+) -> None:
+    source, out = tmp_path / "it's a mix, größer", tmp_path / "out"
+    image = volume(voxels_to_segment(phantom_folder))
+    expected = bad_files(source, write(image, source / "a good one.mha") and image)
+    with pytest.raises(CasesFailed) as ended:
+        infer(trained, source, out, num_workers=num_workers)
+    heading, *lines = str(ended.value.code).splitlines()
+    assert heading == f"{len(expected)} of {len(expected) + 1} cases could not be segmented:"
+    said = {line.strip().partition(": ")[0]: line for line in lines}
+    assert said.keys() == expected.keys()
+    for case, words in expected.items():
+        assert words in said[case]
+    assert [path.name for path in out.iterdir()] == ["a good one_seg.nii.gz"]
+
+
+def test_one_volume_that_cannot_be_segmented_is_one_sentence(trained: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").touch()
+    with pytest.raises(StartUpRefused) as ended:
+        infer(trained, tmp_path / "a.nii.gz", tmp_path / "out")
+    assert str(ended.value.code).startswith(f"{tmp_path / 'a.nii.gz'}: expected a whole volume, got an unreadable")
+    assert not (tmp_path / "out").exists()
+    write_dicom(volume(np.zeros((8, 8, 8), np.int16)), tmp_path / "series", leave_out=range(1, 8))
+    (slice_,) = (tmp_path / "series").iterdir()
+    with pytest.raises(StartUpRefused, match="expected the folder of a DICOM series, got one of its files"):
+        infer(trained, slice_, tmp_path / "out")
+
+
+def test_a_volume_too_large_for_the_gpu_does_not_stop_the_others(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferred = CaseInferer.__call__
+    calls = iter([True, False])
+
+    def first_fails(self: CaseInferer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(calls):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inferred(self, *args, **kwargs)
+
+    monkeypatch.setattr(CaseInferer, "__call__", first_fails)
+    with pytest.raises(
+        CasesFailed, match="phantom_test_000: expected a volume that fits into the GPU; give --stitch_on"
+    ):
+        infer(trained, phantom_folder / "imagesTs", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["phantom_test_001_seg.nii.gz"]
+
+
+def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(phantom_folder / "imagesTs", tmp_path / "in put")
+    whole = (source / "phantom_test_001.nii.gz").read_bytes()
+    (source / "phantom_test_001.nii.gz").write_bytes(whole[:-400])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "inference.yaml")]
+    command += ["--bundle_root", str(trained.root), "--input", str(source), "--output_dir", str(tmp_path / "out")]
+    command += ["--test_time_flips", "[0]", "--probabilities", "True", "--stitch_on", "cpu"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "1 of 2 cases could not be segmented:\n  phantom_test_001: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+# ---- exports -------------------------------------------------------------------------
+
+
+def test_the_exported_network_gives_the_same_labels(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "model.ts"
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(exported),
+        ckpt_file=str(trained.model),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        bundle_root=str(trained.root),
+    )
+    infer(trained, phantom_folder / IMAGE, tmp_path / "checkpoint")
+    network = f"$torch.jit.load({str(exported)!r}).to(@device)"
+    infer(trained, phantom_folder / IMAGE, tmp_path / "exported", network=network)
+    found, expected = (
+        voxels_of(tmp_path / name / "phantom_test_000_seg.nii.gz") for name in ("exported", "checkpoint")
+    )
+    assert expected.any()
+    np.testing.assert_array_equal(found, expected)

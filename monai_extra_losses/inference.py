@@ -118,7 +118,7 @@ class CaseInferer(Inferer):
     ) -> torch.Tensor:
         if not axes:
             found = scores(volume.contiguous())
-            return found.sigmoid() if self.sigmoid else found.softmax(dim=1)
+            return found.float().sigmoid() if self.sigmoid else found.float().softmax(dim=1)
         *others, axis = axes
         # a + b = b + a holds in floating point, and a sum of eight terms in another order does not
         mean = self._mean_over_flips(volume, scores, others)
@@ -148,7 +148,7 @@ class SegmentationOfScoresd(MapTransform):
 
     Classes that exclude each other: the best one per voxel, and the softmax.
 
-    Regions: each is there where its sigmoid exceeds 0.5. A voxel gets the label value that lies in just these regions.
+    Regions: each is there where its sigmoid is 0.5 and more. A voxel gets the label value that lies in just these.
     Where no value does, or several do, the regions paint over each other as nnU-Net's do: those with most label values
     first, equals in their listed order, each with the label value that fewest regions hold (the smallest of equals).
     For the regions of BraTS, whole {1, 2, 3}, core {2, 3} and enhancing {3}, these are 1, 2 and 3, so that an enhancing
@@ -187,14 +187,15 @@ class SegmentationOfScoresd(MapTransform):
             table = torch.tensor(self.written, dtype=torch.int32, device=values.device)
             changed[key] = MetaTensor(table[classes][None], meta=scores.meta)
             if self.probabilities is not None:
-                found = values.softmax(dim=0) if self.regions is None else values.sigmoid()
-                changed[self.probabilities] = MetaTensor(found.float(), meta=scores.meta)
+                found = values.float()
+                found = found.softmax(dim=0) if self.regions is None else found.sigmoid()
+                changed[self.probabilities] = MetaTensor(found, meta=scores.meta)
         return changed
 
     def _classes_of_regions(self, scores: torch.Tensor) -> torch.Tensor:
         """Index into `labels` per voxel."""
         assert self.regions is not None  # for the type checker
-        inside = scores > 0  # sigmoid > 0.5
+        inside = scores >= 0  # sigmoid(0) = 0.5
         holding = {label: sum(label in region for region in self.regions) for label in self.labels}
         classes = torch.full(scores.shape[1:], self.labels.index(0), device=scores.device)
         for region, mask in sorted(zip(self.regions, inside, strict=True), key=lambda pair: -len(pair[0])):

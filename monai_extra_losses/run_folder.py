@@ -133,7 +133,7 @@ class RunRecord:
     """What a training fixes for everything that comes after it; `models/run.json`.
 
     Args:
-        labels: label value -> name, sorted by value, background first; the network's class i is the i-th value.
+        labels: label value -> name, sorted by value, background first; class i is the i-th value.
         in_channels: image channels.
         patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
         pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
@@ -144,9 +144,9 @@ class RunRecord:
         num_folds, fold, seed, limit: how cases were dealt.
         training, validation: names of the cases.
         epochs, val_interval, batch_size, learning_rate: of the training.
+        regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
+            a softmax over the classes.
         original_labels: label value -> the id that the source of the data set had for it, where that is another.
-        regions: name -> label values of each of the network's channels, which may overlap (one sigmoid each); None for
-            a network of classes.
         version: of this package.
     """
 
@@ -169,28 +169,23 @@ class RunRecord:
     batch_size: int
     learning_rate: float
     loss_weights: dict[str, Any] | None = None
-    original_labels: dict[int, int] = dataclasses.field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] | None = None
+    original_labels: dict[int, int] = dataclasses.field(default_factory=dict)
     version: str = __version__
 
     @property
     def num_classes(self) -> int:
-        """Classes with background."""
-        return len(self.labels)
-
-    @property
-    def out_channels(self) -> int:
-        """The network's channels: classes, or regions."""
-        return self.num_classes if self.regions is None else len(self.regions)
+        """Channels of the network: classes with background, or regions."""
+        return len(self.labels if self.regions is None else self.regions)
 
     @property
     def classes(self) -> list[int]:
-        """The network's classes, 0 to num_classes - 1."""
-        return list(range(self.num_classes))
+        """Number of each label value, from 0: what a label map holds in memory."""
+        return list(range(len(self.labels)))
 
     @property
     def label_values(self) -> list[int]:
-        """The data set's label values, in the order of the network's classes."""
+        """The data set's label values, in the order of `classes`."""
         return list(self.labels)
 
     @property

@@ -228,7 +228,7 @@ def test_a_record_of_an_earlier_version_is_read(trained: RunFolder, tmp_path: Pa
     record = dataclasses.replace(record, original_labels={2: 5}, regions={"whole": (1, 2), "core": (2,)})
     record.write(tmp_path / "run.json")
     assert RunRecord.read(tmp_path / "run.json") == record
-    assert record.out_channels == 2
+    assert record.num_classes == 2
 
 
 def test_the_type_of_the_labels_holds_all_of_them(changed: Callable[..., RunFolder], phantom_folder: Path) -> None:

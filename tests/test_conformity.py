@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
 import monai_extra_losses
+from monai_extra_losses.cli import main
 from monai_extra_losses.commands import run_configs
 from monai_extra_losses.workflow import SegmentationWorkflow
 
@@ -75,6 +76,48 @@ def test_a_checkpoint_can_be_exported(run: Path, tmp_path: Path) -> None:
     network = torch.jit.load(tmp_path / "model.ts").eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+def test_inference_fits_monai_s_own_workflow(run: Path, phantom_folder: Path, tmp_path: Path) -> None:
+    options = {"input": str(phantom_folder / "imagesTs"), "output_dir": str(tmp_path / "out")}
+    workflow = ConfigWorkflow(
+        str(CONFIGS / "inference.yaml"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=str(CONFIGS / "logging.conf"),
+        workflow_type="infer",
+        bundle_root=str(run),
+        **options,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
+
+
+# What the continuous integration of MONAI's model zoo asks of a bundle for inference, and where it is looked at:
+#   schema, version and changelog of metadata.json, pinned packages   test_the_metadata_*
+#   channels and type of network_def                                  test_the_network_has_the_channels_of_the_metadata
+#   check_properties and a run on small NIfTI files                   test_inference_fits_monai_s_own_workflow
+#   TorchScript                                                       test_a_checkpoint_can_be_exported
+#   files and names                                                   the two tests below
+# Left out: models/model.pt and its entry in model_info.json (weights are those of a run; the repository ships none),
+# large_files.yml (for the same reason there are no large files), black, isort, flake8 and pytype (ruff and mypy look at
+# the code), TensorRT (needs a GPU and NVIDIA's compiler; the zoo tests it for bundles that ask for it).
+
+
+def test_the_bundle_has_the_files_of_the_model_zoo(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["config-dir", "--copy", str(tmp_path / "bundle")])
+    files = {str(file.relative_to(tmp_path / "bundle")): file for file in (tmp_path / "bundle").rglob("*.*")}
+    assert {"configs/metadata.json", "configs/inference.yaml", "configs/logging.conf"} <= files.keys()
+    assert (tmp_path / "bundle" / "LICENSE").is_file()
+    assert all(file.stat().st_size < 25e6 for file in files.values())
+
+
+def test_inference_has_the_keys_of_the_model_zoo() -> None:
+    keys = {"bundle_root", "output_dir", "dataset_dir", "device", "network_def", "network", "preprocessing", "dataset"}
+    keys |= {"dataloader", "inferer", "postprocessing", "handlers", "evaluator", "initialize", "run"}
+    assert keys <= yaml.safe_load((CONFIGS / "inference.yaml").read_text()).keys()
 
 
 def test_the_metadata_follow_the_schema() -> None:

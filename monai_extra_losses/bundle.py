@@ -21,11 +21,19 @@ import nibabel
 import numpy as np
 import torch
 from monai.networks.utils import copy_model_state
+from monai.transforms import AsDiscreted
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
-from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, read_case_list, split_cases
+from monai_extra_losses.data.datalist import (
+    CaseList,
+    LabelledCase,
+    count_folds,
+    declares_regions,
+    read_case_list,
+    split_cases,
+)
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.engines import LossWithMaps
@@ -42,7 +50,15 @@ from monai_extra_losses.schedules import LossWeightSchedule
 
 logger = logging.getLogger(__name__)
 
-_CHANGE_ON_RESUME = {"version", "dataset_dir", "epochs", "val_interval", "batch_size", "learning_rate"}
+_CHANGE_ON_RESUME = {
+    "version",
+    "dataset_dir",
+    "epochs",
+    "val_interval",
+    "early_stop_patience",
+    "batch_size",
+    "learning_rate",
+}
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -87,9 +103,11 @@ class TrainingSetUp(RunSetUp):
         patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
             to a multiple of 16 and kept within 16 and 96.
         pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
+        regions: segment the data set's overlapping regions, where it declares some, instead of its labels.
         channels: the U-Net's channels per level.
         num_res_units: residual units per level.
         epochs, val_interval, batch_size, learning_rate: of the training.
+        early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
         resume: go on from the last checkpoint.
@@ -120,6 +138,8 @@ class TrainingSetUp(RunSetUp):
         resume: Any,
         overwrite: Any,
         loss_weights: Any = None,
+        regions: Any = True,
+        early_stop_patience: Any = None,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -129,7 +149,8 @@ class TrainingSetUp(RunSetUp):
             "num_folds": None if literal(num_folds) is None else whole_number("num_folds", num_folds, least=0),
             "fold": whole_number("fold", fold, least=0),
             "seed": whole_number("seed", seed, least=0),
-            "limit": None if literal(limit) is None else whole_number("limit", limit, least=1),
+            "limit": _whole_number_or_none("limit", limit),
+            "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
             "batch_size": whole_number("batch_size", batch_size, least=1),
@@ -137,6 +158,7 @@ class TrainingSetUp(RunSetUp):
             "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
+        with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
         folder = RunFolder(Path(str(bundle_root)))
@@ -152,11 +174,14 @@ class TrainingSetUp(RunSetUp):
             in_channels=len(summaries.channels),
             patch_size=patch or automatic_patch(summaries.cases, chosen["pixdim"], step),
             loss=type(loss).__name__,
+            regions=case_list.regions if with_regions else None,
             dataset_dir=str(case_list.folder.absolute()),
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
             **chosen,
         )
+        if record.regions is not None:
+            _refuse_loss_of_classes(loss, record.num_classes)
         if going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
         super().__init__(folder, record, training, validation, going_on)
@@ -174,7 +199,9 @@ class TrainingSetUp(RunSetUp):
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
         logger.info(
             f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases, "
-            f"{self.record.in_channels} channel(s), classes {', '.join(self.record.labels.values())}, "
+            f"{self.record.in_channels} channel(s), "
+            f"{'classes' if self.record.regions is None else 'regions'} "
+            f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
             f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
         )
 
@@ -317,6 +344,10 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         )
 
 
+def _whole_number_or_none(name: str, value: Any) -> int | None:
+    return None if literal(value) is None else whole_number(name, value, least=1)
+
+
 def _levels(channels: Any) -> tuple[int, ...]:
     given = literal(channels)
     if not isinstance(given, list | tuple) or len(given) < 2:
@@ -339,6 +370,35 @@ def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | 
         return LossWeightSchedule(loss, given).state_dict()["ramps"]
     except (TypeError, ValueError) as error:
         raise StartUpRefused(f"loss_weights: {error}") from None
+
+
+def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
+    """Refuse a loss that cannot train regions, by trying it on nested balls."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, num_regions, 16, 16, 16, generator=generator)
+    from_centre = torch.stack(torch.meshgrid([torch.arange(-7.5, 8)] * 3, indexing="ij")).norm(dim=0)
+    radii = torch.linspace(7, 3, num_regions)
+    regions = (from_centre < radii[:, None, None, None])[None].byte()
+    name = type(loss).__name__
+    advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
+    try:
+        before, raised = loss(scores, regions), loss(scores + 1, regions)
+        each = [loss(scores.index_fill(1, torch.tensor([c]), 0.0), regions) for c in range(num_regions)]
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise StartUpRefused(
+            f"Expected a loss that takes overlapping regions, got {name} ({str(error).splitlines()[0]}); {advice}."
+        ) from None
+    # Where only differences between channels count, a voxel of all regions is like one of none.
+    if torch.isclose(before, raised, rtol=1e-6):
+        raise StartUpRefused(
+            f"Expected a loss that takes overlapping regions, got {name}, in which the channels exclude each other; "
+            f"{advice}."
+        )
+    if any(torch.equal(before, value) for value in each):
+        raise StartUpRefused(
+            f"Expected a loss of every region, got {name}, which leaves one out; "
+            "regions have no background, so set include_background to True."
+        )
 
 
 def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
@@ -535,6 +595,18 @@ def join_processes(device: torch.device) -> None:
     # ignite makes a process group when first asked for a rank. All processes must do that together: a handler that is
     # built on rank 0 alone would wait for the others for ever.
     idist.sync()
+
+
+def has_regions(dataset_dir: Any, regions: Any) -> bool:
+    """Whether the data set's regions are to be segmented; the loss asks, which is built before the data are read."""
+    return yes_or_no("regions", regions) and dataset_dir is not None and declares_regions(str(dataset_dir))
+
+
+def decision(keys: str, regions: Mapping[str, Any] | None) -> AsDiscreted:
+    """The transform from scores to the best class per voxel, or with regions to those of probability 0.5 and more."""
+    if regions is None:
+        return AsDiscreted(keys=keys, argmax=True)
+    return AsDiscreted(keys=keys, threshold=0.0)  # sigmoid(0) = 0.5
 
 
 def half_precision(amp: Any, device: torch.device) -> bool:

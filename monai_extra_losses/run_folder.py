@@ -133,7 +133,7 @@ class RunRecord:
     """What a training fixes for everything that comes after it; `models/run.json`.
 
     Args:
-        labels: label value -> name, sorted by value, background first; the network's class i is the i-th value.
+        labels: label value -> name, sorted by value, background first; class i is the i-th value.
         in_channels: image channels.
         patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
         pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
@@ -144,6 +144,9 @@ class RunRecord:
         num_folds, fold, seed, limit: how cases were dealt.
         training, validation: names of the cases.
         epochs, val_interval, batch_size, learning_rate: of the training.
+        regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
+            a softmax over the classes.
+        early_stop_patience: validations without a better mean Dice after which the training stops, or None.
         version: of this package.
     """
 
@@ -166,27 +169,38 @@ class RunRecord:
     batch_size: int
     learning_rate: float
     loss_weights: dict[str, Any] | None = None
+    regions: dict[str, tuple[int, ...]] | None = None
+    early_stop_patience: int | None = None
     version: str = __version__
 
     @property
     def num_classes(self) -> int:
-        """Classes with background."""
-        return len(self.labels)
+        """Channels of the network: classes with background, or regions."""
+        return len(self.labels if self.regions is None else self.regions)
 
     @property
     def classes(self) -> list[int]:
-        """The network's classes, 0 to num_classes - 1."""
-        return list(range(self.num_classes))
+        """Number of each label value, from 0: what a label map holds in memory."""
+        return list(range(len(self.labels)))
 
     @property
     def label_values(self) -> list[int]:
-        """The data set's label values, in the order of the network's classes."""
+        """The data set's label values, in the order of `classes`."""
         return list(self.labels)
 
     @property
     def foreground(self) -> dict[int, str]:
-        """Class -> name, without background."""
-        return dict(list(enumerate(self.labels.values()))[1:])
+        """Number from 1 -> name, of the classes without background, or of the regions."""
+        names = list(self.labels.values())[1:] if self.regions is None else self.regions
+        return dict(enumerate(names, start=1))
+
+    @property
+    def region_classes(self) -> dict[str, tuple[int, ...]] | None:
+        """The regions, in classes instead of label values."""
+        if self.regions is None:
+            return None
+        number = dict(zip(self.label_values, self.classes, strict=True))
+        return {name: tuple(number[value] for value in values) for name, values in self.regions.items()}
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -206,6 +220,8 @@ class RunRecord:
             for name, value in content.items():
                 if isinstance(value, list):
                     content[name] = tuple(value)
+            if content.get("regions") is not None:
+                content["regions"] = {name: tuple(values) for name, values in content["regions"].items()}
             return cls(**content)
         except FileNotFoundError:
             raise StartUpRefused(

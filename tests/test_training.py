@@ -1,0 +1,170 @@
+"""What a training promises: resumed it gives the numbers of one that was never stopped, it stops in time, and it says so."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from runs import table, train
+
+from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
+from monai_extra_losses.handlers import RunCheckpoints
+from monai_extra_losses.run_folder import RunFolder, RunRecord
+
+TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2}
+
+
+def numbers(run: RunFolder) -> list[dict[str, str]]:
+    """The rows of training.csv without the times."""
+    return [{name: cell for name, cell in row.items() if name != "seconds"} for row in table(run.training_csv)]
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(file, weights_only=True)
+    return state.get("network", state)
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    assert numbers(one) == numbers(other)
+    for file in ("model", "last"):
+        ours, theirs = weights(getattr(one, file)), weights(getattr(other, file))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+    ours, theirs = (torch.load(run.last, weights_only=True) for run in (one, other))
+    for name in ("epoch", "best_metric", "best_metric_epoch", "validations_since_best", "lr_scheduler"):
+        assert ours[name] == theirs[name], name
+
+
+# ---- resuming ----
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Four epochs at one go. Do not write into it."""
+    return train(phantom_folder, tmp_path_factory.mktemp("runs") / "whole", epochs=4, val_interval=1, **TINY)
+
+
+@pytest.mark.parametrize("killed", ["in an epoch", "before the checkpoint"])
+def test_a_killed_training_resumes_to_the_same_numbers(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    save = RunCheckpoints._save
+
+    def save_two_epochs(self: RunCheckpoints, engine: Engine) -> None:
+        if killed == "before the checkpoint" and engine.state.epoch == 3:
+            die()
+        save(self, engine)
+        if killed == "in an epoch" and engine.state.epoch == 2:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, die)
+
+    options = {"epochs": 4, "val_interval": 1, **TINY}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoints, "_save", save_two_epochs)
+        with pytest.raises(KeyboardInterrupt):
+            train(phantom_folder, tmp_path / "run", **options)
+    # whatever else drew random numbers in between
+    np.random.seed(5)
+    torch.manual_seed(5)
+    resumed = train(phantom_folder, tmp_path / "run", resume=True, **options)
+    assert [row["epoch"] for row in numbers(resumed)] == ["1", "2", "3", "4"]
+    assert_same_run(resumed, uninterrupted)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    again = train(phantom_folder, tmp_path / "again", epochs=4, val_interval=1, **TINY)
+    assert_same_run(again, uninterrupted)
+    losses = [row["train_loss"] for row in numbers(again)]
+    assert len(set(losses)) == 4  # each epoch has patches of its own
+    other = train(phantom_folder, tmp_path / "other", val_interval=1, seed=1, **TINY)
+    assert numbers(other)[0]["train_loss"] != losses[0]
+
+
+def test_a_finished_training_trains_on_when_more_epochs_are_asked_for(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted.root, tmp_path / "run")
+    before = numbers(uninterrupted)
+    run = train(phantom_folder, tmp_path / "run", epochs=5, val_interval=1, resume=True, **TINY)
+    assert numbers(run)[:4] == before
+    assert [row["epoch"] for row in numbers(run)] == ["1", "2", "3", "4", "5"]
+
+
+# ---- stopping ----
+
+
+def test_a_training_that_gets_no_better_stops_and_stays_stopped(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the Dice of each validation: better, worse, better, equal, worse, ...
+    dice = {1: 0.2, 2: 0.1, 3: 0.3, 4: 0.3, 5: 0.2}
+    epoch = 0
+
+    def scripted(self: Any, reduction: Any = None) -> torch.Tensor:
+        return torch.tensor(dice.get(epoch, 0.1))
+
+    def count(self: Any, engine: Engine) -> None:
+        nonlocal epoch
+        epoch = engine.state.epoch
+        original(self, engine)
+
+    from monai_extra_losses.handlers import EmptyAwareDice, IntervalValidation
+
+    original = IntervalValidation.__call__
+    monkeypatch.setattr(EmptyAwareDice, "aggregate", scripted)
+    monkeypatch.setattr(IntervalValidation, "__call__", count)
+    options = {"val_interval": 1, **TINY}
+    # resumed in the middle of its patience: one validation without a better Dice is done
+    train(phantom_folder, tmp_path / "run", epochs=4, early_stop_patience=2, **options)
+    run = train(phantom_folder, tmp_path / "run", epochs=9, early_stop_patience="2", resume=True, **options)
+    assert [row["epoch"] for row in numbers(run)] == ["1", "2", "3", "4", "5"]
+    assert RunRecord.read(run.record).early_stop_patience == 2
+    said = capsys.readouterr().out
+    assert "Stopped early at epoch 5 of 9 (2 validations without a better mean Dice) in" in said
+    assert "best validation Dice 0.3000 at epoch 3" in said
+    model = run.model.read_bytes()
+
+    train(phantom_folder, run.root, epochs=9, early_stop_patience=2, resume=True, **options)
+    assert "Nothing to do: the training stopped early after epoch 5" in capsys.readouterr().out
+    assert len(numbers(run)) == 5
+    train(phantom_folder, run.root, epochs=9, early_stop_patience=3, resume=True, **options)
+    assert len(numbers(run)) == 6
+    assert run.model.read_bytes() == model  # of epoch 3
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_checkpoints(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from monai_extra_losses.losses import FusedDiceCELoss
+
+    run = train(phantom_folder, tmp_path / "run", val_interval=1, **TINY)
+    files = {file: file.read_bytes() for file in (run.model, run.last, run.training_csv)}
+    calls = 0
+    forward = FusedDiceCELoss.forward
+
+    def broken(self: FusedDiceCELoss, *args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(self, *args) * (float("nan") if calls == 2 else 1)
+
+    monkeypatch.setattr(FusedDiceCELoss, "forward", broken)
+    options = {"val_interval": 1, "resume": True, **TINY}
+    with pytest.raises(
+        TrainingStopped, match=r"epoch 2, iteration 2, is no finite number; .* --learning_rate below 0\.002,"
+    ):
+        train(phantom_folder, run.root, epochs=2, **options)
+    assert files == {file: file.read_bytes() for file in files}
+    resumed = train(phantom_folder, run.root, epochs=2, learning_rate=0.0005, **options)
+    assert [row["epoch"] for row in numbers(resumed)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("patience", [0, 1.5, "soon"])
+def test_a_patience_that_is_none(phantom_folder: Path, tmp_path: Path, patience: Any) -> None:
+    with pytest.raises(StartUpRefused, match="Expected early_stop_patience to be a whole number of at least 1, got"):
+        train(phantom_folder, tmp_path / "run", early_stop_patience=patience)

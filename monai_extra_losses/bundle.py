@@ -58,6 +58,7 @@ _CHANGE_ON_RESUME = {
     "early_stop_patience",
     "batch_size",
     "learning_rate",
+    "amp",
 }
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -110,6 +111,7 @@ class TrainingSetUp(RunSetUp):
         early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
+        amp, device: half precision and where, see `half_precision`.
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
 
@@ -140,6 +142,8 @@ class TrainingSetUp(RunSetUp):
         loss_weights: Any = None,
         regions: Any = True,
         early_stop_patience: Any = None,
+        amp: Any = None,
+        device: Any = None,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -151,6 +155,7 @@ class TrainingSetUp(RunSetUp):
             "seed": whole_number("seed", seed, least=0),
             "limit": _whole_number_or_none("limit", limit),
             "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
+            "amp": _half_precision_option(amp),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
             "batch_size": whole_number("batch_size", batch_size, least=1),
@@ -158,6 +163,7 @@ class TrainingSetUp(RunSetUp):
             "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
+        half_precision(amp, "cpu" if device is None else device)  # refused now
         with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
@@ -609,9 +615,36 @@ def decision(keys: str, regions: Mapping[str, Any] | None) -> AsDiscreted:
     return AsDiscreted(keys=keys, threshold=0.0)  # sigmoid(0) = 0.5
 
 
-def half_precision(amp: Any, device: torch.device) -> bool:
-    """Whether to compute in half precision; None is yes on a GPU."""
-    return torch.device(device).type == "cuda" if literal(amp) is None else yes_or_no("amp", amp)
+def half_precision(amp: Any, device: Any, recorded: str | None = None) -> torch.dtype | None:
+    """The 16-bit type that the network computes in, or None.
+
+    Args:
+        amp: "fp16" (or True), "bf16" or False; None: as the run was trained where the device can, else fp16 on a GPU.
+        device: of the network. A CPU computes in bf16 only.
+        recorded: `RunRecord.amp` of the run.
+
+    Raises:
+        StartUpRefused: another value, or a type that the device cannot compute in.
+    """
+    chosen = _half_precision_option(amp)
+    on_gpu = torch.device(device).type == "cuda"
+    if chosen == "fp16" and not on_gpu:
+        raise StartUpRefused(f"Expected amp to be bf16, False or null on a CPU, got {amp!r}; fp16 needs a GPU.")
+    if chosen == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise StartUpRefused(f"Expected amp to be fp16 or False, got {amp!r}; this GPU has no bf16.")
+    chosen = chosen or recorded or "fp16"
+    if chosen == "fp16":
+        return torch.float16 if on_gpu else None
+    return torch.bfloat16 if chosen == "bf16" else None
+
+
+def _half_precision_option(amp: Any) -> str | None:
+    """The option amp as recorded: "fp16", "bf16", "off", or None for automatic."""
+    known = {"none": None, "null": None, "fp16": "fp16", "true": "fp16", "bf16": "bf16", "false": "off"}
+    name = str(amp).strip().lower()
+    if name not in known:
+        raise StartUpRefused(f"Expected amp to be fp16, bf16, True, False or null, got {amp!r}.")
+    return known[name]
 
 
 def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ()) -> torch.nn.Module:

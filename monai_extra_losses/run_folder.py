@@ -147,6 +147,7 @@ class RunRecord:
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
             a softmax over the classes.
         early_stop_patience: validations without a better mean Dice after which the training stops, or None.
+        amp: half precision of the training, "fp16", "bf16" or "off"; None: automatic.
         version: of this package.
     """
 
@@ -171,6 +172,7 @@ class RunRecord:
     loss_weights: dict[str, Any] | None = None
     regions: dict[str, tuple[int, ...]] | None = None
     early_stop_patience: int | None = None
+    amp: str | None = None
     version: str = __version__
 
     @property

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import monai_extra_losses
 from monai_extra_losses import CompoundLoss
-from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp, half_precision
+from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.workflow import SegmentationWorkflow
@@ -267,7 +267,8 @@ def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
 def start_up(data: Path, run: Path, **options: Any) -> TrainingSetUp:
     defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
-    return TrainingSetUp(**{**values, "dataset_dir": data, "bundle_root": run, "loss": DiceCELoss(), **options})
+    values |= {"dataset_dir": data, "bundle_root": run, "loss": DiceCELoss(), "device": torch.device("cpu")}
+    return TrainingSetUp(**{**values, **options})
 
 
 @pytest.fixture
@@ -575,12 +576,6 @@ def test_train_yaml_alone_has_the_default_of_the_table() -> None:
     table_yaml = yaml.safe_load((CONFIGS / "losses.yaml").read_text())
     assert table_yaml["loss"] == "@losses::dice_ce"
     assert train_yaml["loss"] == {key: value for key, value in TABLE["dice_ce"].items() if key != "_desc_"}
-
-
-def test_half_precision_is_typed() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [half_precision(None, device) for device in (cpu, gpu)] == [False, True]
-    assert [half_precision("false", device) for device in (cpu, gpu)] == [False, False]
 
 
 def test_the_configs_agree_on_network_and_preparation() -> None:

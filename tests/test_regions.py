@@ -129,7 +129,7 @@ def test_masks_of_labels_and_of_regions() -> None:
 def set_up(folder: Path, run: Path, loss: torch.nn.Module, **options: Any) -> TrainingSetUp:
     defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
-    values |= {"dataset_dir": folder, "bundle_root": run, "num_folds": 3}
+    values |= {"dataset_dir": folder, "bundle_root": run, "num_folds": 3, "device": torch.device("cpu")}
     return TrainingSetUp(**{**values, "loss": loss, **options})
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.networks.utils import copy_model_state
-from monai.transforms import AsDiscreted
+from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
@@ -37,7 +38,7 @@ from monai_extra_losses.data.datalist import (
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.engines import LossWithMaps
-from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
+from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
     ResultsFolder,
     RunFolder,
@@ -111,6 +112,8 @@ class TrainingSetUp(RunSetUp):
         early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
+        hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
+        pretrained: file of weights to start from; None: random ones.
         amp, device: half precision and where, see `half_precision`.
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
@@ -144,6 +147,8 @@ class TrainingSetUp(RunSetUp):
         early_stop_patience: Any = None,
         amp: Any = None,
         device: Any = None,
+        hu_window: Any = None,
+        pretrained: Any = None,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -155,6 +160,8 @@ class TrainingSetUp(RunSetUp):
             "seed": whole_number("seed", seed, least=0),
             "limit": _whole_number_or_none("limit", limit),
             "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
+            "hu_window": window("hu_window", hu_window, example="[-175, 250]"),
+            "pretrained": None if literal(pretrained) is None else os.path.abspath(str(pretrained)),
             "amp": _half_precision_option(amp),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
@@ -191,6 +198,10 @@ class TrainingSetUp(RunSetUp):
         if going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
         super().__init__(folder, record, training, validation, going_on)
+        # a resumed training has its own weights
+        self.pretrained = None if going_on and folder.last.exists() else record.pretrained
+        if self.pretrained is not None:
+            _state_dict_of(self.pretrained)  # refused now
 
     def open_run(self) -> None:
         """Make the run folder and write its record; one process of a distributed training does it."""
@@ -497,6 +508,27 @@ def _refuse_other_data(summaries: CaseSummaries, record: RunRecord, folder: Path
         )
 
 
+def _state_dict_of(file: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights: a state dict, or a checkpoint that holds one; also of a parallel network."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StartUpRefused(
+            f"Expected pretrained to be a file of weights, got {file}, which does not exist."
+        ) from None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StartUpRefused(
+            f"Expected pretrained to be a file of tensors alone, got {file}, which torch does not load with "
+            f"weights_only=True ({reason}); save a state dict."
+        ) from None
+    for key in ("network", "state_dict", "model", "model_state_dict"):  # last.pt, and what others call it
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    return {str(name).removeprefix("module."): value for name, value in tensors if isinstance(value, torch.Tensor)}
+
+
 def _trained_weights(model_file: Any, folder: RunFolder) -> str:
     path = folder.model if model_file is None else Path(str(model_file))
     if not path.is_file():
@@ -674,6 +706,32 @@ def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ())
 def trainable_parameters(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
     """Parameters for the optimizer, of the network and of a loss that learns some."""
     return [parameter for module in modules for parameter in module.parameters()]
+
+
+def intensity_scaling(keys: str, hu_window: Sequence[float] | None) -> MapTransform:
+    """The transform of intensities: to 0..1 from a window, as for CT; or each channel of each image by itself."""
+    if hu_window is None:
+        return NormalizeIntensityd(keys=keys, channel_wise=True)
+    low, high = hu_window
+    return ScaleIntensityRanged(keys=keys, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
+
+
+def network_at_start(network: torch.nn.Module, pretrained: str | None, device: torch.device) -> torch.nn.Module:
+    """The network on the device, with the tensors of a file of weights that fit: other classes or channels do not."""
+    if pretrained is not None:
+        names = network.state_dict().keys()
+        _, loaded, left = copy_model_state(network, _state_dict_of(pretrained))
+        if not loaded:
+            raise StartUpRefused(
+                f"Expected pretrained to be weights of this network, got {pretrained}, none of whose tensors fits the "
+                f"{len(names)} of the network; give the channels and num_res_units of the training that made them."
+            )
+        if is_first_process():
+            logger.info(
+                f"Starting from {len(loaded)} of {len(names)} tensors of {pretrained}"
+                + (f"; random are {', '.join(left)}" if left else "")
+            )
+    return network.to(device)
 
 
 def with_weights(network: torch.nn.Module, model_file: str, device: torch.device) -> torch.nn.Module:

@@ -148,6 +148,9 @@ class RunRecord:
             a softmax over the classes.
         early_stop_patience: validations without a better mean Dice after which the training stops, or None.
         amp: half precision of the training, "fp16", "bf16" or "off"; None: automatic.
+        hu_window: intensities that images are clipped to and scaled to 0..1 from; None: each channel of each image has
+            its own mean and deviation removed.
+        pretrained: file of the weights that the training started from, or None.
         version: of this package.
     """
 
@@ -173,6 +176,8 @@ class RunRecord:
     regions: dict[str, tuple[int, ...]] | None = None
     early_stop_patience: int | None = None
     amp: str | None = None
+    hu_window: tuple[float, float] | None = None
+    pretrained: str | None = None
     version: str = __version__
 
     @property

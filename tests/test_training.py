@@ -1,5 +1,6 @@
 """What a training promises: resumed it gives the numbers of one that was never stopped, it stops in time."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.transforms import ScaleIntensityRanged
 from runs import evaluate, infer, table, train
 
-from monai_extra_losses.bundle import half_precision
+from monai_extra_losses.bundle import half_precision, intensity_scaling
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 from monai_extra_losses.handlers import RunCheckpoints
 from monai_extra_losses.run_folder import RunFolder, RunRecord
@@ -197,9 +199,7 @@ def test_half_precision_is_that_of_the_option_or_the_run(
 @pytest.mark.parametrize("amp", [True, "true", "fp16"])
 def test_true_is_fp16_and_needs_a_gpu(phantom_folder: Path, tmp_path: Path, amp: Any) -> None:
     assert half_precision(amp, GPU) == torch.float16
-    with pytest.raises(
-        StartUpRefused, match=r"amp to be bf16, False or null on a CPU, got .*; fp16 needs a GPU"
-    ):
+    with pytest.raises(StartUpRefused, match=r"amp to be bf16, False or null on a CPU, got .*; fp16 needs a GPU"):
         train(phantom_folder, tmp_path / "run", amp=amp, device="$torch.device('cpu')")
     assert not (tmp_path / "run").exists()
 
@@ -252,3 +252,94 @@ def test_a_training_in_fp16_resumes_with_its_scaler(phantom_folder: Path, tmp_pa
     after = torch.load(run.last, weights_only=True)["scaler"]
     assert after["_growth_tracker"] > before["_growth_tracker"]
     assert float(numbers(run)[1]["train_loss"]) < float(numbers(run)[0]["train_loss"])
+
+
+# ---- weights to start from ----
+
+
+def test_training_starts_from_the_tensors_that_fit(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_step = {**TINY, "learning_rate": 1e-12, "val_interval": 1}
+    run = train(phantom_folder, tmp_path / "same", pretrained=str(uninterrupted.model), **tiny_step)
+    assert "Starting from 8 of 8 tensors of" in capsys.readouterr().out
+    ours, theirs = weights(run.last), weights(uninterrupted.model)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert RunRecord.read(run.record).pretrained == str(uninterrupted.model)
+
+    # a checkpoint of a parallel network, and another number of classes
+    state = {f"module.{name}": value for name, value in theirs.items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "theirs.pt")
+    data = tmp_path / "data"
+    shutil.copytree(phantom_folder, data)
+    content = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(content | {"regions": {"organ": [1, 2]}}))
+    other = train(data, tmp_path / "other", pretrained=str(tmp_path / "theirs.pt"), **tiny_step)
+    said = capsys.readouterr().out
+    assert "Starting from 4 of 8 tensors of" in said
+    assert "; random are model.2." in said
+    # a resumed training has weights of its own, even where the file is gone
+    (tmp_path / "theirs.pt").unlink()
+    train(data, other.root, pretrained=str(tmp_path / "theirs.pt"), resume=True, **{**tiny_step, "epochs": 2})
+    assert "Starting from" not in capsys.readouterr().out
+    with pytest.raises(StartUpRefused, match="Expected pretrained '.*' as in the run to resume, got None"):
+        train(data, other.root, resume=True, **{**tiny_step, "epochs": 3})
+
+
+def test_weights_that_cannot_start_a_training_are_one_sentence(phantom_folder: Path, tmp_path: Path) -> None:
+    def refusal(sentence: str) -> None:
+        with pytest.raises(StartUpRefused, match=sentence):
+            train(phantom_folder, tmp_path / "run", pretrained=str(file), **TINY)
+
+    file = tmp_path / "weights.pt"
+    refusal(r"Expected pretrained to be a file of weights, got .*weights\.pt, which does not exist")
+    file.write_bytes(b"no weights")
+    refusal("Expected pretrained to be a file of tensors alone")
+    torch.save(torch.nn.Conv3d(1, 1, 1), file)  # a pickled object could run any code
+    refusal(r"weights_only=True \(.*\); save a state dict")
+    assert not (tmp_path / "run").exists()
+    torch.save({"model.0.conv.weight": torch.zeros(1)}, file)
+    refusal("none of whose tensors fits the 8 of the network")
+
+
+# ---- intensities ----
+
+
+def test_a_window_scales_intensities_alike_in_training_evaluation_and_inference(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+    scale = ScaleIntensityRanged.__call__
+
+    def watched(self: ScaleIntensityRanged, data: Any) -> Any:
+        before = data["image"].clone()
+        item = scale(self, data)
+        expected = ((before - 0.2) / 0.6).clamp(0, 1)
+        torch.testing.assert_close(torch.as_tensor(item["image"]), torch.as_tensor(expected))
+        seen.append((float(item["image"].min()), float(item["image"].max())))
+        return item
+
+    monkeypatch.setattr(ScaleIntensityRanged, "__call__", watched)
+    run = train(phantom_folder, tmp_path / "run", hu_window="[0.2, 0.8]", **TINY)
+    assert len(seen) == 6
+    assert RunRecord.read(run.record).hu_window == (0.2, 0.8)
+    evaluate(run, overlays=False)
+    infer(run, phantom_folder / "imagesTs", tmp_path / "out")
+    assert len(seen) == 6 + 2 + 2
+    assert set(seen) == {(0.0, 1.0)}
+
+
+@pytest.mark.parametrize("hu_window", [[250, -175], [0, 0], 5, [1, 2, 3], ["low", "high"], [0, float("inf")]])
+def test_a_window_that_is_none(phantom_folder: Path, tmp_path: Path, hu_window: Any) -> None:
+    with pytest.raises(StartUpRefused, match=r"Expected hu_window to be two numbers, the lower one first, such as"):
+        train(phantom_folder, tmp_path / "run", hu_window=hu_window)
+
+
+def test_channels_are_normalised_one_by_one() -> None:
+    """A channel of thousands and one of hundredths, in one file or in two, look alike to the network."""
+    image = torch.rand(2, 6, 6, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([4000.0, 0.02]).view(
+        2, 1, 1, 1
+    )
+    scaled = intensity_scaling("image", None)({"image": image})["image"]
+    torch.testing.assert_close(scaled.mean(dim=(1, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=(1, 2, 3), correction=0), torch.ones(2))

@@ -26,6 +26,7 @@ from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, Sca
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
+from monai_extra_losses.data.caching import cache_kind
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import (
     CaseList,
@@ -60,6 +61,8 @@ _CHANGE_ON_RESUME = {
     "batch_size",
     "learning_rate",
     "amp",
+    "cache",
+    "cache_dir",
 }
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -87,6 +90,7 @@ class RunSetUp:
         self.training_cases = [_item(case) for case in training]
         self.validation_cases = [_item(case) for case in validation]
         self.resume = resume
+        self.cache_dir = Path(record.cache_dir or folder.cache)
         self.is_first_process = is_first_process()
         self.show_progress = self.is_first_process and sys.stderr.isatty()
 
@@ -114,6 +118,8 @@ class TrainingSetUp(RunSetUp):
             the weights.
         hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
         pretrained: file of weights to start from; None: random ones.
+        cache: where prepared volumes are kept, "memory", "disk" or "none".
+        cache_dir: folder for "disk"; None: `<bundle_root>/cache`.
         amp, device: half precision and where, see `half_precision`.
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
@@ -149,6 +155,8 @@ class TrainingSetUp(RunSetUp):
         device: Any = None,
         hu_window: Any = None,
         pretrained: Any = None,
+        cache: Any = "memory",
+        cache_dir: Any = None,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -160,6 +168,8 @@ class TrainingSetUp(RunSetUp):
             "seed": whole_number("seed", seed, least=0),
             "limit": _whole_number_or_none("limit", limit),
             "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
+            "cache": cache_kind(cache),
+            "cache_dir": None if literal(cache_dir) is None else os.path.abspath(str(cache_dir)),
             "hu_window": window("hu_window", hu_window, example="[-175, 250]"),
             "pretrained": None if literal(pretrained) is None else os.path.abspath(str(pretrained)),
             "amp": _half_precision_option(amp),
@@ -176,6 +186,8 @@ class TrainingSetUp(RunSetUp):
         self.overwrite = yes_or_no("overwrite", overwrite)
         folder = RunFolder(Path(str(bundle_root)))
         refuse_run_folder(folder, going_on, self.overwrite)
+        if chosen["cache"] == "disk" and chosen["cache_dir"] is not None:
+            refuse_unwritable("cache_dir", Path(chosen["cache_dir"]))
         case_list = _cases_of(dataset_dir)
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])

@@ -58,6 +58,11 @@ class RunFolder:
         """Folder of TensorBoard's event files."""
         return self.results.root / "tensorboard"
 
+    @property
+    def cache(self) -> Path:
+        """Folder of prepared volumes, for a cache on disk."""
+        return self.root / "cache"
+
     def existing_run(self) -> Path | None:
         """A file that shows that somebody trained here, or None."""
         return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
@@ -66,7 +71,8 @@ class RunFolder:
         """Delete the files that a training and its evaluation write, and nothing else."""
         for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for folder in (self.tensorboard, self.cache):
+            shutil.rmtree(folder, ignore_errors=True)
         self.results.remove()
 
 
@@ -151,6 +157,7 @@ class RunRecord:
         hu_window: intensities that images are clipped to and scaled to 0..1 from; None: each channel of each image has
             its own mean and deviation removed.
         pretrained: file of the weights that the training started from, or None.
+        cache, cache_dir: where prepared volumes were kept.
         version: of this package.
     """
 
@@ -178,6 +185,8 @@ class RunRecord:
     amp: str | None = None
     hu_window: tuple[float, float] | None = None
     pretrained: str | None = None
+    cache: str = "memory"
+    cache_dir: str | None = None
     version: str = __version__
 
     @property

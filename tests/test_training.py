@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -276,13 +277,13 @@ def test_training_starts_from_the_tensors_that_fit(
     (data / "dataset.json").write_text(json.dumps(content | {"regions": {"organ": [1, 2]}}))
     other = train(data, tmp_path / "other", pretrained=str(tmp_path / "theirs.pt"), **tiny_step)
     said = capsys.readouterr().out
-    assert "Starting from 4 of 8 tensors of" in said
+    assert "Starting from 6 of 8 tensors of" in said
     assert "; random are model.2." in said
     # a resumed training has weights of its own, even where the file is gone
     (tmp_path / "theirs.pt").unlink()
     train(data, other.root, pretrained=str(tmp_path / "theirs.pt"), resume=True, **{**tiny_step, "epochs": 2})
     assert "Starting from" not in capsys.readouterr().out
-    with pytest.raises(StartUpRefused, match="Expected pretrained '.*' as in the run to resume, got None"):
+    with pytest.raises(StartUpRefused, match=r"Expected pretrained '.*' as in the run to resume, got None"):
         train(data, other.root, resume=True, **{**tiny_step, "epochs": 3})
 
 
@@ -343,3 +344,55 @@ def test_channels_are_normalised_one_by_one() -> None:
     scaled = intensity_scaling("image", None)({"image": image})["image"]
     torch.testing.assert_close(scaled.mean(dim=(1, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled.std(dim=(1, 2, 3), correction=0), torch.ones(2))
+
+
+# ---- caches ----
+
+
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_every_cache_gives_the_same_numbers(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path, cache: str
+) -> None:
+    run = train(phantom_folder, tmp_path / "run", epochs=4, val_interval=1, cache=cache, **TINY)
+    assert_same_run(run, uninterrupted)
+    assert RunRecord.read(run.record).cache == cache
+    assert len(list(run.cache.glob("*.pt"))) == (6 if cache == "disk" else 0)
+    evaluate(run, overlays=False)
+
+
+def test_a_disk_cache_is_used_again_and_never_stale(phantom_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantom_folder, data)
+    cache = tmp_path / "cache"
+    runs = iter(range(100))
+
+    def first_epoch(**options: Any) -> tuple[str, int]:
+        run = train(data, tmp_path / str(next(runs)), val_interval=1, **{**TINY, **options})
+        return numbers(run)[0]["train_loss"], len(list(cache.glob("*.pt"))) if cache.exists() else 0
+
+    on_disk: dict[str, Any] = {"cache": "disk", "cache_dir": str(cache)}
+    plain, count = first_epoch(**on_disk)
+    assert count == 6
+    times = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert first_epoch(**on_disk) == (plain, 6)
+    assert times == {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    # another preparation
+    scaled, count = first_epoch(hu_window=[0.2, 0.8], **on_disk)
+    assert count == 12
+    assert scaled == first_epoch(hu_window=[0.2, 0.8])[0] != plain
+    # another volume under the same name
+    for name in RunRecord.read(tmp_path / "0" / "models" / "run.json").training[:1]:
+        file = data / "imagesTr" / f"{name}.nii.gz"
+        volume = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(volume.dataobj)[::-1] ** 2, volume.affine), file)
+    changed, count = first_epoch(**on_disk)
+    assert count == 13
+    assert changed == first_epoch()[0] != plain
+
+
+def test_a_cache_that_is_none(phantom_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StartUpRefused, match="Expected cache to be memory, disk or none, got 'ram'"):
+        train(phantom_folder, tmp_path / "run", cache="ram")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StartUpRefused, match="Expected cache_dir to be a folder that can be written, got"):
+        train(phantom_folder, tmp_path / "run", cache="disk", cache_dir=str(tmp_path / "file"))

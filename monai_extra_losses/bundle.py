@@ -44,6 +44,8 @@ from monai_extra_losses.run_folder import (
     ResultsFolder,
     RunFolder,
     RunRecord,
+    describe_environment,
+    log_to,
     open_folder,
     refuse_unwritable,
     write_whole,
@@ -223,7 +225,9 @@ class TrainingSetUp(RunSetUp):
             self.folder.remove_run()
         for folder in (self.folder.model.parent, self.folder.results.root):
             open_folder("bundle_root", folder)
+        log_to(self.folder.results.log, append=self.resume)
         self.record.write(self.folder.record)
+        write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
         logger.info(
@@ -289,6 +293,7 @@ class EvaluationSetUp(RunSetUp):
         if is_first_process():
             self.results.remove()
             open_folder("output_dir", self.results.root)
+            log_to(self.results.log, append=True)
 
 
 class InferenceSetUp:

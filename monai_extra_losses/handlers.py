@@ -10,6 +10,8 @@ import csv
 import io
 import logging
 import math
+import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -269,7 +271,6 @@ class TrainingRecord:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self._started = time.perf_counter()
         self._iterations = 0
 
     def _rows_before(self, epoch: int) -> list[dict[str, str]]:
@@ -344,15 +345,23 @@ class TrainingRecord:
         from monai_extra_losses.report.curves import draw_curves
 
         draw_curves(self.folder.training_csv, self.folder.curves)
-        logger.info(
+        rows = self._rows_before(state.epoch + 1)
+        of_best = next((row for row in rows if int(row["epoch"]) == best.best_metric_epoch), {})
+        classes = ", ".join(f"{name} {of_best.get(f'val_dice_{name}') or 'undefined'}" for name in self.names)
+        summary = (
             f"{'Stopped early at' if early else 'Trained to'} epoch {state.epoch}"
             f"{f' of {state.max_epochs} ({stopped})' if early else ''} "
-            f"in {time.perf_counter() - self._started:.0f} s; "
-            f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch}.\n"
+            f"in {sum(float(row['seconds']) for row in rows):.0f} s; "
+            f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch} ({classes}).\n"
             f"  best model      {self.folder.model}\n"
             f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
-            f"  TensorBoard     tensorboard --logdir {self.folder.tensorboard}"
+            f"  TensorBoard     tensorboard --logdir {self.folder.tensorboard}\n"
+            f"  evaluate        monai-extra-losses evaluate --run {shlex.quote(str(self.folder.root))}\n"
+            f"  segment         monai-extra-losses infer --run {shlex.quote(str(self.folder.root))} "
+            "--input FILES --output FOLDER"
         )
+        write_whole(self.folder.summary, summary + "\n")
+        logger.info(summary)
 
 
 class RunCheckpoints:
@@ -451,7 +460,8 @@ class RunCheckpoints:
 
 
 class CaseReport:
-    """Measures every case of an evaluation; writes cases.csv, summary.csv and one picture per case.
+    """Measures every case of an evaluation; writes cases.csv, summary.csv and one picture per case, and copies those of
+    the best, the median and the worst case to overlay_best.png, overlay_median.png and overlay_worst.png.
 
     Takes from the evaluator `pred` and `label`, label maps of classes (1,X,Y,Z) or regions (R,X,Y,Z) on the case's own
     grid, `picture` (C,X,Y,Z), the intensities on that grid, and `case`, the name.
@@ -525,7 +535,22 @@ class CaseReport:
         logger.info(_table(summary))
         logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
         if self.overlays:
-            logger.info(f"Pictures: {self.folder.overlays}")
+            copies = ", ".join(str(path) for path in self._copy_overlays(rows))
+            logger.info(f"Pictures: {self.folder.overlays}; {copies}")
+
+    def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+        """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""
+        dice: dict[str, list[float]] = {}
+        for row in rows:
+            dice.setdefault(row["case"], []).extend([] if math.isnan(row["dice"]) else [row["dice"]])
+        ranked = sorted((case for case in dice if dice[case]), key=lambda case: (np.mean(dice[case]), case))
+        last = len(ranked) - 1
+        copies: dict[int, Path] = {}  # of two cases none is in the middle
+        for rank, place in {"best": last, "worst": 0, "median": last // 2}.items():
+            if 0 <= place <= last and place not in copies:
+                picture = self.folder.overlays / f"{ranked[place]}.png"
+                copies[place] = Path(shutil.copyfile(picture, self.folder.overlay_of(rank)))
+        return list(copies.values())
 
     def _rows_of_all_processes(self) -> list[dict[str, Any]]:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

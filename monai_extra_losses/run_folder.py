@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import os
+import platform
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
@@ -39,6 +44,16 @@ class RunFolder:
         return self.root / "models" / "datalist.json"
 
     @property
+    def config(self) -> Path:
+        """The config as run, merged and with its overrides."""
+        return self.root / "models" / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware of the training."""
+        return self.root / "models" / "environment.json"
+
+    @property
     def results(self) -> "ResultsFolder":
         """Folder of tables and pictures."""
         return ResultsFolder(self.root / "eval")
@@ -52,6 +67,11 @@ class RunFolder:
     def curves(self) -> Path:
         """Picture of training.csv."""
         return self.results.root / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        """The training in a few lines."""
+        return self.results.root / "summary.txt"
 
     @property
     def tensorboard(self) -> Path:
@@ -69,7 +89,8 @@ class RunFolder:
 
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
+        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment)
+        for path in (*models, self.training_csv, self.curves, self.summary, self.results.log):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
@@ -97,9 +118,19 @@ class ResultsFolder:
         """Folder of one picture per case."""
         return self.root / "overlays"
 
+    @property
+    def log(self) -> Path:
+        """What the training and evaluations said."""
+        return self.root / "log.txt"
+
+    def overlay_of(self, rank: str) -> Path:
+        """Copy of the picture of the "best", "median" or "worst" case."""
+        return self.root / f"overlay_{rank}.png"
+
     def remove(self) -> None:
         """Delete the tables and pictures of an evaluation, and nothing else."""
-        for path in (self.cases_csv, self.summary_csv, *self.overlays.glob("*.png")):
+        pictures = (*self.overlays.glob("*.png"), *self.root.glob("overlay_*.png"))
+        for path in (self.cases_csv, self.summary_csv, *pictures):
             path.unlink(missing_ok=True)
 
 
@@ -125,6 +156,32 @@ def open_folder(option: str, folder: Path) -> None:
             f"Expected {option} to be a folder that can be written, got {folder} ({error.strerror}); "
             "choose another one."
         ) from error
+
+
+def log_to(path: Path, *, append: bool) -> None:
+    """Write what the package says, and warnings of others, to a file too; in place of the file before."""
+    file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    for logger in (logging.getLogger(), logging.getLogger("monai_extra_losses")):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).name == path.name:
+                logger.removeHandler(handler)
+                handler.close()
+        logger.addHandler(file)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware that a training ran on."""
+    packages = ("monai-extra-losses", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "edt", "scipy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """What a training promises: resumed it gives the numbers of one that was never stopped, it stops in time."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 from monai.transforms import ScaleIntensityRanged
 from runs import evaluate, infer, table, train
 
 from monai_extra_losses.bundle import half_precision, intensity_scaling
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 from monai_extra_losses.handlers import RunCheckpoints
-from monai_extra_losses.run_folder import RunFolder, RunRecord
+from monai_extra_losses.run_folder import ResultsFolder, RunFolder, RunRecord
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2}
 
@@ -396,3 +399,61 @@ def test_a_cache_that_is_none(phantom_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StartUpRefused, match="Expected cache_dir to be a folder that can be written, got"):
         train(phantom_folder, tmp_path / "run", cache="disk", cache_dir=str(tmp_path / "file"))
+
+
+# ---- the run folder ----
+
+
+def test_the_run_folder_tells_what_was_run(phantom_folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "val_interval": 1,
+        "loss": "tversky",
+        "loss::alpha": 0.2,
+        "hu_window": (0.0, 1.0),
+        **TINY,
+    }
+    run = train(phantom_folder, tmp_path / "it's a run", **options)
+    environment = json.loads(run.environment.read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["gpus"] == [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    log = run.results.log.read_text()
+    assert "4 training and 2 validation cases" in log
+    assert "epoch 1/1  loss" in log
+
+    train(phantom_folder, run.root, resume=True, epochs=2, **options)
+    grown = run.results.log.read_text()
+    assert grown.startswith(log)
+    assert "epoch 2/2  loss" in grown
+    summary = run.summary.read_text()
+    best = max(table(run.training_csv), key=lambda row: float(row["val_mean_dice"]))
+    assert f"at epoch {best['epoch']} (organ {best['val_dice_organ']}, lesion {best['val_dice_lesion']})." in summary
+    assert f"monai-extra-losses evaluate --run {shlex.quote(str(run.root))}\n" in summary
+    assert summary.strip() in grown
+
+    # the config alone is the same training again
+    config = yaml.safe_load(run.config.read_text())
+    assert (config["epochs"], config["losses"]["tversky"]["alpha"], config["hu_window"]) == (2, 0.2, [0.0, 1.0])
+    again = RunFolder(tmp_path / "again")
+    workflow = ConfigWorkflow(str(run.config), bundle_root=str(again.root), resume=False, logging_file=False)
+    workflow.initialize()
+    workflow.run()
+    ours, theirs = RunRecord.read(again.record), RunRecord.read(run.record)
+    assert ours == theirs
+    assert numbers(again)[0]["val_mean_dice"] != ""
+
+    train(phantom_folder, run.root, overwrite=True, **options)
+    assert "epoch 2/2" not in run.results.log.read_text()
+
+
+def test_pictures_of_the_best_median_and_worst_case(uninterrupted: RunFolder, tmp_path: Path) -> None:
+    evaluate(uninterrupted, output_dir=str(tmp_path / "all"), split="all")
+    results = ResultsFolder(tmp_path / "all")
+    dice: dict[str, list[float]] = {}
+    for row in table(results.cases_csv):
+        dice.setdefault(row["case"], []).extend([float(row["dice"])] if row["dice"] else [])
+    ranked = sorted(dice, key=lambda case: np.mean(dice[case]))
+    for rank, place in {"best": 7, "median": 3, "worst": 0}.items():
+        picture = results.overlays / f"{ranked[place]}.png"
+        assert results.overlay_of(rank).read_bytes() == picture.read_bytes()
+    evaluate(uninterrupted, output_dir=str(tmp_path / "all"), overwrite=True)  # two cases
+    assert {path.name for path in results.root.glob("overlay_*")} == {"overlay_best.png", "overlay_worst.png"}

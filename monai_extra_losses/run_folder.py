@@ -172,11 +172,11 @@ def log_to(path: Path, *, append: bool) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware that a training ran on."""
-    packages = ("monai-extra-losses", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "edt", "scipy")
+    used = ("monai", "torch", "pytorch-ignite", "numpy", "nibabel", "edt")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {"monai-extra-losses": __version__, **{name: metadata.version(name) for name in used}},
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,

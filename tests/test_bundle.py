@@ -250,6 +250,7 @@ def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
     assert parser["setup"] == alone["setup"]
     assert parser["training_loss"]["_target_"] == alone["training_loss"]["_target_"]
     assert parser["run"] == alone["run"]
+    assert "@network_at_start" in str(parser["network"])  # and with it the pretrained weights
     handlers = [handler["_target_"] for handler in alone["train"]["handlers"]]
     assert [handler["_target_"] for handler in parser["train::handlers"]] == handlers
     # whatever the augmentation moves, it moves all of it
@@ -259,6 +260,20 @@ def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
         "label_map",
     }
     assert len(parser["train::moved"]) == len(parser["train::interpolation"])
+
+
+@pytest.mark.parametrize(
+    "overlays", [["evaluate"], ["losses", "evaluate"], ["evaluate", "multi_gpu_evaluate"]], ids="+".join
+)
+def test_no_overlay_drops_the_start_up_of_an_evaluation(overlays: Sequence[str]) -> None:
+    parser = ConfigParser(
+        ConfigParser.load_config_files([str(CONFIGS / f"{name}.yaml") for name in ("train", *overlays)])
+    )
+    steps = ["@setup.open_results()", "monai.utils.set_determinism(seed=@record.seed"]
+    assert [step for entry in parser["initialize"] for step in steps if step in str(entry)] == steps
+    assert parser["setup"]["_target_"] == "monai_extra_losses.bundle.EvaluationSetUp"
+    assert parser["validate::evaluator"]["inferer"] == "@validate::inferer"
+    assert parser["run"] == ["$@validate::evaluator.run()"]
 
 
 # ---- options -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a training promises: resumed it gives the numbers of one that was never stopped, it stops in time."""
 
 import json
+import operator
 import shlex
 import shutil
 from pathlib import Path
@@ -339,6 +340,31 @@ def test_a_window_that_is_none(phantom_folder: Path, tmp_path: Path, hu_window: 
         train(phantom_folder, tmp_path / "run", hu_window=hu_window)
 
 
+def test_channels_in_one_file_or_in_several_are_one_training(phantom_folder: Path, tmp_path: Path) -> None:
+    together, apart = tmp_path / "4D", tmp_path / "files"
+    for folder in (together, apart):
+        shutil.copytree(phantom_folder / "labelsTr", folder / "labelsTr")
+        (folder / "imagesTr").mkdir()
+    for file in (phantom_folder / "imagesTr").iterdir():
+        volume = nibabel.load(file)
+        voxels = np.asarray(volume.dataobj, dtype=np.float32)
+        channels = [voxels, 4000 - 4000 * voxels**2]  # of other units
+        image = nibabel.Nifti1Image(np.stack(channels, axis=-1), volume.affine)
+        nibabel.save(image, together / "imagesTr" / file.name)
+        for number, channel in enumerate(channels):
+            name = file.name.replace(".nii", f"_{number:04d}.nii")
+            nibabel.save(nibabel.Nifti1Image(channel, volume.affine), apart / "imagesTr" / name)
+    runs = [train(data, data / "run", val_interval=1, **TINY) for data in (together, apart)]
+    assert [RunRecord.read(run.record).in_channels for run in runs] == [2, 2]
+    for run in runs:
+        evaluate(run, overlays=False)
+    for file in ("training_csv", "results.cases_csv"):
+        ours, theirs = (table(operator.attrgetter(file)(run)) for run in runs)
+        for row, other in zip(ours, theirs, strict=True):
+            for name in row.keys() - {"seconds", "case", "label"}:  # another order in memory rounds otherwise
+                assert float(row[name] or "nan") == pytest.approx(float(other[name] or "nan"), rel=1e-3, nan_ok=True)
+
+
 def test_channels_are_normalised_one_by_one() -> None:
     """A channel of thousands and one of hundredths, in one file or in two, look alike to the network."""
     image = torch.rand(2, 6, 6, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([4000.0, 0.02]).view(
@@ -457,3 +483,21 @@ def test_pictures_of_the_best_median_and_worst_case(uninterrupted: RunFolder, tm
         assert results.overlay_of(rank).read_bytes() == picture.read_bytes()
     evaluate(uninterrupted, output_dir=str(tmp_path / "all"), overwrite=True)  # two cases
     assert {path.name for path in results.root.glob("overlay_*")} == {"overlay_best.png", "overlay_worst.png"}
+
+
+def test_a_run_of_an_earlier_version_is_evaluated_and_resumed(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted.root, tmp_path / "old")
+    old = RunFolder(tmp_path / "old")
+    new = {"regions", "early_stop_patience", "amp", "hu_window", "pretrained", "cache", "cache_dir"}
+    record = json.loads(old.record.read_text())
+    assert new < record.keys()
+    old.record.write_text(json.dumps({name: value for name, value in record.items() if name not in new}))
+    state = torch.load(old.last, weights_only=True)
+    del state["validations_since_best"]
+    torch.save(state, old.last)
+    assert RunRecord.read(old.record) == RunRecord.read(uninterrupted.record)
+    evaluate(old, overlays=False)
+    train(phantom_folder, old.root, epochs=5, val_interval=1, resume=True, **TINY)
+    assert len(numbers(old)) == 5

@@ -26,7 +26,6 @@ from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, Sca
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
-from monai_extra_losses.data.caching import cache_kind
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import (
     CaseList,
@@ -38,6 +37,7 @@ from monai_extra_losses.data.datalist import (
 )
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
+from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (

@@ -19,6 +19,7 @@ import monai_extra_losses
 from monai_extra_losses.bundle import TrainingSetUp
 from monai_extra_losses.data import DatasetError, read_case_list
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.doctor import examine
 from monai_extra_losses.handlers import EmptyAwareDice, masks_of
 from monai_extra_losses.losses import CategoricalHingeLoss, CrossEntropyLoss, FusedDiceLoss
 from monai_extra_losses.run_folder import RunRecord
@@ -232,3 +233,17 @@ def test_patches_are_centred_on_labels_and_targets_are_regions(region_folder: Pa
     assert with_organ > 4
     assert with_background > 4
     assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("regions", [REGIONS, {"whole": [1, 2]}])
+def test_the_doctor_knows_regions(region_folder: Path, tmp_path: Path, regions: dict[str, list[int]]) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(region_folder, folder)
+    declare(folder, regions=regions)
+    files = [str(CONFIGS / f"{name}.yaml") for name in ("train", "losses")]
+    findings = list(examine(files, dataset_dir=str(folder), num_folds=3, channels=[4, 8], num_res_units=0))
+    assert not [finding.text for finding in findings if finding.level == "problem"]
+    said = "\n".join(finding.text for finding in findings)
+    assert f"Each region ({', '.join(regions)}) has its channel of the network" in said
+    assert "whole " in said
+    assert "a softmax makes the classes compete" not in said

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +21,29 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.networks.utils import copy_model_state
+from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
-from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, read_case_list, split_cases
+from monai_extra_losses.data.datalist import (
+    CaseList,
+    LabelledCase,
+    count_folds,
+    declares_regions,
+    read_case_list,
+    split_cases,
+)
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.data.inputs import find_inputs, refuse_unlike
+from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
-from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, yes_or_no
+from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
     ResultsFolder,
     RunFolder,
     RunRecord,
+    describe_environment,
+    log_to,
     open_folder,
     refuse_unwritable,
     write_whole,
@@ -46,8 +58,12 @@ _CHANGE_ON_RESUME = {
     "original_labels",
     "epochs",
     "val_interval",
+    "early_stop_patience",
     "batch_size",
     "learning_rate",
+    "amp",
+    "cache",
+    "cache_dir",
 }
 
 
@@ -74,6 +90,7 @@ class RunSetUp:
         self.training_cases = [_item(case) for case in training]
         self.validation_cases = [_item(case) for case in validation]
         self.resume = resume
+        self.cache_dir = Path(record.cache_dir or folder.cache)
         self.is_first_process = is_first_process()
         self.show_progress = self.is_first_process and sys.stderr.isatty()
 
@@ -92,11 +109,18 @@ class TrainingSetUp(RunSetUp):
         patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
             to a multiple of 16 and kept within 16 and 96.
         pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
+        regions: segment the data set's overlapping regions, where it declares some, instead of its labels.
         channels: the U-Net's channels per level.
         num_res_units: residual units per level.
         epochs, val_interval, batch_size, learning_rate: of the training.
+        early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
+        hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
+        pretrained: file of weights to start from; None: random ones.
+        cache: where prepared volumes are kept, "memory", "disk" or "none".
+        cache_dir: folder for "disk"; None: `<bundle_root>/cache`.
+        amp, device: half precision and where, see `half_precision`.
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
 
@@ -125,6 +149,14 @@ class TrainingSetUp(RunSetUp):
         resume: Any,
         overwrite: Any,
         loss_weights: Any = None,
+        regions: Any = True,
+        early_stop_patience: Any = None,
+        amp: Any = None,
+        device: Any = None,
+        hu_window: Any = None,
+        pretrained: Any = None,
+        cache: Any = "memory",
+        cache_dir: Any = None,
     ) -> None:
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
@@ -134,7 +166,13 @@ class TrainingSetUp(RunSetUp):
             "num_folds": None if literal(num_folds) is None else whole_number("num_folds", num_folds, least=0),
             "fold": whole_number("fold", fold, least=0),
             "seed": whole_number("seed", seed, least=0),
-            "limit": None if literal(limit) is None else whole_number("limit", limit, least=1),
+            "limit": _whole_number_or_none("limit", limit),
+            "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
+            "cache": cache_kind(cache),
+            "cache_dir": None if literal(cache_dir) is None else os.path.abspath(str(cache_dir)),
+            "hu_window": window("hu_window", hu_window, example="[-175, 250]"),
+            "pretrained": None if literal(pretrained) is None else os.path.abspath(str(pretrained)),
+            "amp": _half_precision_option(amp),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
             "batch_size": whole_number("batch_size", batch_size, least=1),
@@ -142,10 +180,14 @@ class TrainingSetUp(RunSetUp):
             "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
+        half_precision(amp, "cpu" if device is None else device)  # refused now
+        with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
         folder = RunFolder(Path(str(bundle_root)))
         refuse_run_folder(folder, going_on, self.overwrite)
+        if chosen["cache"] == "disk" and chosen["cache_dir"] is not None:
+            refuse_unwritable("cache_dir", Path(chosen["cache_dir"]))
         case_list = _cases_of(dataset_dir)
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
@@ -157,15 +199,22 @@ class TrainingSetUp(RunSetUp):
             in_channels=len(summaries.channels),
             patch_size=patch or automatic_patch(summaries.cases, chosen["pixdim"], step),
             loss=type(loss).__name__,
+            regions=case_list.regions if with_regions else None,
             dataset_dir=str(case_list.folder.absolute()),
             original_labels=case_list.original_labels,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
             **chosen,
         )
+        if record.regions is not None:
+            _refuse_loss_of_classes(loss, record.num_classes)
         if going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
         super().__init__(folder, record, training, validation, going_on)
+        # a resumed training has its own weights
+        self.pretrained = None if going_on and folder.last.exists() else record.pretrained
+        if self.pretrained is not None:
+            _state_dict_of(self.pretrained)  # refused now
 
     def open_run(self) -> None:
         """Make the run folder and write its record; one process of a distributed training does it."""
@@ -175,12 +224,16 @@ class TrainingSetUp(RunSetUp):
             self.folder.remove_run()
         for folder in (self.folder.model.parent, self.folder.results.root):
             open_folder("bundle_root", folder)
+        log_to(self.folder.results.log, append=self.resume)
         self.record.write(self.folder.record)
+        write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
         logger.info(
             f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases, "
-            f"{self.record.in_channels} channel(s), classes {', '.join(self.record.labels.values())}, "
+            f"{self.record.in_channels} channel(s), "
+            f"{'classes' if self.record.regions is None else 'regions'} "
+            f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
             f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
         )
 
@@ -239,6 +292,7 @@ class EvaluationSetUp(RunSetUp):
         if is_first_process():
             self.results.remove()
             open_folder("output_dir", self.results.root)
+            log_to(self.results.log, append=True)
 
 
 class InferenceSetUp:
@@ -404,6 +458,10 @@ def _written_labels(record: RunRecord, restore: bool) -> list[int]:
     return written
 
 
+def _whole_number_or_none(name: str, value: Any) -> int | None:
+    return None if literal(value) is None else whole_number(name, value, least=1)
+
+
 def _levels(channels: Any) -> tuple[int, ...]:
     given = literal(channels)
     if not isinstance(given, list | tuple) or len(given) < 2:
@@ -426,6 +484,35 @@ def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | 
         return LossWeightSchedule(loss, given).state_dict()["ramps"]
     except (TypeError, ValueError) as error:
         raise StartUpRefused(f"loss_weights: {error}") from None
+
+
+def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
+    """Refuse a loss that cannot train regions, by trying it on nested balls."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, num_regions, 16, 16, 16, generator=generator)
+    from_centre = torch.stack(torch.meshgrid([torch.arange(-7.5, 8)] * 3, indexing="ij")).norm(dim=0)
+    radii = torch.linspace(7, 3, num_regions)
+    regions = (from_centre < radii[:, None, None, None])[None].byte()
+    name = type(loss).__name__
+    advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
+    try:
+        before, raised = loss(scores, regions), loss(scores + 1, regions)
+        each = [loss(scores.index_fill(1, torch.tensor([c]), 0.0), regions) for c in range(num_regions)]
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise StartUpRefused(
+            f"Expected a loss that takes overlapping regions, got {name} ({str(error).splitlines()[0]}); {advice}."
+        ) from None
+    # Where only differences between channels count, a voxel of all regions is like one of none.
+    if torch.isclose(before, raised, rtol=1e-6):
+        raise StartUpRefused(
+            f"Expected a loss that takes overlapping regions, got {name}, in which the channels exclude each other; "
+            f"{advice}."
+        )
+    if any(torch.equal(before, value) for value in each):
+        raise StartUpRefused(
+            f"Expected a loss of every region, got {name}, which leaves one out; "
+            "regions have no background, so set include_background to True."
+        )
 
 
 def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
@@ -518,6 +605,27 @@ def _refuse_other_data(summaries: CaseSummaries, record: RunRecord, folder: Path
         )
 
 
+def _state_dict_of(file: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights: a state dict, or a checkpoint that holds one; also of a parallel network."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StartUpRefused(
+            f"Expected pretrained to be a file of weights, got {file}, which does not exist."
+        ) from None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StartUpRefused(
+            f"Expected pretrained to be a file of tensors alone, got {file}, which torch does not load with "
+            f"weights_only=True ({reason}); save a state dict."
+        ) from None
+    for key in ("network", "state_dict", "model", "model_state_dict"):  # last.pt, and what others call it
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    return {str(name).removeprefix("module."): value for name, value in tensors if isinstance(value, torch.Tensor)}
+
+
 def _trained_weights(model_file: Any, folder: RunFolder) -> str:
     path = folder.model if model_file is None else Path(str(model_file))
     if not path.is_file():
@@ -575,9 +683,48 @@ def join_processes(device: torch.device) -> None:
     idist.sync()
 
 
-def half_precision(amp: Any, device: torch.device) -> bool:
-    """Whether to compute in half precision; None is yes on a GPU."""
-    return torch.device(device).type == "cuda" if literal(amp) is None else yes_or_no("amp", amp)
+def has_regions(dataset_dir: Any, regions: Any) -> bool:
+    """Whether the data set's regions are to be segmented; the loss asks, which is built before the data are read."""
+    return yes_or_no("regions", regions) and dataset_dir is not None and declares_regions(str(dataset_dir))
+
+
+def decision(keys: str, regions: Mapping[str, Any] | None) -> AsDiscreted:
+    """The transform from scores to the best class per voxel, or with regions to those of probability 0.5 and more."""
+    if regions is None:
+        return AsDiscreted(keys=keys, argmax=True)
+    return AsDiscreted(keys=keys, threshold=0.0)  # sigmoid(0) = 0.5
+
+
+def half_precision(amp: Any, device: Any, recorded: str | None = None) -> torch.dtype | None:
+    """The 16-bit type that the network computes in, or None.
+
+    Args:
+        amp: "fp16" (or True), "bf16" or False; None: as the run was trained where the device can, else fp16 on a GPU.
+        device: of the network. A CPU computes in bf16 only.
+        recorded: `RunRecord.amp` of the run.
+
+    Raises:
+        StartUpRefused: another value, or a type that the device cannot compute in.
+    """
+    chosen = _half_precision_option(amp)
+    on_gpu = torch.device(device).type == "cuda"
+    if chosen == "fp16" and not on_gpu:
+        raise StartUpRefused(f"Expected amp to be bf16, False or null on a CPU, got {amp!r}; fp16 needs a GPU.")
+    if chosen == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise StartUpRefused(f"Expected amp to be fp16 or False, got {amp!r}; this GPU has no bf16.")
+    chosen = chosen or recorded or "fp16"
+    if chosen == "fp16":
+        return torch.float16 if on_gpu else None
+    return torch.bfloat16 if chosen == "bf16" else None
+
+
+def _half_precision_option(amp: Any) -> str | None:
+    """The option amp as recorded: "fp16", "bf16", "off", or None for automatic."""
+    known = {"none": None, "null": None, "fp16": "fp16", "true": "fp16", "bf16": "bf16", "false": "off"}
+    name = str(amp).strip().lower()
+    if name not in known:
+        raise StartUpRefused(f"Expected amp to be fp16, bf16, True, False or null, got {amp!r}.")
+    return known[name]
 
 
 def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ()) -> torch.nn.Module:
@@ -607,6 +754,32 @@ def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ())
 def trainable_parameters(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
     """Parameters for the optimizer, of the network and of a loss that learns some."""
     return [parameter for module in modules for parameter in module.parameters()]
+
+
+def intensity_scaling(keys: str, hu_window: Sequence[float] | None) -> MapTransform:
+    """The transform of intensities: to 0..1 from a window, as for CT; or each channel of each image by itself."""
+    if hu_window is None:
+        return NormalizeIntensityd(keys=keys, channel_wise=True)
+    low, high = hu_window
+    return ScaleIntensityRanged(keys=keys, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
+
+
+def network_at_start(network: torch.nn.Module, pretrained: str | None, device: torch.device) -> torch.nn.Module:
+    """The network on the device, with the tensors of a file of weights that fit: other classes or channels do not."""
+    if pretrained is not None:
+        names = network.state_dict().keys()
+        _, loaded, left = copy_model_state(network, _state_dict_of(pretrained))
+        if not loaded:
+            raise StartUpRefused(
+                f"Expected pretrained to be weights of this network, got {pretrained}, none of whose tensors fits the "
+                f"{len(names)} of the network; give the channels and num_res_units of the training that made them."
+            )
+        if is_first_process():
+            logger.info(
+                f"Starting from {len(loaded)} of {len(names)} tensors of {pretrained}"
+                + (f"; random are {', '.join(left)}" if left else "")
+            )
+    return network.to(device)
 
 
 def with_weights(network: torch.nn.Module, model_file: str, device: torch.device) -> torch.nn.Module:

@@ -76,7 +76,11 @@ class _Training:
 
     @property
     def names(self) -> list[str]:
-        return list(self.record.labels.values())
+        return list(self.record.labels.values() if self.record.regions is None else self.record.regions)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.record.regions is not None
 
 
 @dataclass
@@ -136,18 +140,19 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     for text in warned:
         yield Finding("warning", text)
     record = training.record
+    precision = "half precision" if getattr(training.trainer.inferer, "dtype", None) else "float32"
     yield Finding(
         "ok",
         f"{len(record.training)} cases would train and {len(record.validation)} validate, in patches of "
         f"{' x '.join(map(str, record.patch_size))} voxels, {record.batch_size} a step, on {training.device} in "
-        f"{'half precision' if training.half else 'float32'}. Here a few of them are read.",
+        f"{precision}. Here a few of them are read.",
     )
     batches, data_seconds = _draw(training)
     yield from _about_batches(training, batches)
     inputs, target = batches[0]
     scores = _scores(training, inputs)
     yield from _about_channels(training, scores, _label(target))
-    yield from _about_activations(training.loss, scores)
+    yield from _about_activations(training.loss, scores, training.multi_label)
     with _warnings() as warned, torch.no_grad():
         equal = _loss_of(training, torch.zeros_like(scores), target).item()
     yield _about_equal_scores(training, equal, _label(target), scores.shape[1])
@@ -237,15 +242,18 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
             f"Expected finite intensities in the patches, got {int((~images.isfinite()).sum())} voxels of NaN or "
             "infinity; a transform makes them, for the files have none."
         )
-    labels = torch.cat([_label(target).flatten().float() for _, target in batches])
-    number = training.record.num_classes
+    labels = torch.cat([_label(target).float() for _, target in batches])
+    number = 2 if training.multi_label else training.record.num_classes
     foreign = sorted(set(labels.unique().tolist()) - set(range(number)))
     if foreign:
         raise _Stopped(
             f"Expected the labels 0 to {number - 1} in the patches, got {', '.join(f'{v:g}' for v in foreign[:5])}; "
             "a label must be resampled with nearest neighbours."
         )
-    shares = torch.bincount(labels.long(), minlength=number) / len(labels)
+    if training.multi_label:
+        shares = labels.transpose(0, 1).flatten(1).mean(dim=1)
+    else:
+        shares = torch.bincount(labels.flatten().long(), minlength=number) / labels.numel()
     shown = ", ".join(f"{name} {share:.2%}" for name, share in zip(training.names, shares.tolist(), strict=True))
     drawn = f"{sum(inputs.shape[0] for inputs, _ in batches)} patches from {_count(len(training.dataset), 'case')}"
     yield Finding("ok", f"Voxels of {drawn}: {shown}.")
@@ -263,10 +271,13 @@ def _about_channels(training: _Training, scores: Tensor, label: Tensor) -> Itera
         raise _Stopped(
             "Expected finite scores of the fresh network, got NaN or infinity; look at its layers and the intensities."
         )
-    values = ", ".join(f"{value} {name}" for value, name in training.record.labels.items())
+    if training.multi_label:
+        what, values = "region", ", ".join(training.names)
+    else:
+        what, values = "label value", ", ".join(f"{value} {name}" for value, name in training.record.labels.items())
     if scores.ndim != label.ndim or scores.shape[1] != training.record.num_classes:
         raise _Stopped(
-            f"Expected scores of {training.record.num_classes} channels, one per label value ({values}), got "
+            f"Expected scores of {training.record.num_classes} channels, one per {what} ({values}), got "
             f"{tuple(scores.shape)}; leave network_def::out_channels to the configs."
         )
     if scores.shape[2:] != label.shape[2:]:
@@ -274,10 +285,10 @@ def _about_channels(training: _Training, scores: Tensor, label: Tensor) -> Itera
             f"Expected scores of the label's size {tuple(label.shape[2:])}, got {tuple(scores.shape[2:])}; "
             "the network must give back the size that it is given."
         )
-    yield Finding("ok", f"Each label value ({values}) has its channel of the network, in this order.")
+    yield Finding("ok", f"Each {what} ({values}) has its channel of the network, in this order.")
 
 
-def _about_activations(loss: nn.Module, scores: Tensor) -> Iterator[Finding]:
+def _about_activations(loss: nn.Module, scores: Tensor, multi_label: bool) -> Iterator[Finding]:
     channels = scores.shape[1]
     low, high = (f"{end:.3g}" for end in (scores.min().item(), scores.max().item()))
     probabilities = scores.min() >= 0 and torch.allclose(scores.sum(1), torch.ones(()).to(scores), atol=1e-3)
@@ -305,7 +316,7 @@ def _about_activations(loss: nn.Module, scores: Tensor) -> Iterator[Finding]:
             )
         elif reading.activation == "softmax" and channels == 1:
             yield Finding("problem", f"{name} applies a softmax over one channel, which is always 1; take a sigmoid.")
-        elif reading.activation == "sigmoid" and channels > 1:
+        elif reading.activation == "sigmoid" and channels > 1 and not multi_label:
             yield Finding(
                 "warning",
                 f"{name} decides each of the {channels} channels by itself (sigmoid), but a voxel has one label here; "
@@ -320,7 +331,8 @@ def _about_equal_scores(training: _Training, value: float, label: Tensor, channe
     said = f"A network that knows nothing (all scores equal) has the loss {value:.4g}"
     if not math.isfinite(value):
         return Finding("warning", f"{said}{_of_part(training.loss)}; a formula divides by 0 or takes its logarithm.")
-    expected = loss_of_equal_scores(training.loss, label, channels)
+    # the formulas are those of a label map
+    expected = None if training.multi_label else loss_of_equal_scores(training.loss, label, channels)
     if expected is None:
         return Finding("ok", f"{said}.")
     number, words = expected

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 from monai.engines import IterationEvents, PrepareBatch
+from monai.inferers import Inferer
 from torch import Tensor, nn
 
 LABEL = "label"
@@ -113,6 +114,33 @@ class LossWithMaps(nn.Module):
         if LABEL not in target:
             raise ValueError(f"expected a target with {LABEL!r}, got {', '.join(map(repr, target))}.")
         return self.loss(input, target[LABEL], **{name: value for name, value in target.items() if name != LABEL})
+
+
+class HalfPrecisionInferer(Inferer):
+    """Runs the network of another inferer in half precision, on a GPU or a CPU.
+
+    MONAI's engines do so on a GPU alone, and always scale the loss, which bfloat16 does not need.
+
+    Args:
+        inferer: how the network is applied.
+        dtype: torch.bfloat16 or torch.float16; None leaves everything in float32.
+
+    Example:
+        >>> import torch
+        >>> from monai.inferers import SimpleInferer
+        >>> HalfPrecisionInferer(SimpleInferer(), torch.bfloat16)(torch.ones(1, 2), torch.nn.Linear(2, 1)).dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, inferer: Inferer, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.dtype = dtype
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the other inferer returns."""
+        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.inferer(inputs, network, *args, **kwargs)
 
 
 class LabelWithoutMaps:

@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import math
+import shlex
 import shutil
 import sys
 import time
@@ -23,13 +24,15 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.data import MetaTensor
+from monai.data.utils import set_rnd
 from monai.handlers import ValidationHandler
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Orientation
+from monai.utils import set_determinism
 
 from monai_extra_losses.bundle import is_first_process
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
@@ -47,21 +50,30 @@ def loss_of_output(output: Any) -> torch.Tensor:
 
 
 class EmptyAwareDice(DiceMetric):
-    """Dice per case and foreground class of label maps (B,1,*), with the rule for empty classes above.
+    """Dice per case and foreground class of label maps (B,1,*), or of regions (B,R,*), with the rule for empty classes
+    above.
 
     `aggregate` is the mean over classes of the mean over the cases in which a class is defined.
 
     Args:
-        num_classes: with background.
+        num_classes: with background; of regions their number.
+        multi_label: the inputs are regions, 0 or 1, that may overlap.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(include_background=False, reduction="none", ignore_empty=True, num_classes=num_classes)
+    def __init__(self, num_classes: int, multi_label: bool = False) -> None:
+        super().__init__(
+            include_background=multi_label,
+            reduction="none",
+            ignore_empty=True,
+            num_classes=None if multi_label else num_classes,
+        )
+        self.multi_label = multi_label
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         dice = super()._compute_tensor(y_pred, y)
         for case, column in dice.isnan().nonzero().tolist():
-            if (y_pred[case] == column + 1).any():
+            invented = y_pred[case, column] > 0 if self.multi_label else y_pred[case] == column + 1
+            if invented.any():
                 dice[case, column] = 0.0
         return dice
 
@@ -86,8 +98,82 @@ class EpochProgress:
             bar.attach(engine, output_transform=lambda output: {"loss": loss_of_output(output).item()})
 
 
+class SeededEpochs:
+    """Gives every epoch random numbers of its own: order of the cases, patches, augmentation, dropout.
+
+    They come from the seed, the epoch and the process alone. So a training that was killed and resumed goes on with the
+    numbers that it would have had, whatever the checkpoint holds and however many processes load the data.
+
+    Args:
+        seed: of the training.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Seed `engine`'s epochs; attach before whatever else draws at their start."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
+
+    def _seed(self, engine: Engine) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        (seed,) = np.random.SeedSequence([self.seed, engine.state.epoch, rank]).generate_state(1).tolist()
+        set_determinism(seed=seed)
+        # the transforms draw from generators of their own; with loader processes torch's seed decides them
+        set_rnd(getattr(getattr(engine.state.dataloader, "dataset", None), "transform", None), seed)
+
+
+class FiniteLossGuard:
+    """Ends a training whose loss is no number any more, before the network it leaves is validated or saved.
+
+    Attach before the validation.
+
+    Args:
+        learning_rate: that the sentence names.
+
+    Raises:
+        TrainingStopped: by `engine.run()`, with the epoch, the iteration and what to try.
+    """
+
+    _INTERVAL = 20  # iterations between two looks at a GPU's losses: each look waits for it
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`'s losses."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
+
+    def _start(self, engine: Engine) -> None:
+        self._done = 0
+        self._first = torch.zeros(())  # iteration of the first loss that is no number; 0: none
+
+    def _look(self, engine: Engine) -> None:
+        loss = loss_of_output(engine.state.output)
+        self._done += 1
+        first = self._first.to(loss.device)
+        self._first = torch.where((first == 0) & ~loss.isfinite(), float(self._done), first)
+        if loss.device.type == "cpu" or self._done % self._INTERVAL == 0:
+            self._stop(engine)
+
+    def _stop(self, engine: Engine) -> None:
+        iteration = int(self._first)
+        if iteration:
+            raise TrainingStopped(
+                f"The training loss of epoch {engine.state.epoch}, iteration {iteration}, is no finite number; the "
+                "checkpoints of the epochs before are as they were. Try a --learning_rate below "
+                f"{self.learning_rate:g}, and --amp False if it was half precision; "
+                "--resume True goes on after the last epoch saved."
+            )
+
+
 class IntervalValidation(ValidationHandler):
     """Validates every `interval` epochs, and after the last one whatever the interval.
+
+    `validator.state.validations_since_best` counts the validations without a better key metric.
 
     Args:
         validator: the engine that validates.
@@ -96,6 +182,7 @@ class IntervalValidation(ValidationHandler):
 
     def __init__(self, validator: Any, interval: int) -> None:
         super().__init__(interval, validator)
+        validator.state.validations_since_best = 0
 
     def attach(self, engine: Engine) -> None:
         """Validate after `engine`'s epochs."""
@@ -103,6 +190,38 @@ class IntervalValidation(ValidationHandler):
             event_filter=lambda engine, epoch: epoch % self.interval == 0 or epoch == engine.state.max_epochs
         )
         engine.add_event_handler(due, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate."""
+        super().__call__(engine)
+        state = cast(Any, self.validator).state
+        better = state.best_metric_epoch == engine.state.epoch
+        state.validations_since_best = 0 if better else state.validations_since_best + 1
+
+
+class EarlyStop:
+    """Ends a training after validations in a row without a better mean Dice.
+
+    Attach after the checkpoints: a training that is resumed when it had stopped does nothing.
+
+    Args:
+        evaluator: that `IntervalValidation` runs.
+        patience: number of such validations; None: never.
+    """
+
+    def __init__(self, evaluator: Any, patience: int | None) -> None:
+        self.evaluator = evaluator
+        self.patience = patience
+
+    def attach(self, engine: Engine) -> None:
+        """Stop `engine`."""
+        if self.patience is not None:
+            engine.add_event_handler(Events.STARTED, self._stop)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
+
+    def _stop(self, engine: Engine) -> None:
+        if self.evaluator.state.validations_since_best >= cast(int, self.patience):
+            engine.terminate()
 
 
 class TrainingRecord:
@@ -140,10 +259,11 @@ class TrainingRecord:
             *(f"{column}_{part}" for part in self.parts for column in ("train_loss", "weight")),
             "seconds",
         ]
-        self.rows: list[dict[str, str]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row."""
+        """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row, and before the
+        checkpoints, which no row may be missing of.
+        """
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
@@ -151,14 +271,16 @@ class TrainingRecord:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self._started = time.perf_counter()
         self._iterations = 0
-        # a training that resumes keeps the rows of its epochs; another one finds no file
-        if self.folder.training_csv.exists():
-            with self.folder.training_csv.open(encoding="utf-8", newline="") as stream:
-                rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) <= engine.state.epoch]
-            # without the columns of parts that the loss no longer has
-            self.rows = [{column: row.get(column) or "" for column in self.columns} for row in rows]
+
+    def _rows_before(self, epoch: int) -> list[dict[str, str]]:
+        """A training that resumes keeps the rows of its epochs; another one finds no file."""
+        if not self.folder.training_csv.exists():
+            return []
+        with self.folder.training_csv.open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) < epoch]
+        # without the columns of parts that the loss no longer has
+        return [{column: row.get(column) or "" for column in self.columns} for row in rows]
 
     def _start_epoch(self, engine: Engine) -> None:
         self._epoch_started = time.perf_counter()
@@ -203,33 +325,50 @@ class TrainingRecord:
             classes = ", ".join(f"{label} {dice:.3f}" for label, dice in zip(self.names, per_class, strict=True))
             line += f"  validation Dice {self.evaluator.state.metrics[name]:.4f} ({classes})"
         if is_first_process():
-            self.rows.append(row)
-            write_whole(self.folder.training_csv, _csv_text(self.columns, self.rows))
+            write_whole(self.folder.training_csv, _csv_text(self.columns, [*self._rows_before(state.epoch), row]))
             logger.info(f"{line}  {float(row['seconds']):.1f} s")
 
     def _finish(self, engine: Engine) -> None:
         if not is_first_process():
             return
+        state, best = engine.state, self.evaluator.state
+        stopped = f"{best.validations_since_best} validations without a better mean Dice"
+        early = state.epoch < cast(int, state.max_epochs)
         if not self._iterations:
-            logger.info(f"Nothing to do: {engine.state.epoch} epochs are trained; ask for more by --epochs.")
+            logger.info(
+                f"Nothing to do: the training stopped early after epoch {state.epoch} ({stopped}); "
+                "go on by a larger --early_stop_patience."
+                if early
+                else f"Nothing to do: {state.epoch} epochs are trained; ask for more by --epochs."
+            )
             return
         from monai_extra_losses.report.curves import draw_curves
 
         draw_curves(self.folder.training_csv, self.folder.curves)
-        best = self.evaluator.state
-        logger.info(
-            f"Trained to epoch {engine.state.epoch} in {time.perf_counter() - self._started:.0f} s; "
-            f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch}.\n"
+        rows = self._rows_before(state.epoch + 1)
+        of_best = next((row for row in rows if int(row["epoch"]) == best.best_metric_epoch), {})
+        classes = ", ".join(f"{name} {of_best.get(f'val_dice_{name}') or 'undefined'}" for name in self.names)
+        summary = (
+            f"{'Stopped early at' if early else 'Trained to'} epoch {state.epoch}"
+            f"{f' of {state.max_epochs} ({stopped})' if early else ''} "
+            f"in {sum(float(row['seconds']) for row in rows):.0f} s; "
+            f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch} ({classes}).\n"
             f"  best model      {self.folder.model}\n"
             f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
-            f"  TensorBoard     tensorboard --logdir {self.folder.tensorboard}"
+            f"  TensorBoard     tensorboard --logdir {self.folder.tensorboard}\n"
+            f"  evaluate        monai-extra-losses evaluate --run {shlex.quote(str(self.folder.root))}\n"
+            f"  segment         monai-extra-losses infer --run {shlex.quote(str(self.folder.root))} "
+            "--input FILES --output FOLDER"
         )
+        write_whole(self.folder.summary, summary + "\n")
+        logger.info(summary)
 
 
 class RunCheckpoints:
     """Saves the best model and everything that resuming needs, and restores it.
 
-    The best score is part of the checkpoint: a resumed training that does worse leaves the best model alone.
+    The best score is part of the checkpoint: a resumed training that does worse leaves the best model alone. So are the
+    count of the early stop and the scaler of half precision. Random numbers are not: `SeededEpochs`.
 
     Args:
         folder: of the run.
@@ -259,7 +398,7 @@ class RunCheckpoints:
         self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
-        """Save after each of `engine`'s epochs; attach after the validation."""
+        """Save after each of `engine`'s epochs; attach after the validation and the record."""
         if self.resume:
             # Not before the run: ignite starts an engine that has done all its epochs from the first one again.
             engine.add_event_handler(Events.STARTED, self._restore)
@@ -275,11 +414,14 @@ class RunCheckpoints:
             "epoch": engine.state.epoch,
             "best_metric": float(best.best_metric),
             "best_metric_epoch": best.best_metric_epoch,
+            "validations_since_best": best.validations_since_best,
             "network": self.network.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
         }
+        if (scaler := getattr(engine, "scaler", None)) is not None:
+            state["scaler"] = scaler.state_dict()
         _save_whole(state, self.folder.last)
 
     def _restore(self, trainer: Engine) -> None:
@@ -300,6 +442,9 @@ class RunCheckpoints:
         self._restore_schedule(state["lr_scheduler"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        self.evaluator.state.validations_since_best = state.get("validations_since_best", 0)
+        if (scaler := getattr(trainer, "scaler", None)) is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         trainer.state.epoch = state["epoch"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
         logger.info(f"Going on after epoch {state['epoch']} of {self.folder.last}")
@@ -315,14 +460,15 @@ class RunCheckpoints:
 
 
 class CaseReport:
-    """Measures every case of an evaluation; writes cases.csv, summary.csv and one picture per case.
+    """Measures every case of an evaluation; writes cases.csv, summary.csv and one picture per case, and copies those of
+    the best, the median and the worst case to overlay_best.png, overlay_median.png and overlay_worst.png.
 
-    Takes from the evaluator `pred` and `label` (1,X,Y,Z), label maps of classes on the case's own grid, `picture`
-    (C,X,Y,Z), the intensities on that grid, and `case`, the name.
+    Takes from the evaluator `pred` and `label`, label maps of classes (1,X,Y,Z) or regions (R,X,Y,Z) on the case's own
+    grid, `picture` (C,X,Y,Z), the intensities on that grid, and `case`, the name.
 
     Args:
         folder: of tables and pictures.
-        labels: class -> name, without background.
+        labels: class -> name, without background; of regions 1, 2, ... -> name.
         surface_tolerance_mm: distance at which two surfaces count as one, in mm.
         overlays: draw the pictures.
     """
@@ -349,10 +495,11 @@ class CaseReport:
                 cast(MetaTensor, turn(item[key]).cpu()) for key in ("pred", "label", "picture")
             )
             spacing = [float(mm) for mm in target.pixdim]
+            predicted, true = (masks_of(volume.numpy(), self.labels) for volume in (prediction, target))
             for number, name in self.labels.items():
                 measured = case_metrics(
-                    prediction[0].numpy() == number,
-                    target[0].numpy() == number,
+                    predicted[number],
+                    true[number],
                     spacing=spacing,
                     surface_tolerance_mm=self.surface_tolerance_mm,
                 )
@@ -363,8 +510,8 @@ class CaseReport:
                 mean = np.nanmean([row["dice"] for row in self.rows[-len(self.labels) :]])
                 draw_overlay(
                     picture[0].numpy(),
-                    target[0].numpy().astype(int),
-                    prediction[0].numpy().astype(int),
+                    true,
+                    predicted,
                     spacing=spacing,
                     labels=self.labels,
                     out=self.folder.overlays / f"{item['case']}.png",
@@ -388,7 +535,22 @@ class CaseReport:
         logger.info(_table(summary))
         logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
         if self.overlays:
-            logger.info(f"Pictures: {self.folder.overlays}")
+            copies = ", ".join(str(path) for path in self._copy_overlays(rows))
+            logger.info(f"Pictures: {self.folder.overlays}; {copies}")
+
+    def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+        """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""
+        dice: dict[str, list[float]] = {}
+        for row in rows:
+            dice.setdefault(row["case"], []).extend([] if math.isnan(row["dice"]) else [row["dice"]])
+        ranked = sorted((case for case in dice if dice[case]), key=lambda case: (np.mean(dice[case]), case))
+        last = len(ranked) - 1
+        copies: dict[int, Path] = {}  # of two cases none is in the middle
+        for rank, place in {"best": last, "worst": 0, "median": last // 2}.items():
+            if 0 <= place <= last and place not in copies:
+                picture = self.folder.overlays / f"{ranked[place]}.png"
+                copies[place] = Path(shutil.copyfile(picture, self.folder.overlay_of(rank)))
+        return list(copies.values())
 
     def _rows_of_all_processes(self) -> list[dict[str, Any]]:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -396,6 +558,13 @@ class CaseReport:
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.rows)
         return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+
+
+def masks_of(volume: np.ndarray, labels: Mapping[int, str]) -> dict[int, np.ndarray]:
+    """Number -> mask (X,Y,Z), of a label map (1,X,Y,Z) or of regions (R,X,Y,Z), which are numbered from 1."""
+    if len(volume) == 1:  # one region is the label map of one class
+        return {number: volume[0] == number for number in labels}
+    return {number: volume[number - 1] > 0 for number in labels}
 
 
 def case_metrics(

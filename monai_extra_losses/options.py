@@ -1,6 +1,7 @@
 """Options of the bundle, typed. The command line gives text or numbers, and "false" is true for Python."""
 
 import ast
+import math
 from typing import Any
 
 from monai_extra_losses.data.errors import StartUpRefused
@@ -44,6 +45,23 @@ def numbers_per_axis(name: str, value: Any, *, example: str) -> tuple[float, flo
     ):
         raise StartUpRefused(f'Expected {name} to be three numbers above 0 such as "{example}", got {value!r}.')
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+def window(name: str, value: Any, *, example: str) -> tuple[float, float] | None:
+    """`value` as two finite numbers, the lower one first, or None."""
+    given = literal(value)
+    if given is None:
+        return None
+    numbers = list(given) if isinstance(given, list | tuple) else []
+    if (
+        len(numbers) != 2
+        or not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+        or numbers[0] >= numbers[1]
+    ):
+        raise StartUpRefused(
+            f'Expected {name} to be two numbers, the lower one first, such as "{example}", got {value!r}.'
+        )
+    return float(numbers[0]), float(numbers[1])
 
 
 def literal(value: Any) -> Any:

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import os
+import platform
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
@@ -39,6 +44,16 @@ class RunFolder:
         return self.root / "models" / "datalist.json"
 
     @property
+    def config(self) -> Path:
+        """The config as run, merged and with its overrides."""
+        return self.root / "models" / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware of the training."""
+        return self.root / "models" / "environment.json"
+
+    @property
     def results(self) -> "ResultsFolder":
         """Folder of tables and pictures."""
         return ResultsFolder(self.root / "eval")
@@ -54,9 +69,19 @@ class RunFolder:
         return self.results.root / "curves.png"
 
     @property
+    def summary(self) -> Path:
+        """The training in a few lines."""
+        return self.results.root / "summary.txt"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.results.root / "tensorboard"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of prepared volumes, for a cache on disk."""
+        return self.root / "cache"
 
     def existing_run(self) -> Path | None:
         """A file that shows that somebody trained here, or None."""
@@ -64,9 +89,11 @@ class RunFolder:
 
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        for path in (self.model, self.last, self.record, self.datalist, self.training_csv, self.curves):
+        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment)
+        for path in (*models, self.training_csv, self.curves, self.summary, self.results.log):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for folder in (self.tensorboard, self.cache):
+            shutil.rmtree(folder, ignore_errors=True)
         self.results.remove()
 
 
@@ -91,9 +118,19 @@ class ResultsFolder:
         """Folder of one picture per case."""
         return self.root / "overlays"
 
+    @property
+    def log(self) -> Path:
+        """What the training and evaluations said."""
+        return self.root / "log.txt"
+
+    def overlay_of(self, rank: str) -> Path:
+        """Copy of the picture of the "best", "median" or "worst" case."""
+        return self.root / f"overlay_{rank}.png"
+
     def remove(self) -> None:
         """Delete the tables and pictures of an evaluation, and nothing else."""
-        for path in (self.cases_csv, self.summary_csv, *self.overlays.glob("*.png")):
+        pictures = (*self.overlays.glob("*.png"), *self.root.glob("overlay_*.png"))
+        for path in (self.cases_csv, self.summary_csv, *pictures):
             path.unlink(missing_ok=True)
 
 
@@ -119,6 +156,32 @@ def open_folder(option: str, folder: Path) -> None:
             f"Expected {option} to be a folder that can be written, got {folder} ({error.strerror}); "
             "choose another one."
         ) from error
+
+
+def log_to(path: Path, *, append: bool) -> None:
+    """Write what the package says, and warnings of others, to a file too; in place of the file before."""
+    file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    for logger in (logging.getLogger(), logging.getLogger("monai_extra_losses")):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).name == path.name:
+                logger.removeHandler(handler)
+                handler.close()
+        logger.addHandler(file)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware that a training ran on."""
+    used = ("monai", "torch", "pytorch-ignite", "numpy", "nibabel", "edt")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {"monai-extra-losses": __version__, **{name: metadata.version(name) for name in used}},
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -147,6 +210,12 @@ class RunRecord:
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
             a softmax over the classes.
         original_labels: label value -> the id that the source of the data set had for it, where that is another.
+        early_stop_patience: validations without a better mean Dice after which the training stops, or None.
+        amp: half precision of the training, "fp16", "bf16" or "off"; None: automatic.
+        hu_window: intensities that images are clipped to and scaled to 0..1 from; None: each channel of each image has
+            its own mean and deviation removed.
+        pretrained: file of the weights that the training started from, or None.
+        cache, cache_dir: where prepared volumes were kept.
         version: of this package.
     """
 
@@ -171,6 +240,12 @@ class RunRecord:
     loss_weights: dict[str, Any] | None = None
     regions: dict[str, tuple[int, ...]] | None = None
     original_labels: dict[int, int] = dataclasses.field(default_factory=dict)
+    early_stop_patience: int | None = None
+    amp: str | None = None
+    hu_window: tuple[float, float] | None = None
+    pretrained: str | None = None
+    cache: str = "memory"
+    cache_dir: str | None = None
     version: str = __version__
 
     @property
@@ -190,8 +265,17 @@ class RunRecord:
 
     @property
     def foreground(self) -> dict[int, str]:
-        """Class -> name, without background."""
-        return dict(list(enumerate(self.labels.values()))[1:])
+        """Number from 1 -> name, of the classes without background, or of the regions."""
+        names = list(self.labels.values())[1:] if self.regions is None else self.regions
+        return dict(enumerate(names, start=1))
+
+    @property
+    def region_classes(self) -> dict[str, tuple[int, ...]] | None:
+        """The regions, in classes instead of label values."""
+        if self.regions is None:
+            return None
+        number = dict(zip(self.label_values, self.classes, strict=True))
+        return {name: tuple(number[value] for value in values) for name, values in self.regions.items()}
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -215,6 +299,8 @@ class RunRecord:
             for name, value in content.items():
                 if isinstance(value, list):
                     content[name] = tuple(value)
+            if content.get("regions") is not None:
+                content["regions"] = {name: tuple(values) for name, values in content["regions"].items()}
             return cls(**content)
         except FileNotFoundError:
             raise StartUpRefused(

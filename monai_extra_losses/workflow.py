@@ -12,9 +12,12 @@ import pydoc
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 
+from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.run_folder import write_whole
 
 _TABLE = "losses"
 _OWN_OPTIONS = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
@@ -43,7 +46,9 @@ class SegmentationWorkflow(ConfigWorkflow):
     def initialize(self) -> Any:
         """Build what the config asks for; a value that the chosen loss refuses is one sentence too."""
         try:
-            return super().initialize()
+            initialized = super().initialize()
+            self._write_config()
+            return initialized
         except RuntimeError as error:
             cause: BaseException = error
             while cause.__cause__ is not None:
@@ -52,6 +57,22 @@ class SegmentationWorkflow(ConfigWorkflow):
             if target and f"'{target}'" in str(error) and isinstance(cause, ValueError | TypeError):
                 raise StartUpRefused(f"{target}: {cause}") from None
             raise
+
+    def _write_config(self) -> None:
+        """Leave the config of a training, merged and with its overrides, in the run folder."""
+        config = {key: value for key, value in self.parser.get().items() if key != "_meta_"}
+        if str(config.get("setup", {}).get("_target_", "")).endswith(".TrainingSetUp") and is_first_process():
+            file = self.parser.get_parsed_content("setup").folder.config
+            write_whole(file, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def _plain(node: Any) -> Any:
+    """A part of a config as YAML can hold it."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    return node if isinstance(node, str | int | float | bool | None) else str(node)
 
 
 def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

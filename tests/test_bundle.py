@@ -1,6 +1,5 @@
 """The bundle end to end, in this process, on a tiny phantom: training, resuming, evaluation, inference."""
 
-import csv
 import json
 import os
 import shutil
@@ -18,39 +17,18 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss, DiceLoss
+from runs import evaluate, infer, table, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import monai_extra_losses
 from monai_extra_losses import CompoundLoss
-from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp, half_precision
-from monai_extra_losses.commands import run_configs
+from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
 TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]
-
-
-def train(data: Path, run: Path, configs: tuple[str, ...] = ("train", "losses"), **options: Any) -> RunFolder:
-    quick: dict[str, Any] = {"epochs": 1, "num_folds": 3, "channels": [4, 8, 16]}
-    run_configs(configs, dataset_dir=str(data), bundle_root=str(run), **{**quick, **options})
-    return RunFolder(run)
-
-
-def evaluate(run: RunFolder, **options: Any) -> None:
-    run_configs(("train", "losses", "evaluate"), bundle_root=str(run.root), **options)
-
-
-def infer(run: RunFolder, source: Path, output: Path) -> None:
-    run_configs(
-        ("inference",), workflow_type="infer", bundle_root=str(run.root), input=str(source), output_dir=str(output)
-    )
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +250,30 @@ def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
     assert parser["setup"] == alone["setup"]
     assert parser["training_loss"]["_target_"] == alone["training_loss"]["_target_"]
     assert parser["run"] == alone["run"]
+    assert "@network_at_start" in str(parser["network"])  # and with it the pretrained weights
     handlers = [handler["_target_"] for handler in alone["train"]["handlers"]]
     assert [handler["_target_"] for handler in parser["train::handlers"]] == handlers
     # whatever the augmentation moves, it moves all of it
-    assert {str(transform["keys"]) for transform in parser["train::augmentation"]} == {"@train::moved", "image"}
+    assert {str(transform["keys"]) for transform in parser["train::augmentation"]} == {
+        "@train::moved",
+        "image",
+        "label_map",
+    }
     assert len(parser["train::moved"]) == len(parser["train::interpolation"])
+
+
+@pytest.mark.parametrize(
+    "overlays", [["evaluate"], ["losses", "evaluate"], ["evaluate", "multi_gpu_evaluate"]], ids="+".join
+)
+def test_no_overlay_drops_the_start_up_of_an_evaluation(overlays: Sequence[str]) -> None:
+    parser = ConfigParser(
+        ConfigParser.load_config_files([str(CONFIGS / f"{name}.yaml") for name in ("train", *overlays)])
+    )
+    steps = ["@setup.open_results()", "monai.utils.set_determinism(seed=@record.seed"]
+    assert [step for entry in parser["initialize"] for step in steps if step in str(entry)] == steps
+    assert parser["setup"]["_target_"] == "monai_extra_losses.bundle.EvaluationSetUp"
+    assert parser["validate::evaluator"]["inferer"] == "@validate::inferer"
+    assert parser["run"] == ["$@validate::evaluator.run()"]
 
 
 # ---- options -------------------------------------------------------------------------
@@ -285,7 +282,8 @@ def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
 def start_up(data: Path, run: Path, **options: Any) -> TrainingSetUp:
     defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
-    return TrainingSetUp(**{**values, "dataset_dir": data, "bundle_root": run, "loss": DiceCELoss(), **options})
+    values |= {"dataset_dir": data, "bundle_root": run, "loss": DiceCELoss(), "device": torch.device("cpu")}
+    return TrainingSetUp(**{**values, **options})
 
 
 @pytest.fixture
@@ -575,6 +573,7 @@ def test_without_a_run_the_metadata_hold(tmp_path: Path) -> None:
 def test_every_entry_builds_a_loss_that_learns(name: str) -> None:
     parser = ConfigParser()
     parser.read_config(CONFIGS / "losses.yaml")
+    parser.update({"to_onehot_y": True, "softmax": True, "sigmoid": False})  # as train.yaml says of a label map
     parser["loss"] = f"@losses::{name}"
     loss = parser.get_parsed_content("loss")
     scores = torch.randn(2, 3, 8, 8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -592,12 +591,6 @@ def test_train_yaml_alone_has_the_default_of_the_table() -> None:
     table_yaml = yaml.safe_load((CONFIGS / "losses.yaml").read_text())
     assert table_yaml["loss"] == "@losses::dice_ce"
     assert train_yaml["loss"] == {key: value for key, value in TABLE["dice_ce"].items() if key != "_desc_"}
-
-
-def test_half_precision_is_typed() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [half_precision(None, device) for device in (cpu, gpu)] == [False, True]
-    assert [half_precision("false", device) for device in (cpu, gpu)] == [False, False]
 
 
 def test_the_configs_agree_on_network_and_preparation() -> None:

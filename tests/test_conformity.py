@@ -30,10 +30,39 @@ def run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "cache": "disk",
+            "amp": "bf16",
+            "early_stop_patience": 2,
+            "hu_window": [0, 1],
+            "device": "$torch.device('cpu')",
+        },
+        {"cache": "none", "amp": False, "pixdim": [1, 1, 2], "regions": False},
+        {"pretrained": True},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_every_property_is_there_whatever_the_options(
+    run: Path, phantom_folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    if "pretrained" in options:
+        options = {"pretrained": str(run / "models" / "model.pt")}
+    options |= {"dataset_dir": str(phantom_folder), "num_folds": 3, "bundle_root": str(tmp_path / "run")}
+    for configs in (("train", "losses"), ("train", "losses", "boundary_schedule", "boundary_maps")):
+        files = [str(CONFIGS / f"{name}.yaml") for name in configs]
+        workflow = SegmentationWorkflow(files, workflow_type="train", **options)
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize(
     ("configs", "workflow_type"),
     [
         (("train",), "train"),
         (("train", "losses"), "train"),
+        (("train", "losses", "boundary_schedule"), "train"),
         (("train", "losses", "boundary_schedule", "boundary_maps"), "train"),
         (("train", "evaluate"), "train"),
         (("train", "losses", "evaluate"), "train"),

@@ -191,7 +191,7 @@ def test_a_class_keeps_its_colour_where_another_is_absent(tmp_path: Path, drawn:
 
 def test_overlay_of_volumes_that_differ(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"one shape \(X, Y, Z\), got \(20, 16, 12\), \(20, 16, 12\) and \(1, 20, 16, 12\)"
+        ValueError, match=r"one shape \(X, Y, Z\), got \(20, 16, 12\), \(20, 16, 12\), \(1, 20, 16, 12\)"
     ):
         _draw(tmp_path, EMPTY, EMPTY[None])
 

@@ -50,6 +50,7 @@ class CaseList:
         channels: names from `modality` or `channel_names` of dataset.json; empty without dataset.json.
         original_labels: value -> the one that the source of the data set has for it, where that is another; from
             `original_labels` of dataset.json, which `prepare` writes.
+        regions: name -> label values, from `regions` of dataset.json; they may overlap. None without.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class CaseList:
     labels: dict[int, str]
     channels: tuple[str, ...]
     original_labels: dict[int, int] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] | None = None
 
 
 def read_case_list(folder: str | Path) -> CaseList:
@@ -94,14 +96,16 @@ def read_case_list(folder: str | Path) -> CaseList:
             "list them, or remove the key so that imagesTr/ and labelsTr/ are paired by file name."
         )
     _refuse_duplicates(folder, cases, unlabelled)
+    labels = _declared_labels(declared, declared_file)
     return CaseList(
         folder=folder,
         name=str(declared.get("name") or folder.resolve().name),
         cases=cases,
         unlabelled=unlabelled,
-        labels=_declared_labels(declared, declared_file),
+        labels=labels,
         original_labels=_original_labels(declared, declared_file),
         channels=_declared_channels(declared, declared_file),
+        regions=_declared_regions(declared, labels, declared_file),
     )
 
 
@@ -122,6 +126,14 @@ def count_folds(cases: Sequence[LabelledCase], num_folds: int | None) -> int:
             f"got {num_folds}; leave num_folds out, or remove the entries."
         )
     return declared or (_FOLDS if num_folds is None else num_folds)
+
+
+def declares_regions(folder: str | Path) -> bool:
+    """Whether dataset.json has `regions`; False for a folder that `read_case_list` would refuse."""
+    try:
+        return _read_json(Path(folder) / "dataset.json").get("regions") is not None
+    except DatasetError:
+        return False
 
 
 def split_cases(
@@ -393,3 +405,29 @@ def _declared_channels(declared: Mapping[str, Any], where: Path) -> tuple[str, .
             f'{where}: expected `modality` as {{"0": NAME, "1": NAME, ...}} without gaps, got {json.dumps(entries)}.'
         )
     return tuple(str(entries[str(i)]) for i in range(len(entries)))
+
+
+def _declared_regions(
+    declared: Mapping[str, Any], labels: Mapping[int, str], where: Path
+) -> dict[str, tuple[int, ...]] | None:
+    """`regions` of dataset.json, as {NAME: [label value, ...]}."""
+    entries = declared.get("regions")
+    if entries is None:
+        return None
+    hint = 'write {"whole": [1, 2], "core": [2]}, each region with the label values that it joins'
+    if not isinstance(entries, dict) or not entries:
+        raise DatasetError(f"{where}: expected an object under `regions`, got {json.dumps(entries)}; {hint}.")
+    regions = {}
+    for name, values in entries.items():
+        if not isinstance(values, list) or not values:
+            raise DatasetError(
+                f"{where}: expected label values in the region {name!r}, got {json.dumps(values)}; {hint}."
+            )
+        foreign = [value for value in values if isinstance(value, bool) or value not in labels or value == 0]
+        if foreign:
+            raise DatasetError(
+                f"{where}: expected declared label values other than the background in the region {name!r} "
+                f"({', '.join(str(value) for value in labels if value)}), got {', '.join(map(json.dumps, foreign))}."
+            )
+        regions[name] = tuple(sorted({int(value) for value in values}))
+    return regions

@@ -22,6 +22,10 @@ class DatasetError(ValueError):
         return "\n".join([f"The data set has {len(self.problems)} problems:", *(f"  {line}" for line in self.problems)])
 
 
+class TrainingStopped(SystemExit):
+    """A training that cannot go on: the interpreter prints the sentence to stderr and exits with 1."""
+
+
 class StartUpRefused(SystemExit):
     """A run that must not start: the interpreter prints the sentence to stderr and exits with 1.
 

@@ -22,8 +22,8 @@ _Volume = NDArray[Any]
 
 def draw_overlay(
     image: _Volume,
-    label: _Volume,
-    prediction: _Volume,
+    label: _Volume | Mapping[int, _Volume],
+    prediction: _Volume | Mapping[int, _Volume],
     *,
     spacing: Sequence[float],
     labels: Mapping[int, str],
@@ -37,8 +37,8 @@ def draw_overlay(
 
     Args:
         image: (X, Y, Z), any intensities; shown from the 0.5th to the 99.5th percentile.
-        label: (X, Y, Z), label values of the target.
-        prediction: (X, Y, Z), label values of the prediction.
+        label: (X, Y, Z), label values of the target; or label value -> mask (X, Y, Z), where regions overlap.
+        prediction: the same of the prediction.
         spacing: millimetres per voxel along X, Y, Z.
         labels: label value -> name; 0 is the background and not drawn. The legend names the classes present.
         out: PNG file to write; its folder is created.
@@ -50,14 +50,20 @@ def draw_overlay(
     Raises:
         ValueError: the three volumes differ in shape or are no volumes.
     """
-    if image.ndim != 3 or label.shape != image.shape or prediction.shape != image.shape:
-        raise ValueError(
-            f"expected image, label and prediction of one shape (X, Y, Z), got {image.shape}, {label.shape} and "
-            f"{prediction.shape}; give one channel of the image and label maps without channel axis."
-        )
     values = [value for value in labels if value != 0]
+    target, predicted = (
+        volume if isinstance(volume, Mapping) else {value: volume == value for value in values}
+        for volume in (label, prediction)
+    )
+    shapes = [mask.shape for volume in (target, predicted) for mask in volume.values()]
+    if image.ndim != 3 or any(shape != image.shape for shape in shapes):
+        raise ValueError(
+            f"expected image, label and prediction of one shape (X, Y, Z), got {image.shape}, "
+            f"{', '.join(map(str, dict.fromkeys(shapes)))}; "
+            "give one channel of the image and label maps without channel axis."
+        )
     every_colour = dict(zip(values, _class_colours(len(values)), strict=True))  # the same in the pictures of all cases
-    colours = {value: c for value, c in every_colour.items() if (label == value).any() or (prediction == value).any()}
+    colours = {value: c for value, c in every_colour.items() if target[value].any() or predicted[value].any()}
     size = [n * step for n, step in zip(image.shape, spacing, strict=True)]
     low, high = np.percentile(image[np.isfinite(image)], (0.5, 99.5))
 
@@ -68,13 +74,13 @@ def draw_overlay(
     ]
     figure, panels = _lay_out(size, num_entries=len(handles))
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
-        index = _informative_slice(label, prediction, cut, list(colours))
+        index = _informative_slice(target, predicted, cut, list(colours), image.shape)
         extent = (0, size[horizontal], 0, size[vertical])
         axes.imshow(image.take(index, axis=cut).T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
         for value, colour in colours.items():
-            for volume, style in ((label, "solid"), (prediction, "dashed")):
-                plane = volume.take(index, axis=cut).T
-                _draw_contour(axes, plane == value, (spacing[horizontal], spacing[vertical]), colour, style)
+            for volume, style in ((target, "solid"), (predicted, "dashed")):
+                plane = volume[value].take(index, axis=cut).T
+                _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), colour, style)
         axes.set(
             xlim=(0, size[horizontal]),
             ylim=(0, size[vertical]),
@@ -123,17 +129,23 @@ def _class_colours(count: int) -> list[Any]:
     return [colormaps["turbo"](fraction) for fraction in np.linspace(0.05, 0.95, count)]
 
 
-def _informative_slice(label: _Volume, prediction: _Volume, cut: int, values: Sequence[int]) -> int:
+def _informative_slice(
+    target: Mapping[int, _Volume],
+    predicted: Mapping[int, _Volume],
+    cut: int,
+    values: Sequence[int],
+    shape: tuple[int, ...],
+) -> int:
     """The slice with the largest sum over classes of the class's share that lies in it."""
     others = tuple(axis for axis in range(3) if axis != cut)
-    for volume in (label, prediction):
-        share = np.zeros(volume.shape[cut])
+    for volume in (target, predicted):
+        share = np.zeros(shape[cut])
         for value in values:
-            area = (volume == value).sum(axis=others)
+            area = volume[value].sum(axis=others)
             share += area / max(area.sum(), 1)
         if share.any():
             return int(share.argmax())
-    return label.shape[cut] // 2
+    return shape[cut] // 2
 
 
 def _draw_contour(axes: Axes, mask: NDArray[np.bool_], spacing: tuple[float, float], colour: Any, style: str) -> None:

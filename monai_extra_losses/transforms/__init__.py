@@ -1,11 +1,19 @@
-"""MONAI transforms that prepare what a loss reads beside the label."""
+"""MONAI transforms that prepare what a loss reads: targets, and maps beside them."""
 
 from monai_extra_losses.transforms.distance import SignedDistance as SignedDistance
 from monai_extra_losses.transforms.distance import SignedDistanceD as SignedDistanceD
 from monai_extra_losses.transforms.distance import SignedDistanced as SignedDistanced
 from monai_extra_losses.transforms.distance import SignedDistanceDict as SignedDistanceDict
+from monai_extra_losses.transforms.regions import LabelsToRegions as LabelsToRegions
+from monai_extra_losses.transforms.regions import LabelsToRegionsD as LabelsToRegionsD
+from monai_extra_losses.transforms.regions import LabelsToRegionsd as LabelsToRegionsd
+from monai_extra_losses.transforms.regions import LabelsToRegionsDict as LabelsToRegionsDict
 
 __all__ = [
+    "LabelsToRegions",
+    "LabelsToRegionsD",
+    "LabelsToRegionsDict",
+    "LabelsToRegionsd",
     "SignedDistance",
     "SignedDistanceD",
     "SignedDistanceDict",

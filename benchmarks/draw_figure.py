@@ -16,8 +16,9 @@ BASELINES = ("MONAI", "textbook")
 
 
 def draw(rows: list[Row], out: Path) -> None:
-    """One row of panels for time, one for memory; a panel per shape."""
+    """One row of panels for time, one for memory; a panel per shape. Of several types or allocators the first."""
     rows = [row for row in rows if row["loss"] in HEADLINES and row["baseline"] in BASELINES]
+    rows = [row for row in rows if all(row[key] == rows[0][key] for key in ("allocator", "dtype", "labels"))]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     figure = Figure(figsize=(3.4 * len(shapes) + 1.6, 6.4), layout="constrained")
     panels = figure.subplots(2, len(shapes), sharey="row", squeeze=False)
@@ -32,9 +33,9 @@ def draw(rows: list[Row], out: Path) -> None:
         panels[0][column].set_xticks([])
         labels = [f"{name} ({row['baseline']})" for name, row in zip(names, chosen, strict=True)]
         panels[1][column].set_xticks(range(len(names)), labels, rotation=90, fontsize=8)
-    panels[0][0].set_ylabel("forward + backward\nas a fraction of the baseline's time")
-    panels[1][0].set_ylabel("peak extra memory\nin multiples of the logits")
-    panels[0][0].legend(fontsize=8)
+    panels[0][0].set_ylabel("time of a step\n/ the baseline's")
+    panels[1][0].set_ylabel("peak extra memory\n/ the logits")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     where = rows[0]
     title = "{device}, {threads} threads, torch {torch}, MONAI {monai}, {date}".format(**where)
     figure.suptitle(title, fontsize=10)

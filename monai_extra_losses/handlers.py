@@ -124,6 +124,22 @@ class SeededEpochs:
         set_rnd(getattr(getattr(engine.state.dataloader, "dataset", None), "transform", None), seed)
 
 
+class ListedOutput:
+    """Puts the output of an iteration in a list of one dictionary.
+
+    MONAI's own loggers, that of `--tracking mlflow` too, read the form that an engine has when it takes the batch apart,
+    which costs a third of a training step here. Attach before them.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """List the outputs of `engine`."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._list)
+
+    def _list(self, engine: Engine) -> None:
+        if isinstance(engine.state.output, Mapping):
+            engine.state.output = [engine.state.output]
+
+
 class FiniteLossGuard:
     """Ends a training whose loss is no number any more, before the network it leaves is validated or saved.
 

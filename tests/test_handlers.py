@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
+from monai.handlers import from_engine
 from monai.transforms import Decollated
 
-from monai_extra_losses.handlers import CASE_METRICS, EmptyAwareDice, case_metrics, loss_of_output, summarise
+from monai_extra_losses.handlers import (
+    CASE_METRICS,
+    EmptyAwareDice,
+    ListedOutput,
+    case_metrics,
+    loss_of_output,
+    summarise,
+)
 
 SPACING = (1.0, 1.0, 3.0)
 
@@ -135,3 +144,14 @@ def test_the_loss_is_found_in_both_kinds_of_output() -> None:
     # MONAI makes a number of it where it takes the batch apart
     batch = {"image": torch.zeros(2, 1), "loss": torch.tensor(0.5, requires_grad=True)}
     assert loss_of_output(Decollated(keys=None, detach=True)(batch)) == torch.tensor(0.5)
+
+
+def test_loggers_of_monai_find_the_loss() -> None:
+    """As the handler of `--tracking mlflow` reads it."""
+    found = []
+    engine = Engine(lambda _, batch: {"loss": batch})
+    ListedOutput().attach(engine)
+    loss_for_logger = from_engine(["loss"], first=True)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: found.append(loss_for_logger(e.state.output)))
+    engine.run([0.5, 0.25])
+    assert found == [0.5, 0.25]

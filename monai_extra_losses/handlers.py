@@ -127,8 +127,8 @@ class SeededEpochs:
 class ListedOutput:
     """Puts the output of an iteration in a list of one dictionary.
 
-    MONAI's own loggers, that of `--tracking mlflow` too, read the form that an engine has when it takes the batch apart,
-    which costs a third of a training step here. Attach before them.
+    MONAI's loggers, that of `--tracking mlflow` too, read the output of an engine that takes batches apart. That
+    would cost a third of a step here. Attach before them.
     """
 
     def attach(self, engine: Engine) -> None:

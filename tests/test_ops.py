@@ -220,6 +220,21 @@ def test_soft_overlap_and_binary_formula(activation: Activation) -> None:
         assert_equal_to_the_definition(layout, [binary])
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.usefixtures("_many_slabs")
+def test_maps_with_factors(activation: Activation, num_classes: int) -> None:
+    """One tensor for both outcomes, or two, of classes or of samples and classes."""
+    scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, torch.float32)
+    layout = Layout(scores, labels, torch.rand(2, 1, 5, 6), True, None)
+    sums = voxel_sums(activation, focal)
+    same, each = torch.rand(num_classes), torch.rand(2, 2, num_classes)
+    for positive, negative in ((same, same), (same, None), tuple(each)):
+        terms: list[Term] = [VoxelMap(sums, positive, negative)]
+        assert label_kernels.supports(terms)
+        assert_equal_to_the_definition(layout, terms)
+
+
 @pytest.mark.parametrize("target_kind", ["labels", "labels and mask", "soft"])
 @pytest.mark.parametrize("num_classes", [2, 3])
 @pytest.mark.parametrize("of", ["probability", "error", "surface"])

@@ -442,11 +442,11 @@ class SigmoidSlab(_LabelSlab):
 
     def scaled(self, values: Tensor, term: VoxelMap, sign: int = 1) -> Tensor:
         """`values` (C, m) times the factors of a map, and times `sign` at the true class."""
+        if sign == 1 and term.positive is None and term.negative is None:
+            return values
         ones = values.new_ones(values.shape[0])
         positive = ones if term.positive is None else term.positive.to(values)
         negative = ones if term.negative is None else term.negative.to(values)
-        if sign == 1 and positive is negative:
-            return values
         return self.labels.scale(values, sign * positive, negative)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_extra_losses import losses
 from monai_extra_losses.ops import label_kernels, slabs
+from monai_extra_losses.ops.formulas import CrossEntropyFormula, SoftFocalFormula
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
@@ -31,20 +32,12 @@ from monai_extra_losses.ops.terms import (
 )
 
 
-def cross_entropy(log_pt: Tensor) -> Tensor:
-    return -log_pt
-
-
 def focal(log_pt: Tensor) -> Tensor:
     return (-torch.expm1(log_pt)) ** 2 * -log_pt
 
 
 def margin(s: Tensor) -> Tensor:
     return F.relu(1 - s) ** 2
-
-
-def focal_of_soft_targets(log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
-    return -(g * log_p + (1 - g) * log_not_p) * torch.exp(2 * F.logsigmoid((log_not_p - log_p) * (2 * g - 1)))
 
 
 def voxel_sums(activation: Activation, formula: VoxelFormula, **options: Any) -> VoxelSums:
@@ -54,7 +47,7 @@ def voxel_sums(activation: Activation, formula: VoxelFormula, **options: Any) ->
 
 def terms_of(activation: Activation) -> dict[str, list[Term]]:
     """Terms to compute in one pass: each alone, and those that compounds ask for together."""
-    linear = voxel_sums(activation, cross_entropy, slope=-1.0)
+    linear = voxel_sums(activation, CrossEntropyFormula())
     curved = voxel_sums(activation, focal)
     logs = LogSums(activation, one_vs_rest=activation == "sigmoid")
     counts = CountSums(activation)
@@ -78,14 +71,14 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
     }
     if activation != "sigmoid":
         cases["not by class"] = [voxel_sums(activation, focal, by_class=False)]
-        cases["linear, not by class"] = [voxel_sums(activation, cross_entropy, by_class=False, slope=-1.0)]
+        cases["linear, not by class"] = [voxel_sums(activation, CrossEntropyFormula(), by_class=False)]
     if activation == "softmax":  # of several channels
         cases["margins, categorical"] = [MarginSums(margin, one_vs_rest=False)]
     if activation != "sigmoid":
         one_vs_rest = voxel_sums(activation, focal, one_vs_rest=True)
         cases["one-vs-rest"] = [one_vs_rest]
         cases["map one-vs-rest"] = [VoxelMap(one_vs_rest)]
-        linear_one_vs_rest = voxel_sums(activation, cross_entropy, one_vs_rest=True, slope=-1.0)
+        linear_one_vs_rest = voxel_sums(activation, CrossEntropyFormula(), one_vs_rest=True)
         cases["linear one-vs-rest"] = [linear_one_vs_rest]
         cases["Combo"] = [counts, TargetSums(), linear_one_vs_rest]
     return cases
@@ -211,13 +204,12 @@ def test_soft_and_one_hot_targets(activation: Activation, name: str, num_classes
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.usefixtures("_many_slabs")
-def test_soft_overlap_and_binary_formula(activation: Activation) -> None:
+def test_soft_overlap_and_soft_focal(activation: Activation) -> None:
     scores, _ = scores_and_labels((2, 3, 5, 6), activation, torch.float64)
     layout = Layout(scores, torch.rand(2, 3, 5, 6, dtype=torch.float64), None, False, None)
     assert_equal_to_the_definition(layout, [CountSums(activation, soft_overlap=True)])
     if activation != "softmax":
-        binary = voxel_sums(activation, focal, one_vs_rest=True, binary=focal_of_soft_targets)
-        assert_equal_to_the_definition(layout, [binary])
+        assert_equal_to_the_definition(layout, [voxel_sums(activation, SoftFocalFormula(2.0), one_vs_rest=True)])
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -341,7 +333,7 @@ def test_confident_voxels_keep_their_digits_one_vs_rest(num_classes: int) -> Non
     scores = torch.zeros(1, num_classes, len(margins))
     scores[0, 1] = margins
     scores[0, 2:] = -2
-    terms: list[Term] = [voxel_sums("softmax", cross_entropy, one_vs_rest=True, slope=-1.0)]
+    terms: list[Term] = [voxel_sums("softmax", CrossEntropyFormula(), one_vs_rest=True)]
     for true_class in range(num_classes):
         for chosen in [slice(None), *[slice(i, i + 1) for i in range(len(margins))]]:
             layout = Layout(scores[..., chosen], torch.full((1, 1, 99), true_class)[..., chosen], None, True, None)
@@ -363,7 +355,7 @@ def test_confident_voxels_keep_their_digits(num_classes: int) -> None:
     scores[0, 2:] = -400  # a third class without a say
     labels = torch.ones(1, 1, len(margins))
     expected = F.softplus(-margins.double())
-    terms: list[Term] = [VoxelMap(voxel_sums("softmax", cross_entropy, slope=-1.0))]
+    terms: list[Term] = [VoxelMap(voxel_sums("softmax", CrossEntropyFormula()))]
     (loss,) = fused_sums(Layout(scores, labels, None, True, None), terms)
     torch.testing.assert_close(loss[0, 0].double(), expected, atol=1e-7, rtol=1e-6)
     for i, margin in enumerate(margins):  # each in a slab of its own
@@ -385,12 +377,12 @@ SLOPES: dict[str, nn.Module] = {
 
 @pytest.mark.parametrize("name", SLOPES)
 def test_slopes_are_the_derivatives_of_their_formulas(name: str) -> None:
-    loss = SLOPES[name]
+    formula = SLOPES[name].formula
     log_pt = -torch.logspace(-8, 2.5, 400, dtype=torch.float64)
     values = torch.linspace(-3, 3, 101, dtype=torch.float64) + 0.01 if "hinge" in name else log_pt
-    expected = label_kernels.derivative(loss.formula, values)
-    torch.testing.assert_close(loss.slope(values), expected, atol=1e-14, rtol=1e-10)
-    single = loss.slope(values.float())
+    expected = label_kernels.derivative(formula, values)
+    torch.testing.assert_close(formula.slope(values), expected, atol=1e-14, rtol=1e-10)
+    single = formula.slope(values.float())
     torch.testing.assert_close(single.double(), expected, atol=1e-7 * expected.abs().max().item(), rtol=1e-5)
     for end in (0.0, -1e4):
-        assert loss.slope(torch.tensor([end])).isfinite()
+        assert formula.slope(torch.tensor([end])).isfinite()

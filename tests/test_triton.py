@@ -15,12 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import LossCase, LossEntry, every_case, labels_like, one_hot, value_and_gradient
-from test_ops import definitions, focal, focal_of_soft_targets, results_and_gradient
+from test_ops import definitions, focal, results_and_gradient
 from torch import Tensor
 
 import monai_extra_losses.ops.fused_sums as op
-from monai_extra_losses import losses
-from monai_extra_losses.losses.base import DistributionLoss
+from monai_extra_losses.ops.formulas import (
+    CrossEntropyFormula,
+    FocalFormula,
+    GeneralizedCrossEntropyFormula,
+    PolyFormula,
+    PowerFormula,
+    SoftFocalFormula,
+)
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
     Activation,
@@ -29,6 +35,7 @@ from monai_extra_losses.ops.terms import (
     LogSums,
     TargetSums,
     Term,
+    VoxelFormula,
     VoxelMap,
     VoxelSums,
 )
@@ -48,23 +55,21 @@ def _kernels_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-FORMULAS: dict[str, DistributionLoss] = {
-    "cross_entropy": losses.CrossEntropyLoss(),
-    "focal 2": losses.FusedFocalLoss(gamma=2.0),
-    "focal 0.5": losses.FusedFocalLoss(gamma=0.5),
-    "focal 0": losses.FusedFocalLoss(gamma=0.0),
-    "focal 3.5": losses.FusedFocalLoss(gamma=3.5),
-    "poly": losses.PolyLoss(0.7),
-    "generalized cross-entropy": losses.GeneralizedCrossEntropyLoss(0.3),
-    "mean absolute error": losses.GeneralizedCrossEntropyLoss(1.0),
-    "power": losses.ExponentialLogarithmicLoss(gamma_cross_entropy=0.4).cross_entropy,
+FORMULAS: dict[str, VoxelFormula] = {
+    "cross_entropy": CrossEntropyFormula(),
+    "focal 2": FocalFormula(2.0),
+    "focal 0.5": FocalFormula(0.5),
+    "focal 0": FocalFormula(0.0),
+    "focal 3.5": FocalFormula(3.5),
+    "poly": PolyFormula(0.7),
+    "generalized cross-entropy": GeneralizedCrossEntropyFormula(0.3),
+    "mean absolute error": GeneralizedCrossEntropyFormula(1.0),
+    "power": PowerFormula(0.4),
 }
 
 
 def voxel_sums(activation: Activation, name: str = "cross_entropy", **options: Any) -> VoxelSums:
-    loss = FORMULAS[name]
-    options = {"one_vs_rest": activation == "sigmoid", "slope": loss.slope, "named": loss.named, **options}
-    return VoxelSums(activation, loss.formula, **options)
+    return VoxelSums(activation, FORMULAS[name], **{"one_vs_rest": activation == "sigmoid", **options})
 
 
 def terms_of(activation: Activation) -> dict[str, list[Term]]:
@@ -166,8 +171,7 @@ def test_one_channel(name: str) -> None:
 
 def test_focal_loss_of_soft_targets() -> None:
     for gamma, num_classes in itertools.product((0.5, 2.0), (1, 3)):
-        loss = losses.FusedFocalLoss(gamma=gamma)
-        terms: list[Term] = [voxel_sums("sigmoid", binary=loss.binary_formula, slope=loss.slope, named=loss.named)]
+        terms: list[Term] = [VoxelSums("sigmoid", SoftFocalFormula(gamma), one_vs_rest=True)]
         scores, _ = made((2, num_classes, 5, 6))
         assert_equal_to_the_definition(Layout(scores, torch.rand(scores.shape), None, False, None), terms)
 
@@ -265,7 +269,7 @@ def test_what_stays_with_torch() -> None:
     unnamed = VoxelSums("softmax", focal, one_vs_rest=False)
     for terms in (
         [unnamed],
-        [VoxelSums("sigmoid", focal, one_vs_rest=True, binary=focal_of_soft_targets)],
+        [VoxelSums("none", SoftFocalFormula(2.0), one_vs_rest=True)],
         [ErrorSums("softmax", 1.5)],
         [VoxelMap(voxel_sums("softmax"))],
         [CountSums("none")],

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slab_labels import WrongLabelsError, read_labels, refuse_outside
+from monai_extra_losses.ops.slab_labels import read_labels, refuse_outside
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
@@ -34,6 +34,7 @@ from monai_extra_losses.ops.terms import (
     VoxelSums,
     sum_dtype,
 )
+from monai_extra_losses.ops.wrong_targets import WrongLabelsError
 
 # Below this, log p_t is taken from the scores: a float32 softmax underflows at 1e-38 and has lost digits before.
 _SMALL = 1e-30

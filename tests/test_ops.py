@@ -1,5 +1,6 @@
 """The analytic slab kernels against the plain definitions, differentiated by autograd."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,7 +13,7 @@ from loss_list import labels_like, one_hot
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
-from monai_extra_losses.ops import label_kernels, slabs
+from monai_extra_losses.ops import label_kernels, slab_pass, slabs
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, SoftFocalFormula
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.slabs import Layout
@@ -324,6 +325,21 @@ def test_the_gradient_of_some_results(activation: Activation) -> None:
                 definitions(Layout(leaf, labels, None, True, None), [term])[0].sum(), leaf
             )
             torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize(("activation", "name"), ALL)
+def test_nothing_waits_for_a_gpu(
+    activation: Activation, name: str, num_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without data stand for those of a GPU: a number that is read of one raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    terms = terms_of(activation)[name]
+    scores = torch.empty(2, num_classes, 5, 6, device="meta")
+    labels, mask = scores[:, :1].long(), scores[:, :1]
+    for layout in (Layout(scores, labels, None, True, None), Layout(scores, labels, mask, True, 1)):
+        results = slab_pass.forward(layout, terms)
+        assert slab_pass.backward(layout, terms, results).shape == scores.shape
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

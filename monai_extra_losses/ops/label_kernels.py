@@ -14,6 +14,7 @@ every voxel of a class (`base`, `square`) and a part at the true class alone (`t
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -510,7 +511,7 @@ class TwoClassSlab:
             if torch.dot(self.g, self.g) != self.g.sum():  # g^2 < g between 0 and 1
                 raise WrongLabelsError
         volume = self._sum(self.g)
-        n = volume.new_tensor(self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
+        n = volume.new_full((), self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
         p = torch.sigmoid(self.z) if any(isinstance(term, CountSums) for term in terms) else self.z
         for term, out in zip(terms, outs, strict=True):
             if isinstance(term, TargetSums):
@@ -555,17 +556,18 @@ class TwoClassSlab:
         d: Tensor | None = None
         for term, grad in zip(terms, grads, strict=True):
             if isinstance(term, CountSums):
-                true, base = grad[0].tolist(), grad[1].tolist()
+                true, base = _numbers(grad[0]), _numbers(grad[1])
                 # dL/dp_1 - dL/dp_0 = constant + slope g (+ curve p)
                 constant, slope = base[1] - base[0] - true[0], true[0] + true[1]
                 part = g * slope
                 part += constant
                 if term.squares:
-                    square = grad[2].tolist()
-                    part.add_(p, alpha=2 * (square[0] + square[1])).sub_(2 * square[0])
+                    square = _numbers(grad[2])
+                    part += p * (2 * (square[0] + square[1]))
+                    part -= 2 * square[0]
                 part *= torch.addcmul(p, p, p, value=-1)
             elif isinstance(term, LogSums):
-                lower, upper = grad[0].tolist()
+                lower, upper = _numbers(grad[0])
                 part = upper - (lower + upper) * p
             elif isinstance(term, ErrorSums):
                 error = self._error()
@@ -584,7 +586,7 @@ class TwoClassSlab:
                 elif sums.by_class:
                     part *= self._at(grad[0])
                 else:
-                    part *= grad[0, 0].item()
+                    part *= _numbers(grad[0])[0]
             d = part if d is None else d.add_(part)
         assert d is not None
         if self.w is not None:
@@ -610,6 +612,11 @@ class TwoClassSlab:
 
     def _sum(self, values: Tensor) -> Tensor:
         return (values if self.w is None else values * self.w).sum(dtype=sum_dtype(values.device))
+
+
+def _numbers(values: Tensor) -> Sequence[Any]:
+    """The numbers of a small tensor; on a GPU as tensors, so that nothing waits for it."""
+    return values.tolist() if values.device.type == "cpu" else values.unbind()
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

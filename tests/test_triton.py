@@ -18,6 +18,7 @@ from loss_list import LossCase, LossEntry, every_case, labels_like, one_hot, val
 from test_ops import definitions, focal, results_and_gradient
 from torch import Tensor
 
+from monai_extra_losses import losses
 from monai_extra_losses.ops import slab_pass
 from monai_extra_losses.ops.formulas import (
     CrossEntropyFormula,
@@ -356,6 +357,18 @@ def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(value.double(), expected, atol=2e-6, rtol=4e-6)
     scale = expected_gradient.abs().max().clamp_min(1e-6)
     torch.testing.assert_close(gradient.double() / scale, expected_gradient / scale, atol=1e-5, rtol=1e-5)
+
+
+def test_a_compiled_loss_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = slab_pass._gpu_kernels, []
+    monkeypatch.setattr(slab_pass, "_gpu_kernels", lambda *call: calls.append(real(*call)) or calls[-1])
+    scores, labels = (tensor.to(DEVICE) for tensor in made((2, 3, 5, 6)))
+    loss = losses.FusedDiceCELoss(to_onehot_y=True, softmax=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = value_and_gradient(compiled, scores, labels)
+    assert len(calls) == 2  # forward and backward
+    assert None not in calls
+    torch.testing.assert_close(got, value_and_gradient(loss, scores, labels), atol=1e-7, rtol=1e-6)
 
 
 def test_triton_is_not_imported_before_it_is_used() -> None:

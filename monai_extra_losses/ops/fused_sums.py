@@ -1,4 +1,4 @@
-"""The op behind the losses: every term of a call in one pass over slabs."""
+"""The op behind the losses: every term of a call in one pass over slabs, in eager mode, compiled and exported."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops import label_kernels, slab_pass
+from monai_extra_losses.ops import label_kernels, library, slab_pass
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import Term, VoxelMap
 from monai_extra_losses.ops.wrong_targets import told_in_full
@@ -25,18 +25,37 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
         memory.
 
     Raises:
-        ValueError: wrong labels, on the CPU.
+        ValueError: wrong labels, on the CPU; compiled, where an operator computes the terms.
     """
     if not terms:
         return []
     differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        return _definitions(layout, terms)
+        return _definitions(layout, terms) if differentiates_target or _stays_torch() else _in_a_graph(layout, terms)
     with told_in_full(layout):
         if not differentiates_target:
             return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
         label_kernels.check_target(layout)
     return _definitions(layout, terms)
+
+
+def _stays_torch() -> bool:
+    """Whether the graph is to have operations of torch alone.
+
+    An exported program runs without this package, and a function transform (vmap, say) needs a rule for each operation.
+    Torch 2.8 says of every graph that it is exported: there the losses compile to their definitions.
+    """
+    return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+
+
+def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
+    """One operator for the terms that have a text, the plain definitions of the others."""
+    texts = [library.encode(term) for term in terms]
+    known = [text for text in texts if text is not None]
+    others = [term for term, text in zip(terms, texts, strict=True) if text is None]
+    sums = iter(library.sums(layout, known) if known else [])
+    rest = iter(_definitions(layout, others) if others else [])
+    return [next(rest if text is None else sums) for text in texts]
 
 
 def _definitions(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -65,10 +84,7 @@ class _FusedSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "these losses have no second derivative: expected backward() without create_graph=True "
-                "(use the torch definitions in monai_extra_losses.ops.terms for one)."
-            )
+            raise RuntimeError(library.NO_SECOND_DERIVATIVE)
         scores, target, mask = ctx.saved_tensors
         layout = Layout(scores, target, mask, ctx.labels, ctx.ignore_index)
         # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.

@@ -1,6 +1,6 @@
 """What a loss can ask of one pass over the voxels: sums over the voxels of each sample and class, or a map.
 
-Each term has a plain definition in differentiable torch operations. It is what `torch.compile` traces, what the
+Each term has a plain definition in differentiable torch operations. It is what `torch.export` traces, what the
 general slab path differentiates, and what the analytic kernels in `label_kernels.py` are tested against.
 """
 

@@ -1,16 +1,36 @@
-"""torch.compile traces every loss in one graph and gives what eager gives."""
+"""torch.compile traces every loss in one graph and gives what eager gives, at its memory."""
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from loss_list import LossCase, every_case, labels_like, one_hot, value_and_gradient
+from loss_list import LossCase, assert_lean, every_case, labels_like, one_hot, value_and_gradient
+from monai.data import MetaTensor
+from torch import Tensor, fx, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from monai_extra_losses.losses import ComboLoss, CompoundLoss, FusedDiceCELoss, FusedGeneralizedDiceLoss, PolyLoss
+from monai_extra_losses.losses import (
+    ComboLoss,
+    CompoundLoss,
+    CrossEntropyLoss,
+    DiceTopKLoss,
+    ExponentialLogarithmicLoss,
+    FusedDiceCELoss,
+    FusedDiceLoss,
+    FusedFocalLoss,
+    FusedGeneralizedDiceLoss,
+    HingeLoss,
+    PolyLoss,
+    SurfaceLoss,
+    UnifiedFocalLoss,
+)
+from monai_extra_losses.losses.base import DistributionLoss
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
+SOFTMAX: dict[str, Any] = {"to_onehot_y": True, "softmax": True}
 
 
 @pytest.fixture(autouse=True)
@@ -58,30 +78,205 @@ def test_two_classes_one_hot_and_none(case: LossCase) -> None:
 def test_a_compound_of_any_parts() -> None:
     scores = torch.randn(2, 3, 4, 5)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
-    options = {"to_onehot_y": True, "softmax": True}
-    parts = [FusedGeneralizedDiceLoss(**options), PolyLoss(**options), ComboLoss(**options)]
+    parts = [FusedGeneralizedDiceLoss(**SOFTMAX), PolyLoss(**SOFTMAX), ComboLoss(**SOFTMAX)]
     loss = CompoundLoss(parts, [1.0, 0.5, 0.25])
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for data in ((scores, labels), (scores, labels, mask)):
         torch.testing.assert_close(value_and_gradient(compiled, *data), value_and_gradient(loss, *data), **CLOSE)
 
 
-@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C compiler")
-def test_inductor() -> None:
+def operators(graph: fx.Graph) -> list[str]:
+    """The terms of each of our operators in a graph."""
+    return [node.args[5] for node in graph.nodes if "monai_extra_losses.fused_sums" in str(node.target)]
+
+
+def traced_operators(loss: Callable[..., Tensor], *data: Tensor) -> list[str]:
+    """Those of the one graph of a loss, which gives what the loss gives."""
+    graphs: list[fx.Graph] = []
+
+    def backend(module: fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(module.graph)
+        return module.forward
+
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend=backend)(*data), loss(*data), **CLOSE)
+    (graph,) = graphs
+    return operators(graph)
+
+
+class SquaredLogLoss(DistributionLoss):
+    """A loss of somebody else."""
+
+    def formula(self, log_pt: Tensor) -> Tensor:
+        return log_pt**2
+
+
+def test_one_operator_for_all_sums() -> None:
     scores = torch.randn(2, 3, 4, 5)
     labels = labels_like(scores)
-    loss = FusedDiceCELoss(to_onehot_y=True, softmax=True)
+    for loss, number in (
+        (FusedDiceLoss(**SOFTMAX), 2),
+        (FusedDiceCELoss(**SOFTMAX, label_smoothing=0.1), 4),
+        (UnifiedFocalLoss(**SOFTMAX, asymmetric=True), 4),
+        (ExponentialLogarithmicLoss(**SOFTMAX), 3),
+        (CompoundLoss([FusedDiceLoss(**SOFTMAX), FusedDiceCELoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)]), 3),
+        (HingeLoss(to_onehot_y=True), 2),
+        (DiceTopKLoss(**SOFTMAX), 2),  # the map of top-k is a plain definition
+        (SquaredLogLoss(**SOFTMAX), 1),  # and so is a formula that the package does not know
+    ):
+        (terms,) = traced_operators(loss, scores, labels)
+        assert terms.count(";") == number - 1, f"{type(loss).__name__}: {terms}"
+
+
+def test_a_map_of_distances_beside_an_operator() -> None:
+    scores = torch.randn(2, 3, 4, 5)
+    labels, distance = labels_like(scores), torch.randn(2, 3, 4, 5)
+    loss = CompoundLoss([FusedDiceLoss(**SOFTMAX), SurfaceLoss(**SOFTMAX, include_background=True)])
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    data = (scores, labels, None, distance)
+    torch.testing.assert_close(value_and_gradient(compiled, *data), value_and_gradient(loss, *data), **CLOSE)
+
+
+def test_what_has_a_gradient_or_a_transform_stays_with_torch() -> None:
+    """A target that is differentiated, and torch.func, which needs a rule for every operation."""
+    scores, soft = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5).softmax(1)
+    loss = FusedDiceCELoss(softmax=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected, got = (
+        torch.autograd.grad(f(scores, target), target)[0]
+        for f, target in ((loss, soft.clone().requires_grad_()), (compiled, soft.clone().requires_grad_()))
+    )
+    torch.testing.assert_close(got, expected, **CLOSE)
+    assert traced_operators(loss, scores, soft.requires_grad_()) == []
+    labels = labels_like(scores)
+    loss = FusedDiceCELoss(**SOFTMAX)
+    pairs = scores.unsqueeze(1), labels.unsqueeze(1)
+    mapped = torch.compile(torch.vmap(torch.func.grad_and_value(loss)), fullgraph=True, backend="aot_eager")
+    gradients, values = mapped(*pairs)
+    for i, pair in enumerate(zip(*pairs, strict=True)):
+        torch.testing.assert_close((values[i], gradients[i]), value_and_gradient(loss, *pair), **CLOSE)
+
+
+def test_a_wrong_target_gets_a_sentence() -> None:
+    scores = torch.randn(2, 3, 4, 5)
+    compiled = torch.compile(FusedDiceCELoss(**SOFTMAX, ignore_index=255), fullgraph=True, backend="aot_eager")
+    labels = labels_like(scores)
+    compiled(scores, labels)
+    labels[0, 0, 0, 0] = 3
+    with pytest.raises(ValueError, match=r"expected whole labels in 0\.\.2 .* or ignore_index=255, got 3: remap them"):
+        compiled(scores, labels)
+    compiled = torch.compile(FusedDiceLoss(softmax=True), fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match=r"expected a target of 3 channel\(s\) with values in \[0, 1\], got 0 to 9"):
+        compiled(scores, 9 * one_hot(labels, 3))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    scores = torch.randn(2, 3, 4, 5, requires_grad=True)
+    compiled = torch.compile(FusedDiceLoss(**SOFTMAX), fullgraph=True, backend="aot_eager")
+    (gradient,) = torch.autograd.grad(compiled(scores, labels_like(scores)), scores, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):  # torch's own words
+        gradient.square().sum().backward()
+
+
+def test_memory() -> None:
+    scores = torch.randn(1, 14, 32, 32, 32)
+    labels = labels_like(scores)
+    for loss in (FusedDiceCELoss(**SOFTMAX), FusedFocalLoss(to_onehot_y=True), HingeLoss(to_onehot_y=True)):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        value_and_gradient(compiled, scores, labels)  # compiles
+        assert_lean(compiled, scores, labels)
+        scores = scores.detach()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C compiler")
+def test_inductor() -> None:
+    scores = torch.randn(1, 14, 32, 32, 32)
+    labels = labels_like(scores)
+    loss = FusedDiceCELoss(**SOFTMAX)
     compiled = torch.compile(loss, fullgraph=True)
     torch.testing.assert_close(
         value_and_gradient(compiled, scores, labels), value_and_gradient(loss, scores, labels), **CLOSE
     )
+    assert_lean(compiled, scores, labels)
+    labels[0, 0, 0, 0, 0] = 14
+    with pytest.raises(ValueError, match=r"expected whole labels in 0\.\.13 .*, got 14"):
+        compiled(scores, labels)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C compiler")
+def test_a_training_step() -> None:
+    """Network, loss and backward, where the compiler chooses the strides in between."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 1, 8, 8, 8).contiguous(memory_format=torch.channels_last_3d)
+    labels = torch.randint(0, 3, (2, 1, 8, 8, 8))
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 3, 1))
+    loss = FusedDiceCELoss(**SOFTMAX)
+
+    def step() -> Tensor:
+        return loss(network(image), labels)
+
+    results = []
+    for forward in (step, torch.compile(step, fullgraph=True)):
+        network.zero_grad()
+        value = forward()
+        value.backward()
+        results.append([value.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+    torch.testing.assert_close(results[1], results[0], **CLOSE)
+
+
+@pytest.mark.parametrize("how", ["by itself", "dynamic", "marked"])
+def test_sizes_do_not_compile_anew(how: str) -> None:
+    loss = FusedDiceCELoss(**SOFTMAX, ignore_index=2)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter, dynamic=True if how == "dynamic" else None)
+    counts = []
+    for shape in ((2, 3, 4, 5, 6), (3, 3, 6, 7, 8), (4, 3, 8, 4, 5), (2, 3, 9, 9, 5)):
+        scores = torch.randn(shape)
+        labels = labels_like(scores)
+        if how == "marked":
+            for tensor in (scores, labels):
+                torch._dynamo.mark_dynamic(tensor, (0, 2, 3, 4))
+        torch.testing.assert_close(compiled(scores, labels), loss(scores, labels), **CLOSE)
+        counts.append(counter.frame_count)
+    assert counts == {"by itself": [1, 2, 2, 2]}.get(how, [counts[0]] * 4)
+    assert counts[0] <= 2  # a number that is to be a symbol, and may not
+
+
+def test_a_changed_parameter_compiles_anew() -> None:
+    scores = torch.randn(2, 3, 4, 5)
+    labels = labels_like(scores)
+    loss = FusedFocalLoss(to_onehot_y=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for loss.gamma in (2.0, 0.5, 3, 2.0):
+        torch.testing.assert_close(compiled(scores, labels), loss(scores, labels), **CLOSE)
+
+
+def test_half_precision_under_autocast() -> None:
+    scores = torch.randn(2, 3, 4, 5).to(torch.bfloat16)
+    labels = labels_like(scores)
+    loss = FusedDiceCELoss(**SOFTMAX)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = value_and_gradient(compiled, scores, labels)
+    torch.testing.assert_close(got, value_and_gradient(loss, scores, labels), atol=1e-6, rtol=1e-2)
+    torch.testing.assert_close(got[0], loss(scores.float(), labels))
+
+
+def test_meta_tensors() -> None:
+    """MONAI's tensors; the other backends of torch 2.13 fail on the first call that is given any."""
+    scores = torch.randn(2, 3, 4, 5)
+    labels = labels_like(scores)
+    loss = FusedDiceCELoss(**SOFTMAX)
+    compiled = torch.compile(loss, backend="eager")
+    got = value_and_gradient(compiled, MetaTensor(scores), MetaTensor(labels))
+    torch.testing.assert_close(got, value_and_gradient(loss, scores, labels), **CLOSE)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict: bool) -> None:
-    """torch.export, without Dynamo too, where tensors are stand-ins of another class."""
+    """torch.export, without Dynamo too, where tensors are stand-ins of another class; it needs torch alone."""
     scores = torch.randn(2, 3, 4, 5)
     labels = labels_like(scores)
-    for loss in (FusedDiceCELoss(to_onehot_y=True, softmax=True), ComboLoss(to_onehot_y=True, softmax=True)):
-        exported = torch.export.export(loss, (scores, labels), strict=strict).module()
-        torch.testing.assert_close(exported(scores, labels), loss(scores, labels), **CLOSE)
+    for loss in (FusedDiceCELoss(**SOFTMAX), ComboLoss(**SOFTMAX)):
+        exported = torch.export.export(loss, (scores, labels), strict=strict)
+        assert operators(exported.graph) == []
+        torch.testing.assert_close(exported.module()(scores, labels), loss(scores, labels), **CLOSE)

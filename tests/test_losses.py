@@ -1341,3 +1341,7 @@ def test_a_subclass_with_another_formula_has_its_own_gradient() -> None:
         other = type("Other", (base,), {"formula": lambda self, x: x**2})
         loss = other(**(LABELS if raw else SOFTMAX))
         assert torch.autograd.gradcheck(lambda x, f=loss: f(x, labels), scores)
+    squared = type("Squared", (FusedFocalLoss,), {"formula": lambda self, x: x**2})()
+    target = torch.rand_like(scores)
+    expected = (target * F.logsigmoid(scores) ** 2 + (1 - target) * F.logsigmoid(-scores) ** 2).mean()
+    torch.testing.assert_close(squared(scores, target), expected)

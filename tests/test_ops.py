@@ -1,5 +1,6 @@
 """The analytic slab kernels against the plain definitions, differentiated by autograd."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,7 +13,8 @@ from loss_list import labels_like, one_hot
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
-from monai_extra_losses.ops import label_kernels, slabs
+from monai_extra_losses.ops import label_kernels, slab_pass, slabs
+from monai_extra_losses.ops.formulas import CrossEntropyFormula, SoftFocalFormula
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
@@ -31,20 +33,12 @@ from monai_extra_losses.ops.terms import (
 )
 
 
-def cross_entropy(log_pt: Tensor) -> Tensor:
-    return -log_pt
-
-
 def focal(log_pt: Tensor) -> Tensor:
     return (-torch.expm1(log_pt)) ** 2 * -log_pt
 
 
 def margin(s: Tensor) -> Tensor:
     return F.relu(1 - s) ** 2
-
-
-def focal_of_soft_targets(log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
-    return -(g * log_p + (1 - g) * log_not_p) * torch.exp(2 * F.logsigmoid((log_not_p - log_p) * (2 * g - 1)))
 
 
 def voxel_sums(activation: Activation, formula: VoxelFormula, **options: Any) -> VoxelSums:
@@ -54,7 +48,7 @@ def voxel_sums(activation: Activation, formula: VoxelFormula, **options: Any) ->
 
 def terms_of(activation: Activation) -> dict[str, list[Term]]:
     """Terms to compute in one pass: each alone, and those that compounds ask for together."""
-    linear = voxel_sums(activation, cross_entropy, slope=-1.0)
+    linear = voxel_sums(activation, CrossEntropyFormula())
     curved = voxel_sums(activation, focal)
     logs = LogSums(activation, one_vs_rest=activation == "sigmoid")
     counts = CountSums(activation)
@@ -78,14 +72,14 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
     }
     if activation != "sigmoid":
         cases["not by class"] = [voxel_sums(activation, focal, by_class=False)]
-        cases["linear, not by class"] = [voxel_sums(activation, cross_entropy, by_class=False, slope=-1.0)]
+        cases["linear, not by class"] = [voxel_sums(activation, CrossEntropyFormula(), by_class=False)]
     if activation == "softmax":  # of several channels
         cases["margins, categorical"] = [MarginSums(margin, one_vs_rest=False)]
     if activation != "sigmoid":
         one_vs_rest = voxel_sums(activation, focal, one_vs_rest=True)
         cases["one-vs-rest"] = [one_vs_rest]
         cases["map one-vs-rest"] = [VoxelMap(one_vs_rest)]
-        linear_one_vs_rest = voxel_sums(activation, cross_entropy, one_vs_rest=True, slope=-1.0)
+        linear_one_vs_rest = voxel_sums(activation, CrossEntropyFormula(), one_vs_rest=True)
         cases["linear one-vs-rest"] = [linear_one_vs_rest]
         cases["Combo"] = [counts, TargetSums(), linear_one_vs_rest]
     return cases
@@ -211,13 +205,27 @@ def test_soft_and_one_hot_targets(activation: Activation, name: str, num_classes
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.usefixtures("_many_slabs")
-def test_soft_overlap_and_binary_formula(activation: Activation) -> None:
+def test_soft_overlap_and_soft_focal(activation: Activation) -> None:
     scores, _ = scores_and_labels((2, 3, 5, 6), activation, torch.float64)
     layout = Layout(scores, torch.rand(2, 3, 5, 6, dtype=torch.float64), None, False, None)
     assert_equal_to_the_definition(layout, [CountSums(activation, soft_overlap=True)])
     if activation != "softmax":
-        binary = voxel_sums(activation, focal, one_vs_rest=True, binary=focal_of_soft_targets)
-        assert_equal_to_the_definition(layout, [binary])
+        assert_equal_to_the_definition(layout, [voxel_sums(activation, SoftFocalFormula(2.0), one_vs_rest=True)])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.usefixtures("_many_slabs")
+def test_maps_with_factors(activation: Activation, num_classes: int) -> None:
+    """One tensor for both outcomes, or two, of classes or of samples and classes."""
+    scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, torch.float32)
+    layout = Layout(scores, labels, torch.rand(2, 1, 5, 6), True, None)
+    sums = voxel_sums(activation, focal)
+    same, each = torch.rand(num_classes), torch.rand(2, 2, num_classes)
+    for positive, negative in ((same, same), (same, None), tuple(each)):
+        terms: list[Term] = [VoxelMap(sums, positive, negative)]
+        assert label_kernels.supports(terms)
+        assert_equal_to_the_definition(layout, terms)
 
 
 @pytest.mark.parametrize("target_kind", ["labels", "labels and mask", "soft"])
@@ -320,13 +328,28 @@ def test_the_gradient_of_some_results(activation: Activation) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize(("activation", "name"), ALL)
+def test_nothing_waits_for_a_gpu(
+    activation: Activation, name: str, num_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without data stand for those of a GPU: a number that is read of one raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    terms = terms_of(activation)[name]
+    scores = torch.empty(2, num_classes, 5, 6, device="meta")
+    labels, mask = scores[:, :1].long(), scores[:, :1]
+    for layout in (Layout(scores, labels, None, True, None), Layout(scores, labels, mask, True, 1)):
+        results = slab_pass.forward(layout, terms)
+        assert slab_pass.backward(layout, terms, results).shape == scores.shape
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
 def test_confident_voxels_keep_their_digits_one_vs_rest(num_classes: int) -> None:
     """Value and gradient of log p_t and all log(1-p_c) in float32, from both sides, alone in a slab and together."""
     margins = torch.tensor([-300.0, -90.0, -60.0, -20.0, -1.0, 0.0, 1.0, 8.0, 14.0, 30.0, 90.0])
     scores = torch.zeros(1, num_classes, len(margins))
     scores[0, 1] = margins
     scores[0, 2:] = -2
-    terms: list[Term] = [voxel_sums("softmax", cross_entropy, one_vs_rest=True, slope=-1.0)]
+    terms: list[Term] = [voxel_sums("softmax", CrossEntropyFormula(), one_vs_rest=True)]
     for true_class in range(num_classes):
         for chosen in [slice(None), *[slice(i, i + 1) for i in range(len(margins))]]:
             layout = Layout(scores[..., chosen], torch.full((1, 1, 99), true_class)[..., chosen], None, True, None)
@@ -348,7 +371,7 @@ def test_confident_voxels_keep_their_digits(num_classes: int) -> None:
     scores[0, 2:] = -400  # a third class without a say
     labels = torch.ones(1, 1, len(margins))
     expected = F.softplus(-margins.double())
-    terms: list[Term] = [VoxelMap(voxel_sums("softmax", cross_entropy, slope=-1.0))]
+    terms: list[Term] = [VoxelMap(voxel_sums("softmax", CrossEntropyFormula()))]
     (loss,) = fused_sums(Layout(scores, labels, None, True, None), terms)
     torch.testing.assert_close(loss[0, 0].double(), expected, atol=1e-7, rtol=1e-6)
     for i, margin in enumerate(margins):  # each in a slab of its own
@@ -370,12 +393,12 @@ SLOPES: dict[str, nn.Module] = {
 
 @pytest.mark.parametrize("name", SLOPES)
 def test_slopes_are_the_derivatives_of_their_formulas(name: str) -> None:
-    loss = SLOPES[name]
+    formula = SLOPES[name].formula
     log_pt = -torch.logspace(-8, 2.5, 400, dtype=torch.float64)
     values = torch.linspace(-3, 3, 101, dtype=torch.float64) + 0.01 if "hinge" in name else log_pt
-    expected = label_kernels.derivative(loss.formula, values)
-    torch.testing.assert_close(loss.slope(values), expected, atol=1e-14, rtol=1e-10)
-    single = loss.slope(values.float())
+    expected = label_kernels.derivative(formula, values)
+    torch.testing.assert_close(formula.slope(values), expected, atol=1e-14, rtol=1e-10)
+    single = formula.slope(values.float())
     torch.testing.assert_close(single.double(), expected, atol=1e-7 * expected.abs().max().item(), rtol=1e-5)
     for end in (0.0, -1e4):
-        assert loss.slope(torch.tensor([end])).isfinite()
+        assert formula.slope(torch.tensor([end])).isfinite()

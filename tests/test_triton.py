@@ -15,12 +15,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import LossCase, LossEntry, every_case, labels_like, one_hot, value_and_gradient
-from test_ops import definitions, focal, focal_of_soft_targets, results_and_gradient
+from test_ops import definitions, focal, results_and_gradient
 from torch import Tensor
 
-import monai_extra_losses.ops.fused_sums as op
 from monai_extra_losses import losses
-from monai_extra_losses.losses.base import DistributionLoss
+from monai_extra_losses.ops import slab_pass
+from monai_extra_losses.ops.formulas import (
+    CrossEntropyFormula,
+    FocalFormula,
+    GeneralizedCrossEntropyFormula,
+    PolyFormula,
+    PowerFormula,
+    SoftFocalFormula,
+)
+from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
     Activation,
@@ -29,6 +37,7 @@ from monai_extra_losses.ops.terms import (
     LogSums,
     TargetSums,
     Term,
+    VoxelFormula,
     VoxelMap,
     VoxelSums,
 )
@@ -41,30 +50,28 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(autouse=True)
 def _kernels_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(op, "_TRITON", True)
+    monkeypatch.setattr(slab_pass, "_TRITON", True)
     # numpy, behind the interpreter, says so of 0/0 in what is selected away.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
 
-FORMULAS: dict[str, DistributionLoss] = {
-    "cross_entropy": losses.CrossEntropyLoss(),
-    "focal 2": losses.FusedFocalLoss(gamma=2.0),
-    "focal 0.5": losses.FusedFocalLoss(gamma=0.5),
-    "focal 0": losses.FusedFocalLoss(gamma=0.0),
-    "focal 3.5": losses.FusedFocalLoss(gamma=3.5),
-    "poly": losses.PolyLoss(0.7),
-    "generalized cross-entropy": losses.GeneralizedCrossEntropyLoss(0.3),
-    "mean absolute error": losses.GeneralizedCrossEntropyLoss(1.0),
-    "power": losses.ExponentialLogarithmicLoss(gamma_cross_entropy=0.4).cross_entropy,
+FORMULAS: dict[str, VoxelFormula] = {
+    "cross_entropy": CrossEntropyFormula(),
+    "focal 2": FocalFormula(2.0),
+    "focal 0.5": FocalFormula(0.5),
+    "focal 0": FocalFormula(0.0),
+    "focal 3.5": FocalFormula(3.5),
+    "poly": PolyFormula(0.7),
+    "generalized cross-entropy": GeneralizedCrossEntropyFormula(0.3),
+    "mean absolute error": GeneralizedCrossEntropyFormula(1.0),
+    "power": PowerFormula(0.4),
 }
 
 
 def voxel_sums(activation: Activation, name: str = "cross_entropy", **options: Any) -> VoxelSums:
-    loss = FORMULAS[name]
-    options = {"one_vs_rest": activation == "sigmoid", "slope": loss.slope, "named": loss.named, **options}
-    return VoxelSums(activation, loss.formula, **options)
+    return VoxelSums(activation, FORMULAS[name], **{"one_vs_rest": activation == "sigmoid", **options})
 
 
 def terms_of(activation: Activation) -> dict[str, list[Term]]:
@@ -101,8 +108,8 @@ def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Te
 
 def on_the_cpu(layout: Layout, terms: list[Term]) -> list[Tensor]:
     """The results of the kernels, to compare."""
-    assert op._gpu_kernels(layout, terms) is not None
-    return [result.cpu() for result in op.fused_sums(layout, terms)]
+    assert slab_pass._gpu_kernels(layout, terms) is not None
+    return [result.cpu() for result in fused_sums(layout, terms)]
 
 
 def assert_equal_to_the_definition(layout: Layout, terms: list[Term], rtol: float = 4e-6) -> None:
@@ -166,8 +173,7 @@ def test_one_channel(name: str) -> None:
 
 def test_focal_loss_of_soft_targets() -> None:
     for gamma, num_classes in itertools.product((0.5, 2.0), (1, 3)):
-        loss = losses.FusedFocalLoss(gamma=gamma)
-        terms: list[Term] = [voxel_sums("sigmoid", binary=loss.binary_formula, slope=loss.slope, named=loss.named)]
+        terms: list[Term] = [VoxelSums("sigmoid", SoftFocalFormula(gamma), one_vs_rest=True)]
         scores, _ = made((2, num_classes, 5, 6))
         assert_equal_to_the_definition(Layout(scores, torch.rand(scores.shape), None, False, None), terms)
 
@@ -243,7 +249,7 @@ def test_wrong_labels_are_clamped() -> None:
     terms = terms_of("softmax")["Dice and cross-entropy"]
     for wrong in (labels.float() * 1e9 - 1e9, labels * 1000 - 1000):
         layouts = [Layout(scores.to(DEVICE), t.to(DEVICE), None, True, None) for t in (wrong, wrong.clamp(0, 2).long())]
-        for a, b in zip(*(op.fused_sums(layout, terms) for layout in layouts), strict=True):
+        for a, b in zip(*(fused_sums(layout, terms) for layout in layouts), strict=True):
             assert torch.equal(a, b)
 
 
@@ -253,7 +259,7 @@ def test_an_ignored_voxel_has_no_gradient_at_all() -> None:
     labels[..., :4, :] = 255
     for activation, name in ALL:
         layout = Layout(scores.to(DEVICE), labels.to(DEVICE), None, True, 255)
-        results, gradient = results_and_gradient(op.fused_sums, layout, terms_of(activation)[name])
+        results, gradient = results_and_gradient(fused_sums, layout, terms_of(activation)[name])
         assert all(r.isfinite().all() for r in results)
         assert (gradient[..., :4, :] == 0).all()
         assert gradient.isfinite().all()
@@ -265,7 +271,7 @@ def test_what_stays_with_torch() -> None:
     unnamed = VoxelSums("softmax", focal, one_vs_rest=False)
     for terms in (
         [unnamed],
-        [VoxelSums("sigmoid", focal, one_vs_rest=True, binary=focal_of_soft_targets)],
+        [VoxelSums("none", SoftFocalFormula(2.0), one_vs_rest=True)],
         [ErrorSums("softmax", 1.5)],
         [VoxelMap(voxel_sums("softmax"))],
         [CountSums("none")],
@@ -274,9 +280,9 @@ def test_what_stays_with_torch() -> None:
         [voxel_sums("softmax"), voxel_sums("softmax", "poly"), voxel_sums("softmax", "focal 2")],
         [LogSums("softmax", one_vs_rest=True)],
     ):
-        assert op._gpu_kernels(layout, terms) is None
+        assert slab_pass._gpu_kernels(layout, terms) is None
     counts = [CountSums("softmax")]
-    assert op._gpu_kernels(layout, counts) is not None
+    assert slab_pass._gpu_kernels(layout, counts) is not None
     for other in (
         Layout(scores.double(), labels, None, True, None),
         Layout(scores.transpose(2, 3).contiguous().transpose(2, 3), labels, None, True, None),
@@ -284,9 +290,9 @@ def test_what_stays_with_torch() -> None:
         Layout(scores[:0], labels[:0], None, True, None),
         Layout(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
     ):
-        assert op._gpu_kernels(other, counts) is None
-    op._TRITON = False
-    assert (op._gpu_kernels(layout, counts) is None) == (scores.device.type == "cpu")
+        assert slab_pass._gpu_kernels(other, counts) is None
+    slab_pass._TRITON = False
+    assert (slab_pass._gpu_kernels(layout, counts) is None) == (scores.device.type == "cpu")
 
 
 def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,11 +302,11 @@ def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(fused_sums_triton, "probe", broken)
-    op._working_triton.cache_clear()
+    slab_pass._working_triton.cache_clear()
     layout = Layout(*made((1, 3, 4)), None, True, None)
     with pytest.warns(UserWarning, match="without their GPU kernels, in plain torch: triton failed: Failed to find C"):
-        assert op._gpu_kernels(layout, [CountSums("softmax")]) is None
-    op._working_triton.cache_clear()
+        assert slab_pass._gpu_kernels(layout, [CountSums("softmax")]) is None
+    slab_pass._working_triton.cache_clear()
 
 
 def test_a_second_backward_of_one_graph() -> None:
@@ -308,11 +314,11 @@ def test_a_second_backward_of_one_graph() -> None:
     leaf = scores.to(DEVICE).requires_grad_()
     layout = Layout(leaf, labels.to(DEVICE), None, True, None)
     terms = terms_of("softmax")["Dice and cross-entropy"]
-    total = torch.cat([r.flatten() for r in op.fused_sums(layout, terms)]).sum()
+    total = torch.cat([r.flatten() for r in fused_sums(layout, terms)]).sum()
     (first,) = torch.autograd.grad(total, leaf, retain_graph=True)
     (second,) = torch.autograd.grad(total, leaf, retain_graph=True)
     assert torch.equal(first, second)
-    (alone,) = torch.autograd.grad(op.fused_sums(layout, terms)[2].sum(), leaf)  # the gradients of the others absent
+    (alone,) = torch.autograd.grad(fused_sums(layout, terms)[2].sum(), leaf)  # the gradients of the others absent
     expected = F.cross_entropy(leaf, labels[:, 0].to(DEVICE), reduction="sum")
     torch.testing.assert_close(alone, torch.autograd.grad(expected, leaf)[0], atol=1e-6, rtol=1e-5)
 
@@ -334,13 +340,13 @@ def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch
     if data == "soft":
         target = torch.rand(scores.shape, generator=torch.Generator().manual_seed(5)).softmax(1)
     loss = case(to_onehot_y=data != "soft", **({"ignore_index": 255} if data == "ignored" else {})).to(DEVICE)
-    real, calls = op._gpu_kernels, []
+    real, calls = slab_pass._gpu_kernels, []
 
     def noted(layout: Layout, terms: Any) -> Any:
         calls.append(real(layout, terms))
         return calls[-1]
 
-    monkeypatch.setattr(op, "_gpu_kernels", noted)
+    monkeypatch.setattr(slab_pass, "_gpu_kernels", noted)
     value, gradient = value_and_gradient(loss, scores.to(DEVICE), target.to(DEVICE))
     assert calls
     assert None not in calls
@@ -351,6 +357,18 @@ def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(value.double(), expected, atol=2e-6, rtol=4e-6)
     scale = expected_gradient.abs().max().clamp_min(1e-6)
     torch.testing.assert_close(gradient.double() / scale, expected_gradient / scale, atol=1e-5, rtol=1e-5)
+
+
+def test_a_compiled_loss_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = slab_pass._gpu_kernels, []
+    monkeypatch.setattr(slab_pass, "_gpu_kernels", lambda *call: calls.append(real(*call)) or calls[-1])
+    scores, labels = (tensor.to(DEVICE) for tensor in made((2, 3, 5, 6)))
+    loss = losses.FusedDiceCELoss(to_onehot_y=True, softmax=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = value_and_gradient(compiled, scores, labels)
+    assert len(calls) == 2  # forward and backward
+    assert None not in calls
+    torch.testing.assert_close(got, value_and_gradient(loss, scores, labels), atol=1e-7, rtol=1e-6)
 
 
 def test_triton_is_not_imported_before_it_is_used() -> None:

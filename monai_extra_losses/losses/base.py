@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from monai_extra_losses.losses.inputs import CudaLabelCheck, LossInputs, Source, check_shapes, plain
 from monai_extra_losses.ops.terms import (
     Activation,
-    BinaryFormula,
     CountSums,
     ErrorSums,
     MarginSums,
-    NamedFormula,
     TargetSums,
     Term,
     VoxelFormula,
@@ -456,28 +454,16 @@ class DistributionLoss(SegmentationLoss):
                 stacklevel=3,
             )
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "formula" in vars(cls):  # what is inherited is that of another formula
-            for name in {"slope", "named"} - vars(cls).keys():
-                setattr(cls, name, None)
-
     source: Source = "activated"
     every_channel = False  # whether every channel is a decision of its own under softmax too
-    # The formula's derivative where it is a constant or costs less than differentiating: of `formulas.py`.
-    slope: float | VoxelFormula | None = None
 
     @property
-    def named(self) -> NamedFormula | None:
-        """What the GPU kernels know the formula as."""
-        return None
-
     @abstractmethod
-    def formula(self, log_pt: Tensor) -> Tensor:
-        """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise."""
+    def formula(self) -> VoxelFormula:
+        """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise.
 
-    # l(log p, log(1-p), g) of a one-vs-rest decision where that is not linear in a soft g.
-    binary_formula: BinaryFormula | None = None
+        One of `ops.formulas`, or a method `formula(self, log_pt)`, which is differentiated.
+        """
 
     @property
     def by_class(self) -> bool:
@@ -508,10 +494,7 @@ class DistributionLoss(SegmentationLoss):
             self.activation(inputs),
             self.formula,
             one_vs_rest=self.one_vs_rest(inputs),
-            binary=self.binary_formula,
             by_class=self.by_class,
-            slope=self.slope,
-            named=self.named,
         )
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:

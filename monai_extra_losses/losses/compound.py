@@ -31,8 +31,8 @@ from monai_extra_losses.losses.distribution import (
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source, refuse_gradient
 from monai_extra_losses.losses.region import FusedDiceLoss
-from monai_extra_losses.ops.formulas import focal_slope, power_slope
-from monai_extra_losses.ops.terms import Activation, NamedFormula, Term, VoxelSums
+from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula
+from monai_extra_losses.ops.terms import Activation, Term, VoxelFormula, VoxelSums
 
 
 class _Unsmoothed(SegmentationOptions, total=False):
@@ -579,15 +579,9 @@ class _FrequencyCrossEntropy(DistributionLoss):
         self.register_buffer("class_frequencies", class_weights(class_frequencies))
         self._shares = self.class_frequencies is None or bool(self.class_frequencies.max() <= 1)
 
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return (-log_pt).clamp_min(1e-7) ** self.gamma  # likewise at p_t = 1
-
-    def slope(self, log_pt: Tensor) -> Tensor:
-        return power_slope(log_pt, self.gamma, 1e-7)
-
     @property
-    def named(self) -> NamedFormula:
-        return "power", self.gamma
+    def formula(self) -> VoxelFormula:
+        return PowerFormula(self.gamma)
 
     def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
         volumes, voxels = inputs[TARGET_SUMS]
@@ -710,15 +704,9 @@ class _UnifiedFocal(DistributionLoss):
         super().__init__(**options)
         self.delta, self.gamma, self.asymmetric = delta, gamma, asymmetric
 
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return (-torch.expm1(log_pt)).clamp_min(1e-30) ** self.gamma * -log_pt
-
-    def slope(self, log_pt: Tensor) -> Tensor:
-        return focal_slope(log_pt, self.gamma)
-
     @property
-    def named(self) -> NamedFormula:
-        return "focal", self.gamma
+    def formula(self) -> VoxelFormula:
+        return FocalFormula(self.gamma)
 
     def terms(self, inputs: LossInputs) -> Terms:
         return *super().terms(inputs), *([self._plain_term(inputs)] if self.asymmetric else [])
@@ -736,11 +724,7 @@ class _UnifiedFocal(DistributionLoss):
 
     def _plain_term(self, inputs: LossInputs) -> tuple[Source, Term]:
         return self.source, VoxelSums(
-            self.activation(inputs),
-            torch.neg,
-            one_vs_rest=self.one_vs_rest(inputs),
-            slope=-1.0,
-            named=("cross_entropy", 0.0),
+            self.activation(inputs), CrossEntropyFormula(), one_vs_rest=self.one_vs_rest(inputs)
         )
 
 

@@ -23,13 +23,14 @@ from monai_extra_losses.losses.base import (
 )
 from monai_extra_losses.losses.inputs import LossInputs, Source
 from monai_extra_losses.ops.formulas import (
-    focal_slope,
-    generalized_cross_entropy_slope,
-    hinge_slope,
-    poly_slope,
-    squared_hinge_slope,
+    CrossEntropyFormula,
+    GeneralizedCrossEntropyFormula,
+    HingeFormula,
+    PolyFormula,
+    SoftFocalFormula,
+    SquaredHingeFormula,
 )
-from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, NamedFormula, Term, VoxelMap
+from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term, VoxelFormula, VoxelMap
 
 BetaMode = Literal["fixed", "prediction", "target"]
 
@@ -64,17 +65,13 @@ class CrossEntropyLoss(DistributionLoss):
     Reference: as torch.nn.CrossEntropyLoss and torch.nn.BCEWithLogitsLoss.
     """
 
-    slope = -1.0
-    named = ("cross_entropy", 0.0)
+    formula: VoxelFormula = CrossEntropyFormula()
 
     def __init__(self, label_smoothing: float = 0.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
-
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return -log_pt
 
     def terms(self, inputs: LossInputs) -> Terms:
         if not self.label_smoothing or self.keeps_map:
@@ -173,23 +170,9 @@ class FusedFocalLoss(DistributionLoss):
         self.alpha = alpha if alpha is None or isinstance(alpha, int | float) else tuple(float(a) for a in alpha)
         self.use_softmax = use_softmax
 
-    def formula(self, log_pt: Tensor) -> Tensor:
-        miss = -torch.expm1(log_pt)  # 1 - p_t without cancellation
-        if self.gamma < 1:
-            miss = miss.clamp_min(1e-30)  # the power's gradient is infinite at 0
-        return miss**self.gamma * -log_pt
-
-    def slope(self, log_pt: Tensor) -> Tensor:
-        return focal_slope(log_pt, self.gamma)
-
     @property
-    def named(self) -> NamedFormula:
-        return "focal", self.gamma
-
-    def binary_formula(self, log_p: Tensor, log_not_p: Tensor, g: Tensor) -> Tensor:
-        # MONAI's form for soft targets; log p - log(1-p) is the score x.
-        cross_entropy = -(g * log_p + (1 - g) * log_not_p)
-        return cross_entropy * torch.exp(self.gamma * F.logsigmoid((log_not_p - log_p) * (2 * g - 1)))
+    def formula(self) -> VoxelFormula:
+        return SoftFocalFormula(self.gamma)
 
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         return self.activation(inputs) == "sigmoid"
@@ -288,15 +271,9 @@ class PolyLoss(DistributionLoss):
             raise ValueError(f"expected epsilon >= -1, got {epsilon}.")
         self.epsilon = epsilon
 
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return -log_pt - self.epsilon * torch.expm1(log_pt)  # 1 - p_t = -expm1(log p_t)
-
-    def slope(self, log_pt: Tensor) -> Tensor:
-        return poly_slope(log_pt, self.epsilon)
-
     @property
-    def named(self) -> NamedFormula:
-        return "poly", self.epsilon
+    def formula(self) -> VoxelFormula:
+        return PolyFormula(self.epsilon)
 
 
 class GeneralizedCrossEntropyLoss(DistributionLoss):
@@ -330,26 +307,16 @@ class GeneralizedCrossEntropyLoss(DistributionLoss):
             raise ValueError(f"expected q in (0, 1], got {q}.")
         self.q = q
 
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return -torch.expm1(self.q * log_pt) / self.q
-
-    def slope(self, log_pt: Tensor) -> Tensor:
-        return generalized_cross_entropy_slope(log_pt, self.q)
-
     @property
-    def named(self) -> NamedFormula:
-        return "generalized_cross_entropy", self.q
+    def formula(self) -> VoxelFormula:
+        return GeneralizedCrossEntropyFormula(self.q)
 
 
 class _OneVsRestCrossEntropy(DistributionLoss):
     """Base of the cross-entropies that weight positives and negatives of each class, under softmax too."""
 
     every_channel = True
-    slope = -1.0
-    named = ("cross_entropy", 0.0)
-
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return -log_pt
+    formula: VoxelFormula = CrossEntropyFormula()
 
     @abstractmethod
     def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
@@ -486,7 +453,7 @@ class TopKLoss(DistributionLoss):
     Reference: Wu et al. 2016, arXiv:1605.06885.
     """
 
-    slope = -1.0
+    formula: VoxelFormula = CrossEntropyFormula()
     unsyncable = "the largest losses of ranks cannot be added up"
 
     def __init__(self, k: float = 10.0, batch: bool = False, **options: Unpack[SegmentationOptions]) -> None:
@@ -495,9 +462,6 @@ class TopKLoss(DistributionLoss):
             raise ValueError(f"expected k in (0, 100] per cent, got {k}.")
         self.k = k
         self.batch = batch
-
-    def formula(self, log_pt: Tensor) -> Tensor:
-        return -log_pt
 
     @property
     def keeps_map(self) -> bool:
@@ -537,12 +501,8 @@ class _MarginLoss(DistributionLoss):
     source = "scores"
     left_out = dict.fromkeys(("sigmoid", "softmax", "other_act"), "it reads raw scores")
 
-    @abstractmethod
-    def slope(self, margin: Tensor) -> Tensor:
-        """The formula's derivative."""
-
     def sums(self, inputs: LossInputs) -> MarginSums:
-        return MarginSums(self.formula, self.one_vs_rest(inputs), slope=self.slope)
+        return MarginSums(self.formula, self.one_vs_rest(inputs))
 
 
 class HingeLoss(_MarginLoss):
@@ -568,12 +528,7 @@ class HingeLoss(_MarginLoss):
     """
 
     every_channel = True
-
-    def formula(self, margin: Tensor) -> Tensor:
-        return F.relu(1 - margin)
-
-    def slope(self, margin: Tensor) -> Tensor:
-        return hinge_slope(margin)
+    formula: VoxelFormula = HingeFormula()
 
 
 class SquaredHingeLoss(HingeLoss):
@@ -598,11 +553,7 @@ class SquaredHingeLoss(HingeLoss):
     Reference: Cortes and Vapnik 1995, doi:10.1007/BF00994018.
     """
 
-    def formula(self, margin: Tensor) -> Tensor:
-        return F.relu(1 - margin) ** 2
-
-    def slope(self, margin: Tensor) -> Tensor:
-        return squared_hinge_slope(margin)
+    formula: VoxelFormula = SquaredHingeFormula()
 
 
 class CategoricalHingeLoss(_MarginLoss):
@@ -630,13 +581,9 @@ class CategoricalHingeLoss(_MarginLoss):
     Reference: Crammer and Singer 2001, JMLR 2:265-292.
     """
 
+    formula: VoxelFormula = HingeFormula()
+
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         if inputs.scores.shape[1] == 1:
             raise ValueError("expected at least two channels, got one: HingeLoss takes one.")
         return False
-
-    def formula(self, margin: Tensor) -> Tensor:
-        return F.relu(1 - margin)
-
-    def slope(self, margin: Tensor) -> Tensor:
-        return hinge_slope(margin)

@@ -9,9 +9,9 @@ from torch import Tensor
 from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
 from monai_extra_losses.ops.fused_sums import fused_sums
-from monai_extra_losses.ops.label_kernels import WrongLabelsError
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Activation, Term, probabilities, sum_dtype
+from monai_extra_losses.ops.wrong_targets import expected_labels, wrong_labels
 
 Source = Literal["scores", "activated"]
 
@@ -65,10 +65,7 @@ class LossInputs:
         missing = [key for key in dict.fromkeys(map(self._key, terms)) if key not in self._results]
         for source in dict.fromkeys(source for source, _ in missing):
             wanted = [term for key, term in missing if key == source]
-            try:
-                results = fused_sums(self._layout(self._read(source)), wanted)
-            except WrongLabelsError:
-                raise ValueError(self._wrong_target()) from None
+            results = fused_sums(self._layout(self._read(source)), wanted)
             self._results.update({(source, term): result for term, result in zip(wanted, results, strict=True)})
 
     def __getitem__(self, key: tuple[Source, Term]) -> Tensor:
@@ -203,16 +200,6 @@ class LossInputs:
         """All voxels at once, for what cannot be computed slab by slab."""
         return self._layout(self._read("activated")).whole()
 
-    def _wrong_target(self) -> str:
-        if self.labels:
-            return _labels_message(self.target, self.scores.shape[1], self.ignore_index)
-        lowest, highest = self.target.min().item(), self.target.max().item()
-        one_channel = ", for labels of several classes give the network as many channels" * (self.scores.shape[1] == 1)
-        return (
-            f"expected a target of {self.scores.shape[1]} channel(s) with values in [0, 1], "
-            f"got {lowest:g} to {highest:g}: remap it, or set ignore_index{one_channel}."
-        )
-
     def _key(self, key: tuple[Source, Term]) -> tuple[Source, Term]:
         return ("scores", key[1]) if self.other_act is None else key
 
@@ -332,13 +319,13 @@ class CudaLabelCheck:
         if not self._checked:
             self._checked = True
             if _wrong(target, num_classes, ignore_index).item():
-                raise ValueError(_labels_message(target, num_classes, ignore_index))
+                raise ValueError(wrong_labels(target, num_classes, ignore_index))
             return
         if self._pending is not None and self._pending[1].query():
             found = bool(self._pending[0])
             self._pending = None
             if found:
-                raise ValueError(f"an earlier call had a wrong target: {_expected_labels(num_classes, ignore_index)}.")
+                raise ValueError(f"an earlier call had a wrong target: {expected_labels(num_classes, ignore_index)}.")
         if self._pending is None:
             flag = torch.empty((), dtype=torch.bool, pin_memory=True)
             flag.copy_(_wrong(target, num_classes, ignore_index), non_blocking=True)
@@ -355,18 +342,3 @@ def _wrong(labels: Tensor, num_classes: int, ignore_index: int | None) -> Tensor
     index = labels.to(torch.int64)
     wrong = (index < 0) | (index >= num_classes) | (index != labels)
     return (wrong if ignore_index is None else wrong & (index != ignore_index)).any()
-
-
-def _expected_labels(num_classes: int, ignore_index: int | None) -> str:
-    ignored = "" if ignore_index is None else f" or ignore_index={ignore_index}"
-    return f"expected whole labels in 0..{num_classes - 1} (input has {num_classes} channels){ignored}"
-
-
-def _labels_message(target: Tensor, num_classes: int, ignore_index: int | None) -> str:
-    values = sorted(set(target.unique().tolist()))
-    wrong = [v for v in values if not (v in range(num_classes) or v == ignore_index)]
-    shown = ", ".join(f"{v:g}" for v in wrong[:8]) + (", ..." if len(wrong) > 8 else "")
-    hint = "remap them, give the network more channels, or set ignore_index"
-    if any(v != v or v % 1 for v in wrong):
-        hint = "resample labels with mode='nearest'"
-    return f"{_expected_labels(num_classes, ignore_index)}, got {shown}: {hint}."

@@ -1,27 +1,15 @@
-"""The op behind the losses: every term of a call in one pass over slabs, forward and backward.
+"""The op behind the losses: every term of a call in one pass over slabs, in eager mode, compiled and exported."""
 
-The backward recomputes each slab and writes the gradient of all terms together, so that the extra memory of a loss, of
-a compound loss too, is the gradient of its logits and one slab.
-"""
-
-import dataclasses
-import functools
-import os
-import warnings
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops import label_kernels
-from monai_extra_losses.ops.slabs import Layout, Voxels, read, writable, write
-from monai_extra_losses.ops.terms import MapSums, TargetSums, Term, VoxelMap, sum_dtype
-
-# Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run
-# in the interpreter only, so a user has to ask for them until a GPU has proved them.
-_TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "0") == "1"
+from monai_extra_losses.ops import label_kernels, library, slab_pass
+from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.terms import Term, VoxelMap
+from monai_extra_losses.ops.wrong_targets import told_in_full
 
 
 def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -35,17 +23,44 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
         One tensor per term: (rows, B, C) sums in float64, or a (B, channels, *spatial) map. Differentiable once, with
         respect to the scores. A target that requires a gradient gets one, too, from the plain definitions and at their
         memory.
+
+    Raises:
+        ValueError: wrong labels, on the CPU; compiled, where an operator computes the terms.
     """
     if not terms:
         return []
-    # Autocast would take the matrix products of the kernels, which are sums over voxels, in half precision.
+    differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        return _definitions(layout, terms) if differentiates_target or _stays_torch() else _in_a_graph(layout, terms)
+    with told_in_full(layout):
+        if not differentiates_target:
+            return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
+        label_kernels.check_target(layout)
+    return _definitions(layout, terms)
+
+
+def _stays_torch() -> bool:
+    """Whether the graph is to have operations of torch alone.
+
+    An exported program runs without this package, and a function transform (vmap, say) needs a rule for each operation.
+    Torch 2.8 says of every graph that it is exported: there the losses compile to their definitions.
+    """
+    return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+
+
+def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
+    """One operator for the terms that have a text, the plain definitions of the others."""
+    texts = [library.encode(term) for term in terms]
+    known = [text for text in texts if text is not None]
+    others = [term for term, text in zip(terms, texts, strict=True) if text is None]
+    sums = iter(library.sums(layout, known) if known else [])
+    rest = iter(_definitions(layout, others) if others else [])
+    return [next(rest if text is None else sums) for text in texts]
+
+
+def _definitions(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
     with torch.autocast(layout.scores.device.type, enabled=False):
-        differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
-        if differentiates_target and not torch.compiler.is_compiling():
-            label_kernels.check_target(layout)
-        if differentiates_target or torch.compiler.is_compiling():
-            return [_definition(layout, term) for term in terms]
-        return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
+        return [_definition(layout, term) for term in terms]
 
 
 def _definition(layout: Layout, term: Term) -> Tensor:
@@ -55,159 +70,23 @@ def _definition(layout: Layout, term: Term) -> Tensor:
     return result
 
 
-def _gpu_kernels(layout: Layout, terms: Sequence[Term]) -> ModuleType | None:
-    """The kernels that compute all of a call on a GPU; None where there are none."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if _TRITON and (layout.scores.device.type == "cuda" or interpreted):
-        kernels = _working_triton(layout.scores.device)
-        if kernels is not None and kernels.supports(layout, terms):
-            return kernels
-    return None
-
-
-@functools.cache
-def _working_triton(device: torch.device) -> ModuleType | None:
-    """`fused_sums_triton`, where triton is installed and works."""
-    try:
-        from monai_extra_losses.ops import fused_sums_triton
-
-        fused_sums_triton.probe(device)
-    except ImportError:
-        return None
-    except Exception as error:  # triton needs a C compiler, and a GPU it knows; it raises anything
-        warnings.warn(f"the losses run without their GPU kernels, in plain torch: triton failed: {error}", stacklevel=2)
-        return None
-    return fused_sums_triton
-
-
 class _FusedSums(torch.autograd.Function):
+    """The pass in eager mode, where the backward may write its gradient over the softmax of the forward."""
+
     @staticmethod
     def forward(ctx: Any, scores: Tensor, layout: Layout, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, layout.target, layout.mask)
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
-        ctx.gpu_kernels = _gpu_kernels(layout, terms)
-        if ctx.gpu_kernels is not None:
-            return ctx.gpu_kernels.forward(layout, terms)
-        outs = tuple(_empty(layout, term) for term in terms)
-        kernels = layout.labels and label_kernels.supports(terms)
-        floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels)
-        ctx.probabilities = None
-        if not kernels:
-            label_kernels.check_target(layout)
-        elif ctx.needs_input_grad[0] and label_kernels.keeps_probabilities(terms, scores):
-            ctx.probabilities = torch.empty_like(scores)
-        in_place = ctx.probabilities is not None and label_kernels.takes_softmax_whole(terms, layout)
-        for sample in range(scores.shape[0]):
-            own = [_of_sample(term, sample) for term in terms]
-            if in_place:
-                torch.softmax(scores[sample], 0, out=ctx.probabilities[sample])
-            for slab, voxels in layout.slabs(sample, floats):
-                slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
-                slab_terms = [_of_slab(term, voxels) for term in own]
-                if kernels:
-                    p = writable(ctx.probabilities[sample], voxels, layout.dtype) if in_place else None
-                    kernel = label_kernels.kernel(slab, slab_terms, p)
-                    kernel.forward(slab_terms, slab_outs)
-                    if ctx.probabilities is not None and p is None and isinstance(kernel, label_kernels.SoftmaxSlab):
-                        write(ctx.probabilities[sample], voxels, kernel.p)
-                    continue
-                for term, out in zip(slab_terms, slab_outs, strict=True):
-                    out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
-        return outs
+        ctx.probabilities = slab_pass.room_for_probabilities(layout, terms) if ctx.needs_input_grad[0] else None
+        return slab_pass.forward(layout, terms, ctx.probabilities)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "these losses have no second derivative: expected backward() without create_graph=True "
-                "(use the torch definitions in monai_extra_losses.ops.terms for one)."
-            )
+            raise RuntimeError(library.NO_SECOND_DERIVATIVE)
         scores, target, mask = ctx.saved_tensors
         layout = Layout(scores, target, mask, ctx.labels, ctx.ignore_index)
-        wanted = [
-            (term, grad.contiguous())  # a map's may be an expanded scalar
-            for term, grad in zip(ctx.terms, grads, strict=True)
-            if grad is not None and not isinstance(term, TargetSums)
-        ]
-        if not wanted:
-            return torch.zeros_like(scores), None, None
-        if ctx.gpu_kernels is not None:
-            return ctx.gpu_kernels.backward(layout, *zip(*wanted, strict=True)), None, None
         # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
         probabilities, ctx.probabilities = ctx.probabilities, None
-        gradient = torch.empty_like(scores) if probabilities is None else probabilities
-        with torch.autocast(scores.device.type, enabled=False):
-            terms, wanted_grads = [term for term, _ in wanted], [grad for _, grad in wanted]
-            _write_gradient(gradient, layout, terms, wanted_grads, softmax_is_there=probabilities is not None)
-        return gradient, None, None
-
-
-def _write_gradient(
-    gradient: Tensor, layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor], *, softmax_is_there: bool
-) -> None:
-    """Fill `gradient` (B, C, *spatial), slab by slab, from the gradients of the results.
-
-    With `softmax_is_there` it holds the probabilities until then.
-    """
-    kernels = layout.labels and label_kernels.supports(terms)
-    floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels)
-    for sample in range(layout.scores.shape[0]):
-        own = [_of_sample(term, sample) for term in terms]
-        for slab, voxels in layout.slabs(sample, floats):
-            slab_grads = [_slab_of(term, grad, sample, voxels) for term, grad in zip(terms, grads, strict=True)]
-            slab_terms = [_of_slab(term, voxels) for term in own]
-            if not kernels:
-                write(gradient[sample], voxels, _differentiate(slab, slab_terms, slab_grads))
-                continue
-            view = writable(gradient[sample], voxels, layout.dtype)
-            p = out = torch.empty_like(slab.scores[0]) if view is None else view
-            if softmax_is_there and view is None:
-                p = read(None, gradient[sample], voxels)
-            kernel = label_kernels.kernel(slab, slab_terms, p if softmax_is_there else None)
-            kernel.backward(slab_terms, slab_grads, out)
-            if view is None:
-                write(gradient[sample], voxels, out)
-
-
-def _empty(layout: Layout, term: Term) -> Tensor:
-    dtype = layout.dtype if isinstance(term, VoxelMap) else sum_dtype(layout.scores.device)
-    return layout.scores.new_zeros(term.shape(layout.scores), dtype=dtype)
-
-
-def _of_sample(term: Term, sample: int) -> Term:
-    """The term with what it has of one sample: a map of numbers, or a loss's factors of each sample and class."""
-    if isinstance(term, MapSums):
-        own = slice(sample, sample + 1)
-        inward = None if term.inward is None else term.inward[own]
-        return dataclasses.replace(term, map=term.map[own].flatten(2), inward=inward)
-    if isinstance(term, VoxelMap) and term.positive is not None and term.positive.ndim == 2:
-        assert term.negative is not None
-        return dataclasses.replace(term, positive=term.positive[sample], negative=term.negative[sample])
-    return term
-
-
-def _of_slab(term: Term, voxels: slice) -> Term:
-    return dataclasses.replace(term, map=term.map[..., voxels]) if isinstance(term, MapSums) else term
-
-
-def _slab_of(term: Term, result: Tensor, sample: int, voxels: slice) -> Tensor:
-    """The part of a result, or of its gradient, that belongs to one slab: a view where `result` is contiguous."""
-    if isinstance(term, VoxelMap):
-        return result[sample].flatten(1)[:, voxels]
-    return result[:, sample]
-
-
-def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
-    """(C, m) gradient of the plain definitions on one slab."""
-    total: Tensor | None = None
-    leaf = slab.scores.detach().requires_grad_()
-    v = Voxels(leaf, slab.labels, slab.target, slab.weight)
-    for term, grad in zip(terms, grads, strict=True):  # one after the other: the graph of one is enough to keep
-        with torch.enable_grad():
-            value = term.definition(v)
-        shaped = grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1)
-        (d,) = torch.autograd.grad(value, leaf, shaped, allow_unused=True)
-        if d is not None:
-            total = d if total is None else total.add_(d)
-    return torch.zeros_like(leaf[0]) if total is None else total[0]
+        return slab_pass.backward(layout, ctx.terms, grads, probabilities), None, None

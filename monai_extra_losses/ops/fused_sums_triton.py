@@ -19,13 +19,21 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, is_dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from monai_extra_losses.ops.formulas import (
+    CrossEntropyFormula,
+    FocalFormula,
+    GeneralizedCrossEntropyFormula,
+    PolyFormula,
+    PowerFormula,
+    SoftFocalFormula,
+)
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import CountSums, LogSums, TargetSums, Term, VoxelSums, sum_dtype
 
@@ -38,12 +46,13 @@ _POLY = tl.constexpr(4)
 _GENERALIZED_CROSS_ENTROPY = tl.constexpr(5)
 _POWER = tl.constexpr(6)
 
-_KINDS = {
-    "cross_entropy": _CROSS_ENTROPY,
-    "focal": _FOCAL,
-    "poly": _POLY,
-    "generalized_cross_entropy": _GENERALIZED_CROSS_ENTROPY,
-    "power": _POWER,
+_KINDS: dict[type, tl.constexpr] = {
+    CrossEntropyFormula: _CROSS_ENTROPY,
+    FocalFormula: _FOCAL,
+    SoftFocalFormula: _FOCAL,
+    PolyFormula: _POLY,
+    GeneralizedCrossEntropyFormula: _GENERALIZED_CROSS_ENTROPY,
+    PowerFormula: _POWER,
 }
 
 # Elements of a tile, the fewest and most voxels of it, and how many voxels a program adds up: few enough for float32,
@@ -122,7 +131,7 @@ def probe(device: torch.device) -> None:
     Raises:
         Exception: triton does not work here (it needs a C compiler), or gets something else.
     """
-    term = VoxelSums("softmax", torch.neg, one_vs_rest=False, slope=-1.0, named=("cross_entropy", 0.0))
+    term = VoxelSums("softmax", CrossEntropyFormula(), one_vs_rest=False)
     layout = Layout(torch.zeros(1, 2, 1, device=device), torch.zeros(1, 1, 1, device=device), None, True, None)
     (value,) = forward(layout, [term])
     gradient = backward(layout, [term], [torch.ones_like(value)])
@@ -216,12 +225,13 @@ def _plan(terms: tuple[Term, ...], labels: bool, channels: int) -> _Plan | None:
 
 
 def _kind(term: VoxelSums, labels: bool) -> int | None:
-    if term.named is None:
+    formula = term.formula
+    if type(formula) not in _KINDS:
         return None
-    name, parameter = term.named
-    if term.binary is not None and term.one_vs_rest and not labels:
-        return _FOCAL_BINARY.value if name == "focal" and term.activation == "sigmoid" else None
-    return (_FOCAL_SQUARED if name == "focal" and parameter == 2 else _KINDS[name]).value
+    if isinstance(formula, SoftFocalFormula) and term.one_vs_rest and not labels:
+        return _FOCAL_BINARY.value if term.activation == "sigmoid" else None
+    squared = isinstance(formula, FocalFormula) and formula.gamma == 2
+    return (_FOCAL_SQUARED if squared else _KINDS[type(formula)]).value
 
 
 def _result(rows: Tensor, first: int, number: int, term: Term) -> Tensor:
@@ -269,8 +279,8 @@ def _arguments(layout: Layout, plan: _Plan) -> list[Tensor | int | float]:
     mask = layout.scores if layout.mask is None else layout.mask  # without a mask it is not read
     parameters = [0.0, 0.0]
     for i, (term, _, _) in enumerate(plan.losses):
-        assert term.named is not None
-        parameters[i] = float(term.named[1])
+        assert is_dataclass(term.formula)
+        parameters[i : i + 1] = astuple(term.formula) or [0.0]  # one, or none
     return [
         layout.scores,
         *_strides(layout.scores),

@@ -14,12 +14,13 @@ every voxel of a class (`base`, `square`) and a part at the true class alone (`t
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slab_labels import WrongLabelsError, few_classes, read_labels, refuse_outside
+from monai_extra_losses.ops.slab_labels import few_classes, read_labels, refuse_outside
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
@@ -34,6 +35,7 @@ from monai_extra_losses.ops.terms import (
     VoxelSums,
     sum_dtype,
 )
+from monai_extra_losses.ops.wrong_targets import WrongLabelsError
 
 # Below this, log p_t is taken from the scores: a float32 softmax underflows at 1e-38 and has lost digits before.
 _SMALL = 1e-30
@@ -60,8 +62,11 @@ def _supports(term: Term) -> bool:
     return True
 
 
-def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) -> int:
-    """How many float32 numbers per voxel of a slab are alive at a time, at most (measured; tests hold the memory)."""
+def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool, softmax_in_place: bool = False) -> int:
+    """How many float32 numbers per voxel of a slab are alive at a time, at most (measured; tests hold the memory).
+
+    With `softmax_in_place` neither the probabilities nor the gradient has a slab of its own.
+    """
     channels = layout.scores.shape[1]
     copies = 2 * (layout.scores.dtype != layout.dtype) + (not layout.counts_all)
     conversions = (copies + 1) * channels  # scores, masked scores, gradient
@@ -81,8 +86,7 @@ def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool) ->
     if any(isinstance(term, ErrorSums) for term in sums):
         return conversions + 3 * channels + 4
     squares = any(isinstance(term, CountSums) and term.squares for term in sums)
-    # With `takes_softmax_whole` neither the probabilities nor the gradient has a slab of its own.
-    own = 0 if takes_softmax_whole(terms, layout) else channels
+    own = 0 if softmax_in_place else 2 * channels
     return conversions - channels + own + (2 if squares else 1) * channels + (10 if differentiated else 4)
 
 
@@ -97,11 +101,6 @@ def keeps_probabilities(terms: Sequence[Term], scores: Tensor) -> bool:
         return False
     wide = scores.dtype in (torch.float32, torch.float64)
     return softmax and not _two_classes(terms, scores.shape[1]) and wide and scores.device.type == "cpu"
-
-
-def takes_softmax_whole(terms: Sequence[Term], layout: Layout) -> bool:
-    """Whether the softmax of a sample can be taken in one piece, straight to where the backward writes the gradient."""
-    return layout.counts_all and layout.scores.is_contiguous() and keeps_probabilities(terms, layout.scores)
 
 
 def _two_classes(terms: Sequence[Term], channels: int) -> bool:
@@ -520,7 +519,7 @@ class TwoClassSlab:
             if of_classes != self.g.numel():
                 raise WrongLabelsError
         volume = self._sum(self.g)
-        n = volume.new_tensor(self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
+        n = volume.new_full((), self.z.numel()) if self.w is None else self.w.sum(dtype=volume.dtype)
         p = torch.sigmoid(self.z) if any(isinstance(term, CountSums) for term in terms) else self.z
         for term, out in zip(terms, outs, strict=True):
             if isinstance(term, TargetSums):
@@ -565,21 +564,17 @@ class TwoClassSlab:
         d: Tensor | None = None
         for term, grad in zip(terms, grads, strict=True):
             if isinstance(term, CountSums):
-                # tensors, where numbers would wait for a GPU
-                (true_0, true_1), (base_0, base_1) = (
-                    grad[0].to(p),
-                    grad[1].to(p),
-                )
+                true, base = _numbers(grad[0]), _numbers(grad[1])
                 # dL/dp_1 - dL/dp_0 = constant + slope g (+ curve p)
-                part = g * (true_0 + true_1)
-                part += base_1 - base_0 - true_0
+                part = g * (true[0] + true[1])
+                part += base[1] - base[0] - true[0]
                 if term.squares:
-                    square_0, square_1 = 2 * grad[2].to(p)
-                    part += p * (square_0 + square_1)
-                    part -= square_0
+                    square = _numbers(grad[2])
+                    part += p * (2 * (square[0] + square[1]))
+                    part -= 2 * square[0]
                 part *= torch.addcmul(p, p, p, value=-1)
             elif isinstance(term, LogSums):
-                lower, upper = grad[0].to(p)
+                lower, upper = _numbers(grad[0])
                 part = upper - (lower + upper) * p
             elif isinstance(term, ErrorSums):
                 error = self._error()
@@ -598,7 +593,7 @@ class TwoClassSlab:
                 elif sums.by_class:
                     part *= self._at(grad[0])
                 else:
-                    part *= grad[0, 0].to(p)
+                    part *= _numbers(grad[0])[0]
             d = part if d is None else d.add_(part)
         assert d is not None
         if self.w is not None:
@@ -625,6 +620,11 @@ class TwoClassSlab:
     def _sum(self, values: Tensor) -> Tensor:
         # Pairwise in float32 within a slab, as the sums of more classes; the slabs are added in float64.
         return (values if self.w is None else values * self.w).sum().to(sum_dtype(values.device))
+
+
+def _numbers(values: Tensor) -> Sequence[Any]:
+    """The numbers of a small tensor; on a GPU as tensors, so that nothing waits for it."""
+    return values.tolist() if values.device.type == "cpu" else values.unbind()
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.slabs import Voxels
+from monai_extra_losses.ops.wrong_targets import WrongLabelsError
 
 _FEW = 10
-
-
-class WrongLabelsError(ValueError):
-    """A label outside 0..C-1, or no whole number; in a target of C channels a value outside [0, 1]."""
 
 
 class IndexedLabels:

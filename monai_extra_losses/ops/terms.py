@@ -1,6 +1,6 @@
 """What a loss can ask of one pass over the voxels: sums over the voxels of each sample and class, or a map.
 
-Each term has a plain definition in differentiable torch operations. It is what `torch.compile` traces, what the
+Each term has a plain definition in differentiable torch operations. It is what `torch.export` traces, what the
 general slab path differentiates, and what the analytic kernels in `label_kernels.py` are tested against.
 """
 
@@ -12,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_extra_losses.ops.formulas import SoftFocalFormula
 from monai_extra_losses.ops.slabs import Voxels
 
 Activation = Literal["softmax", "sigmoid", "none"]
+# An elementwise loss: one of `formulas.py`, or any function, which is then differentiated.
 VoxelFormula = Callable[[Tensor], Tensor]
-BinaryFormula = Callable[[Tensor, Tensor, Tensor], Tensor]
-FormulaName = Literal["cross_entropy", "focal", "poly", "generalized_cross_entropy", "power"]
-# A formula of `formulas.py` by name, with its gamma, epsilon or q.
-NamedFormula = tuple[FormulaName, float]
 MapOf = Literal["probability", "error", "surface"]
 
 
@@ -104,7 +102,11 @@ class MarginSums:
     formula: VoxelFormula
     one_vs_rest: bool
     activation: Activation = "none"
-    slope: VoxelFormula | None = None
+
+    @property
+    def slope(self) -> VoxelFormula | None:
+        """f'; None: f is differentiated."""
+        return getattr(self.formula, "slope", None)
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]
@@ -133,21 +135,19 @@ class VoxelSums:
         activation: how the scores become probabilities.
         formula: f, elementwise, of the log-probability of the true outcome.
         one_vs_rest: whether every channel is a decision of its own.
-        binary: a loss l(log p, log(1-p), g) for targets of C channels that is not linear in g: g l and (1-g) l are
-            summed.
         by_class: False: row 0 holds the sum over all classes in its first column (a categorical loss without class
             weights needs no more, and it costs less).
-        slope: f', a constant or a function of log p; None: f is differentiated.
-        named: what the GPU kernels know `formula`, `slope` and `binary` as; None: they do not know them.
     """
 
     activation: Activation
     formula: VoxelFormula
     one_vs_rest: bool
-    binary: BinaryFormula | None = None
     by_class: bool = True
-    slope: float | VoxelFormula | None = None
-    named: NamedFormula | None = None
+
+    @property
+    def slope(self) -> float | VoxelFormula | None:
+        """f', a constant or a function of log p; None: f is differentiated."""
+        return getattr(self.formula, "slope", None)
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]
@@ -162,8 +162,8 @@ class VoxelSums:
             loss = g * self.formula(log_probabilities(v.scores, self.activation))
             return loss, torch.zeros_like(loss)
         log_p, log_not_p = binary_log_probabilities(v.scores, self.activation)
-        if self.binary is not None and v.labels is None:
-            loss = self.binary(log_p, log_not_p, g)
+        if isinstance(self.formula, SoftFocalFormula) and v.labels is None:
+            loss = self.formula.of_soft_target(log_p, log_not_p, g)
             return g * loss, (1 - g) * loss
         return g * self.formula(log_p), (1 - g) * self.formula(log_not_p)
 

@@ -1,0 +1,176 @@
+"""The pass over slabs as operators of torch, which a compiled graph calls as they are.
+
+An operator takes tensors, numbers and text, so the terms travel as text: `CountSums(softmax, False, False);
+TargetSums(none)`. A term that holds a tensor, or a formula that is none of `formulas.py`, has no text.
+"""
+
+import ast
+import functools
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+from monai_extra_losses.ops import formulas, slab_pass
+from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.terms import (
+    CountSums,
+    ErrorSums,
+    LogSums,
+    MarginSums,
+    TargetSums,
+    Term,
+    VoxelSums,
+    sum_dtype,
+)
+from monai_extra_losses.ops.wrong_targets import told_in_full
+
+NO_SECOND_DERIVATIVE = (
+    "these losses have no second derivative: expected backward() without create_graph=True "
+    "(use the torch definitions in monai_extra_losses.ops.terms for one)."
+)
+
+_TYPES: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        TargetSums,
+        CountSums,
+        ErrorSums,
+        LogSums,
+        VoxelSums,
+        MarginSums,
+        formulas.CrossEntropyFormula,
+        formulas.FocalFormula,
+        formulas.SoftFocalFormula,
+        formulas.PolyFormula,
+        formulas.GeneralizedCrossEntropyFormula,
+        formulas.PowerFormula,
+        formulas.HingeFormula,
+        formulas.SquaredHingeFormula,
+    )
+}
+_FIELDS = {cls: tuple(field.name for field in fields(cls)) for cls in _TYPES.values()}
+
+
+def encode(value: object) -> str | None:
+    """A term, or what it is made of, as text; None where it has none. Dynamo traces this."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        # Dynamo makes a symbol of a number that has changed, and of what a size decides: here it becomes a constant.
+        number = guard_scalar(value)
+        return str(number) if isinstance(number, bool) else repr(float(number))
+    if type(value) not in _FIELDS:
+        return None
+    parts = [encode(getattr(value, name)) for name in _FIELDS[type(value)]]
+    known = [part for part in parts if part is not None]
+    return f"{type(value).__name__}({', '.join(known)})" if len(known) == len(parts) else None
+
+
+@functools.cache
+def decode(text: str) -> tuple[Term, ...]:
+    """The terms of texts with `; ` between them."""
+    return tuple(_made(statement.value) for statement in ast.parse(text).body if isinstance(statement, ast.Expr))
+
+
+def _made(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _TYPES[node.func.id](*map(_made, node.args))
+    if isinstance(node, ast.Name):
+        return float(node.id) if node.id == "inf" else node.id
+    return ast.literal_eval(node)
+
+
+def sums(layout: Layout, texts: Sequence[str]) -> list[Tensor]:
+    """The sums of the terms with these texts, by one operator."""
+    data = layout.scores, layout.target, layout.mask, layout.labels, layout.ignore_index
+    with torch._C.DisableTorchFunctionSubclass():  # else the sums of a MetaTensor would be MetaTensors
+        return torch.ops.monai_extra_losses.fused_sums(*data, "; ".join(texts))
+
+
+def _layout(scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None) -> Layout:
+    return Layout(_plain(scores), _plain(target), None if mask is None else _plain(mask), labels, ignore_index)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # Dynamo leaves a MetaTensor what it is, and its indexing has an own idea of a batch.
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+_DATA = "Tensor scores, Tensor target, Tensor? mask, bool labels, int? ignore_index, str terms"
+# Nobody has proved that a GPU can record the pass and repeat it.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("monai_extra_losses::fused_sums", mutates_args=(), schema=f"({_DATA}) -> Tensor[]", tags=_TAGS)
+def _sums(
+    scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None, terms: str
+) -> list[Tensor]:
+    layout = _layout(scores, target, mask, labels, ignore_index)
+    with told_in_full(layout):
+        return list(slab_pass.forward(layout, decode(terms)))
+
+
+@_sums.register_fake
+def _shapes_of_sums(
+    scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None, terms: str
+) -> list[Tensor]:
+    dtype = sum_dtype(scores.device)
+    return [scores.new_empty(term.shape(scores), dtype=dtype) for term in decode(terms)]
+
+
+@torch.library.custom_op(
+    "monai_extra_losses::fused_sums_backward",
+    mutates_args=(),
+    schema=f"(Tensor?[] grads, {_DATA}) -> Tensor",
+    tags=_TAGS,
+)
+def _gradient(
+    grads: Sequence[Tensor | None],
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    labels: bool,
+    ignore_index: int | None,
+    terms: str,
+) -> Tensor:
+    layout = _layout(scores, target, mask, labels, ignore_index)
+    # torch calls an operator with autograd switched off; what has no kernel is differentiated slab by slab.
+    autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    with torch.no_grad(), autograd:
+        return slab_pass.backward(layout, decode(terms), grads)
+
+
+@_gradient.register_fake
+def _shape_of_gradient(
+    grads: Sequence[Tensor | None],
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    labels: bool,
+    ignore_index: int | None,
+    terms: str,
+) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    scores, target, mask, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(scores, target, mask)
+
+
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    gradient = torch.ops.monai_extra_losses.fused_sums_backward(grads, *ctx.saved_tensors, *ctx.options)
+    return gradient, None, None, None, None, None
+
+
+def _refuse(ctx: Any, grad: Tensor) -> None:
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+_sums.register_autograd(_differentiate, setup_context=_keep)
+_gradient.register_autograd(_refuse)

@@ -1,0 +1,54 @@
+"""What is said of a target that a loss cannot mean anything with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from monai_extra_losses.ops.slabs import Layout
+
+
+class WrongLabelsError(ValueError):
+    """A label outside 0..C-1, or no whole number; in a target of C channels a value outside [0, 1]."""
+
+
+@contextmanager
+def told_in_full(layout: Layout) -> Iterator[None]:
+    """Say of wrong labels what they are, and what to do.
+
+    Raises:
+        ValueError: for a `WrongLabelsError` inside.
+    """
+    try:
+        yield
+    except WrongLabelsError:
+        raise ValueError(_wrong_target(layout)) from None
+
+
+def _wrong_target(layout: Layout) -> str:
+    channels = layout.scores.shape[1]
+    if layout.labels:
+        return wrong_labels(layout.target, channels, layout.ignore_index)
+    lowest, highest = layout.target.min().item(), layout.target.max().item()
+    one_channel = ", for labels of several classes give the network as many channels" * (channels == 1)
+    return (
+        f"expected a target of {channels} channel(s) with values in [0, 1], "
+        f"got {lowest:g} to {highest:g}: remap it, or set ignore_index{one_channel}."
+    )
+
+
+def expected_labels(num_classes: int, ignore_index: int | None) -> str:
+    """The first part of the sentence about labels."""
+    ignored = "" if ignore_index is None else f" or ignore_index={ignore_index}"
+    return f"expected whole labels in 0..{num_classes - 1} (input has {num_classes} channels){ignored}"
+
+
+def wrong_labels(target: Tensor, num_classes: int, ignore_index: int | None) -> str:
+    """The sentence about the labels of `target` that are wrong."""
+    values = sorted(set(target.unique().tolist()))
+    wrong = [v for v in values if not (v in range(num_classes) or v == ignore_index)]
+    shown = ", ".join(f"{v:g}" for v in wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+    hint = "remap them, give the network more channels, or set ignore_index"
+    if any(v != v or v % 1 for v in wrong):
+        hint = "resample labels with mode='nearest'"
+    return f"{expected_labels(num_classes, ignore_index)}, got {shown}: {hint}."

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from monai_extra_losses.losses import (
     CrossEntropyLoss,
+    FocalTverskyLoss,
     FusedDiceCELoss,
     FusedDiceLoss,
     FusedFocalLoss,
@@ -673,7 +674,7 @@ def test_every_loss_refuses_what_it_cannot_read(entry: LossEntry) -> None:
 
 def test_a_mistyped_option_is_told_what_was_meant() -> None:
     with pytest.raises(TypeError, match=r"^FocalTverskyLoss has no option 'gama' \(did you mean 'gamma'\?\)\.$"):
-        losses.FocalTverskyLoss(gama=2.0)  # type: ignore[call-arg]
+        FocalTverskyLoss(gama=2.0)  # type: ignore[call-arg]
 
 
 @every_loss()

@@ -34,7 +34,7 @@ from monai_extra_losses.data.datalist import (
 )
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
-from monai_extra_losses.data.inputs import find_inputs, refuse_unlike
+from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
@@ -49,6 +49,7 @@ from monai_extra_losses.run_folder import (
     write_whole,
 )
 from monai_extra_losses.schedules import LossWeightSchedule
+from monai_extra_losses.segmentation_record import SegmentationRecord, model_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -310,10 +311,14 @@ class InferenceSetUp:
         probabilities: write them too.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
+        amp: half precision, as `half_precision` takes it.
+        window: further options of the sliding window that change the result.
+        overwrite: make anew what `output_dir` has of another model, other options or another image.
 
     Raises:
         StartUpRefused: an option that cannot work, no trained run, no volume that could be segmented, or two volumes of
-            one name. A volume among others that cannot be segmented is in `failures`.
+            one name; without `overwrite`, a segmentation that is there and was made of something else. A volume among
+            others that cannot be segmented is in `failures`.
     """
 
     def __init__(
@@ -329,6 +334,9 @@ class InferenceSetUp:
         probabilities: Any = False,
         restore_labels: Any = True,
         stitch_on: Any = None,
+        amp: Any = None,
+        window: Mapping[str, Any] | None = None,
+        overwrite: Any = False,
     ) -> None:
         self.flips = _flipped_axes(test_time_flips)
         self.probabilities = yes_or_no("probabilities", probabilities)
@@ -345,16 +353,39 @@ class InferenceSetUp:
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
         self._model_file = model_file
+        self.made_of: dict[str, dict[str, Any]] = {}
+        overwrite = yes_or_no("overwrite", overwrite)
         if input is None:
             return
-        self.model_file  # noqa: B018  a missing file is refused now
+        model = model_stamp(self.model_file)
+        precision = literal(amp)
+        options = {
+            "test_time_flips": sorted(self.flips),
+            "labels": self.written_labels,
+            "series": self.series,
+            "amp": self.record.amp if precision is None else precision,
+            **(window or {}),
+            "pixdim": self.record.pixdim,
+            "hu_window": self.record.hu_window,
+            "patch_size": self.record.patch_size,
+        }
+        options = json.loads(json.dumps(options, default=str))  # as the record has them
         refuse_unwritable("output_dir", self.output_dir)
         source = Path(str(input))
         own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
         with _problems_as_refusal():
             cases = find_inputs(source, self.record.in_channels, leave_out=own)
+        recorded = SegmentationRecord(self.output_dir)
+        others: list[str] = []
         for name, files in cases.items():
-            if all((self.output_dir / file).exists() for file in self.files_of(name)):
+            made_of = self.made_of[name] = {"model": model, "options": options, "input": input_stamp(files)}
+            there = [file for file in self.files_of(name) if (self.output_dir / file).exists()]
+            other = recorded.difference(name, made_of, there) if there else None
+            if other is not None and not overwrite:
+                others.append(
+                    f"{self.output_dir / there[0]} to be of this model, these options and this image, got {other}"
+                )
+            if there == self.files_of(name) and other is None:
                 self._finished.append(name)
                 continue
             try:
@@ -362,6 +393,11 @@ class InferenceSetUp:
                 self._to_do.append({"image": [str(file) for file in files], "case": name})
             except DatasetError as error:
                 self.failures[name] = str(error)
+        if others:
+            more = f" (and {len(others) - 1} more such)" if len(others) > 1 else ""
+            raise StartUpRefused(
+                f"Expected {others[0]}{more}; make it anew with --overwrite True, or give another --output."
+            )
         if not self._to_do and not self._finished:
             self.refuse_failures()
 

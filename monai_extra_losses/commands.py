@@ -146,8 +146,9 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
 def infer(context: click.Context, run: Path, source: Path, output: Path) -> None:
     """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
 
-    What is segmented is skipped; what cannot be is named at the end. Every value of configs/inference.yaml can be given
-    as --KEY VALUE.
+    A case that is finished is skipped; what is there of another model, other options or another image is refused, and
+    made anew with --overwrite True. What cannot be segmented is named at the end. Every value of configs/inference.yaml
+    can be given as --KEY VALUE.
 
     \b
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/

@@ -36,6 +36,7 @@ from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
+from monai_extra_losses.segmentation_record import SegmentationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -657,16 +658,27 @@ def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[d
 
 
 class FinishedSegmentations:
-    """Moves the files of each case to their place when they are written whole; a killed run leaves no half file behind.
+    """Moves the files of each case to their place when they are written whole, and records what they were made of.
+
+    A killed run leaves no half file behind, and none without a record.
 
     Args:
         unfinished: folder that the files are written to.
         output_dir: folder that they belong in.
         endings: key of the evaluator's output -> ending of the file's name after that of the case.
+        made_of: case -> its `model`, `options` and `input`, as `SegmentationRecord` has them.
     """
 
-    def __init__(self, *, unfinished: Path, output_dir: Path, endings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        unfinished: Path,
+        output_dir: Path,
+        endings: Mapping[str, str],
+        made_of: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         self.unfinished = unfinished
+        self.made_of = made_of
         self.output_dir = output_dir
         self.endings = dict(endings)
 
@@ -678,8 +690,13 @@ class FinishedSegmentations:
     def _move(self, engine: Engine) -> None:
         for item in items_of(engine):
             written = {key: ending for key, ending in self.endings.items() if key in item}
-            for key, ending in written.items():
-                Path(item[key].meta["saved_to"]).replace(self.output_dir / f"{item['case']}_{ending}.nii.gz")
+            places = {key: self.output_dir / f"{item['case']}_{ending}.nii.gz" for key, ending in written.items()}
+            for place in places.values():
+                place.unlink(missing_ok=True)  # else the record would soon speak of a file that it does not mean
+            record = SegmentationRecord(self.output_dir)
+            record.add(item["case"], self.made_of[item["case"]], [place.name for place in places.values()])
+            for key, place in places.items():
+                Path(item[key].meta["saved_to"]).replace(place)
             folder, endings = self.output_dir, " and ".join(written.values())
             logger.info(f"{item['case']}: {endings} in {folder}")
 

@@ -43,6 +43,11 @@ def voxels_of(file: Path) -> np.ndarray:
     return np.asarray(nibabel.load(file).dataobj)
 
 
+def names_in(folder: Path) -> set[str]:
+    """Files that a person sees."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def voxels_to_segment(phantom_folder: Path) -> np.ndarray:
     """Of axes that differ, in the integers that DICOM takes."""
     return voxels_of(phantom_folder / IMAGE)[:28, :24].round().astype(np.int16)
@@ -90,7 +95,7 @@ def test_every_format_gets_the_same_labels_on_its_own_grid(
         files["dicom"] = write_dicom(image, source / "dicom" / "study")
     infer(trained, source, out)
     cases = {*files, "gz"}
-    assert {path.name for path in out.iterdir()} == {f"{case}_seg.nii.gz" for case in cases}
+    assert names_in(out) == {f"{case}_seg.nii.gz" for case in cases}
     expected = voxels_of(out / "nii_seg.nii.gz")
     assert len(np.unique(expected)) > 1
     for case in cases:
@@ -138,7 +143,7 @@ def test_channels_may_have_different_formats(phantom_folder: Path, tmp_path: Pat
     assert voxels.shape == (2, 28, 24, 16)
     np.testing.assert_array_equal(voxels[0], voxels[1])
     assert find_inputs(tmp_path, 2) == {"a": (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.mha")}
-    assert list(find_inputs(tmp_path, 1)) == ["a_0000", "a_0001"]
+    assert find_inputs(tmp_path, 1) == find_inputs(tmp_path, 2)
     write(volume(voxels_to_segment(phantom_folder), origin=(0, 0, 0)), tmp_path / "b.mha")
     with pytest.raises(DatasetError, match=r"b\.mha: expected the grid of .*a_0000\.nii\.gz, got another"):
         AnyVolumeReader().get_data([tmp_path / "a_0000.nii.gz", tmp_path / "b.mha"])
@@ -152,7 +157,7 @@ def test_one_of_several_series_is_picked(trained: RunFolder, phantom_folder: Pat
     with pytest.raises(StartUpRefused, match=r"expected one DICOM series, got 2: .*Portal venous.*--series"):
         infer(trained, folder, tmp_path / "out")
     infer(trained, folder, tmp_path / "out", series="portal")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan of today_seg.nii.gz"]
+    assert names_in(tmp_path / "out") == {"scan of today_seg.nii.gz"}
 
 
 def test_what_lies_beside_the_volumes_is_passed_over(phantom_folder: Path, tmp_path: Path) -> None:
@@ -171,7 +176,7 @@ def test_results_in_the_folder_of_the_images_are_no_images(
     shutil.copy(phantom_folder / IMAGE, folder / "a.nii.gz")
     for _ in range(2):
         infer(trained, folder, folder, probabilities=True)
-    assert {path.name for path in folder.iterdir()} == {"a.nii.gz", "a_seg.nii.gz", "a_prob.nii.gz"}
+    assert names_in(folder) == {"a.nii.gz", "a_seg.nii.gz", "a_prob.nii.gz"}
 
 
 @pytest.mark.parametrize(
@@ -462,13 +467,62 @@ def test_finished_cases_are_skipped_and_counted(
     # the probabilities are missing
     infer(trained, source, out, probabilities=True)
     assert "skipped" not in capsys.readouterr().out
-    assert len(list(out.iterdir())) == 4
-    stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert len(names_in(out)) == 4
+    stamps = {out / name: (out / name).stat().st_mtime_ns for name in names_in(out)}
     (out / "phantom_test_001_prob.nii.gz").unlink()
     infer(trained, source, out, probabilities=True)
     assert "1 case(s) skipped" in capsys.readouterr().out
     again = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert {path.name for path in again} == {"phantom_test_001_prob.nii.gz", "phantom_test_001_seg.nii.gz"}
+
+
+def test_segmentations_of_something_else_are_refused_or_made_anew(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out, model = tmp_path / "in", tmp_path / "out", tmp_path / "model.pt"
+    source.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(phantom_folder / IMAGE, source / f"{name}.nii.gz")
+    shutil.copy(trained.model, model)
+    infer(trained, source, out, model_file=str(model))
+    before = {name: (out / name).stat().st_mtime_ns for name in names_in(out)}
+
+    def refused(words: str, **options: Any) -> None:
+        with pytest.raises(StartUpRefused, match=rf"a_seg\.nii\.gz to be of .*, got {words}.*; .*--overwrite True"):
+            infer(trained, source, out, **({"model_file": str(model)} | options))
+        assert {name: (out / name).stat().st_mtime_ns for name in names_in(out)} == before
+
+    refused(r"one of test_time_flips \[\] instead of \[0\] \(and 1 more such\)", test_time_flips=[0])
+    refused("one of overlap 0.5 instead of 0.25", **{"inferer::inferer::sliding_window::overlap": 0.25})
+    weights = {name: value + 1 for name, value in torch.load(model, weights_only=True).items()}
+    torch.save(weights, model)
+    refused("one of another model")
+    shutil.copy(trained.model, model)
+    shutil.copy(phantom_folder / "imagesTs" / "phantom_test_001.nii.gz", source / "a.nii.gz")
+    refused("of another image of that name$|of another image")
+    infer(trained, source, out, model_file=str(model), overwrite=True)  # the other case is as it would be
+    again = {name: (out / name).stat().st_mtime_ns for name in names_in(out)}
+    assert again["a_seg.nii.gz"] != before["a_seg.nii.gz"]
+    assert again["b_seg.nii.gz"] == before["b_seg.nii.gz"]
+    capsys.readouterr()
+    infer(trained, source, out, model_file=str(model))
+    assert "2 case(s) skipped" in capsys.readouterr().out
+    before = again
+    (out / ".segmentations.json").unlink()
+    refused("one without a record of what it was made of")
+
+
+def test_channel_files_are_one_case_of_too_many_channels(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    image = volume(voxels_to_segment(phantom_folder))
+    for channel in range(4):
+        write(image, tmp_path / "in" / f"c_{channel:04d}.mha")
+    with pytest.raises(StartUpRefused, match=r"expected 1 channel\(s\) as in the run, got 4; NAME_0000"):
+        infer(trained, tmp_path / "in", tmp_path / "out")
+    for channel in range(1, 4):
+        (tmp_path / "in" / f"c_{channel:04d}.mha").unlink()
+    assert list(find_inputs(tmp_path / "in", 1)) == ["c_0000"]
 
 
 def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
@@ -516,7 +570,7 @@ def test_what_fails_is_named_at_the_end_and_the_others_are_done(
     assert said.keys() == expected.keys()
     for case, words in expected.items():
         assert words in said[case]
-    assert [path.name for path in out.iterdir()] == ["a good one_seg.nii.gz"]
+    assert names_in(out) == {"a good one_seg.nii.gz"}
 
 
 def test_one_volume_that_cannot_be_segmented_is_one_sentence(trained: RunFolder, tmp_path: Path) -> None:
@@ -547,7 +601,7 @@ def test_a_volume_too_large_for_the_gpu_does_not_stop_the_others(
         CasesFailed, match="phantom_test_000: expected a volume that fits into the GPU; give --stitch_on"
     ):
         infer(trained, phantom_folder / "imagesTs", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["phantom_test_001_seg.nii.gz"]
+    assert names_in(tmp_path / "out") == {"phantom_test_001_seg.nii.gz"}
 
 
 def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
@@ -561,7 +615,8 @@ def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_fo
     assert ended.returncode == 1
     assert "1 of 2 cases could not be segmented:\n  phantom_test_001: " in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(names_in(tmp_path / "out")) == 2
+    assert (ended.stdout + ended.stderr).count("expected a whole volume") == 1
 
 
 # ---- exports -------------------------------------------------------------------------

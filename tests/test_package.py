@@ -167,6 +167,18 @@ def test_the_first_lines_of_the_readme_run() -> None:
     assert names["logits"].grad is not None
 
 
+def test_the_example_of_masks_and_millimetres_runs() -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (code,) = (code for code in examples if "MetaTensor" in code)
+    names: dict[str, torch.Tensor] = {}
+    exec(code, names)
+    assert names["value"].isfinite()
+    gradient = names["logits"].grad
+    assert gradient is not None
+    assert not gradient[..., :4].any()  # not annotated
+    assert gradient[..., 4:].any()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """A wheel built from a clean export of what git tracks."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from monai_extra_losses.data import (
     split_cases,
 )
 from monai_extra_losses.data import manifest as manifest_module
+from monai_extra_losses.data import prepare as prepare_module
 from monai_extra_losses.data.label_ids import new_label_ids, original_labels, parse_names, parse_remap
 from monai_extra_losses.data.pairing import pair_by_name
 
@@ -684,13 +686,55 @@ def test_a_manifest_cannot_have_files_elsewhere_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "a.nrrd").exists()
 
 
-def test_voxels_that_turn_out_unreadable_stop_one_case(tmp_path: Path) -> None:
+def test_nan_and_cut_files_are_listed_with_what_has_no_partner(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_sources(tmp_path, ("a", "b", "c", "d"))
+    images = tmp_path / "images"
+    write(volume(random_image()), images / "alone.nrrd")
+    holed = random_image(dtype=np.float32)
+    holed[2, 3, 1], holed[0, 0, 0] = np.nan, np.inf
+    write(volume(holed), images / "a.nrrd")
+    (images / "b.nrrd").write_bytes((images / "b.nrrd").read_bytes()[:-40])
+    for name in ("c", "d"):
+        (images / f"{name}.nrrd").unlink()
+        sitk.WriteImage(volume(random_image()), str(images / f"{name}.mha"), useCompression=name == "d")
+        file = images / f"{name}.mha"
+        file.write_bytes(file.read_bytes()[:-40])
+    sentences = "\n".join(refused(tmp_path, "has 5 problems"))
+    for words in (
+        r"alone\.nrrd: expected a label alone in .*, got none",
+        r"a\.nrrd: expected numbers, got 2 voxels of NaN or infinity",
+        r"b\.nrrd: expected a whole volume, got one that cannot be read",
+        r"c\.mha: expected 420 bytes of voxels, got 380; the data end early, copy the file again",
+        r"d\.mha: expected \d+ bytes of voxels, got \d+; the data end early",
+    ):
+        assert re.search(words, sentences), words
+    assert "MetaImage" not in capfd.readouterr().err
+
+
+def test_a_broken_pattern_is_said_before_options_that_changed(tmp_path: Path) -> None:
+    make_sources(tmp_path)
+    prepare(tmp_path)
+    refused(tmp_path, r"expected a regular expression to group by, got '\(P'", group_by="(P")
+
+
+def test_voxels_that_turn_out_unreadable_stop_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_sources(tmp_path)
     file = tmp_path / "images" / "b.nrrd"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-40])
-    with pytest.raises(DatasetError, match=r"b\.nrrd: expected a whole volume, got one that cannot be read"):
-        prepare(tmp_path)
+    check = prepare_module.check_case
+
+    def damaged_after_the_check(case: Any, **options: Any) -> Any:
+        checked = check(case, **options)
+        if case.name == "b":
+            file.write_bytes(whole[:-40])
+        return checked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "check_case", damaged_after_the_check)
+        with pytest.raises(DatasetError, match=r"b\.nrrd: expected a whole volume, got one that cannot be read"):
+            prepare(tmp_path)
     assert not (tmp_path / "out" / "dataset.json").exists()
     file.write_bytes(whole)
     assert prepare(tmp_path).written == 1

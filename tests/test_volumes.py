@@ -148,7 +148,9 @@ def test_a_series_is_picked_by_uid_or_description(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_off(tmp_path: Path, suffix: str) -> None:
     file = write(volume(random_image(shape=(20, 20, 20))), tmp_path / f"a{suffix}")
     file.write_bytes(file.read_bytes()[:-300])
-    refused(file, r"expected (a whole (file|volume), got|\d+ bytes, got \d+); .*|copy it again")
+    refused(
+        file, r"expected (a whole (file|volume), got|\d+ bytes( of voxels)?, got \d+).*(copy it|copy the file) again"
+    )
 
 
 def _four_axes(file: Path) -> None:

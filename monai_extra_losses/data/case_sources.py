@@ -1,8 +1,9 @@
-"""The sources of a case, read and checked: its headers, and every voxel of its label."""
+"""The sources of a case, read and checked: headers and voxels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import SimpleITK as sitk
 
 from monai_extra_losses.data.checks import TOLERANCE, _count_labels, corner_distance_mm
@@ -14,7 +15,7 @@ from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource, open_volum
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """A case whose headers and label are read and checked.
+    """A case whose headers and voxels are read and checked.
 
     Args:
         name: of the case.
@@ -42,7 +43,9 @@ class CheckedCase:
 
 
 def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -> CheckedCase:
-    """Read the headers of a case and all voxels of its label.
+    """Read the headers and all voxels of a case.
+
+    The voxels of an integer NIfTI image are left out: `open_volume` has read that file to its end, and it holds no NaN.
 
     Args:
         case: its files and folders.
@@ -56,7 +59,8 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
     images, label, voxels = [], None, {}
     for path in case.images:
         try:
-            images.append(open_volume(path, series))
+            images.append(image := open_volume(path, series))
+            problems += _voxel_problems(image)
         except DatasetError as error:
             problems += error.problems
     for image in images[1:]:
@@ -72,6 +76,15 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
     files = [file for volume in (*images, *([label] if label else [])) for file in volume.files]
     sources = {str(file.absolute()): stamp_of(file) for file in files}
     return CheckedCase(case.name, tuple(images), label, voxels, sources)
+
+
+def _voxel_problems(image: VolumeSource) -> Iterable[str]:
+    is_float = image.pixel_type in (sitk.sitkFloat32, sitk.sitkFloat64)
+    if is_float or not image.path.name.lower().endswith((".nii", ".nii.gz")):
+        loaded = image.load()  # a view does not keep its image alive
+        voxels = sitk.GetArrayViewFromImage(loaded)
+        if is_float and (odd := voxels.size - int(np.isfinite(voxels).sum())):
+            yield f"{image.path}: expected numbers, got {odd} voxels of NaN or infinity; replace them."
 
 
 def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> dict[int, int]:

@@ -1,5 +1,7 @@
 """The volumes to segment: a file, a folder or a DICOM series, of any format, and read as training reads NIfTI."""
 
+import hashlib
+import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.pairing import _CHANNEL
-from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, is_dicom, open_volume
+from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, _data_files, is_dicom, open_volume
 
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError)
@@ -27,7 +29,8 @@ def find_inputs(source: str | Path, in_channels: int, *, leave_out: Sequence[str
     Args:
         source: a file with one of `VOLUME_SUFFIXES`, the folder of a DICOM series, or a folder of such files and
             folders. Hidden files, files of other formats and folders without DICOM are passed over.
-        in_channels: of the network. From two on, NAME_0000, NAME_0001, ... in a folder are the channels of NAME.
+        in_channels: of the network. NAME_0000, NAME_0001, ... in a folder are the channels of NAME; with one channel, a
+            NAME_0000 without NAME_0001 is a case of its own.
         leave_out: endings of the names that are segmentations of other volumes in the folder and none to segment, such
             as `_seg` where the results go into the folder itself.
 
@@ -44,13 +47,17 @@ def find_inputs(source: str | Path, in_channels: int, *, leave_out: Sequence[str
         return {_name(source): (source,)}
     if _is_series(source):
         return {source.resolve().name: (source,)}
+    paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    paths = [path for path in paths if (_suffix(path) if path.is_file() else _holds_dicom(path))]
+    names = {_name(path) for path in paths}
     found: dict[str, list[tuple[int | None, Path]]] = {}
-    for path in sorted(path for path in source.iterdir() if not path.name.startswith(".")):
-        if _suffix(path) if path.is_file() else _holds_dicom(path):
-            name = _name(path)
-            channel = _CHANNEL.fullmatch(name) if in_channels > 1 else None
-            entry = (int(channel["channel"]) if channel else None, path)
-            found.setdefault(channel["case"] if channel else name, []).append(entry)
+    for path in paths:
+        name = _name(path)
+        channel = _CHANNEL.fullmatch(name)
+        if channel and in_channels == 1 and not {f"{channel['case']}_0000", f"{channel['case']}_0001"} <= names:
+            channel = None
+        entry = (int(channel["channel"]) if channel else None, path)
+        found.setdefault(channel["case"] if channel else name, []).append(entry)
     for ending in leave_out:
         found = {name: of for name, of in found.items() if name.removesuffix(ending) not in found.keys() - {name}}
     if not found:
@@ -59,7 +66,10 @@ def find_inputs(source: str | Path, in_channels: int, *, leave_out: Sequence[str
             f"got none in {source}."
         )
     for name, entries in found.items():
-        if [channel for channel, _ in entries] not in ([None], list(range(in_channels))):
+        found_channels = [channel for channel, _ in entries]
+        if in_channels == 1 and None not in found_channels:
+            continue  # `refuse_unlike` says of this case alone that it has too many
+        if found_channels not in ([None], list(range(in_channels))):
             channels = f" or channels {name}_0000 to {name}_{in_channels - 1:04d}" if in_channels > 1 else ""
             raise DatasetError(
                 f"Expected one volume named {name}{channels}, got {', '.join(path.name for _, path in entries)} in "
@@ -94,7 +104,25 @@ def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = 
             open_volume(path, series)
             count += 1
     if count != in_channels:
-        raise DatasetError(f"{paths[-1]}: expected {in_channels} channel(s) as in the run, got {count}.")
+        hint = "; NAME_0000, NAME_0001, ... are channels of one case" if len(paths) > 1 else ""
+        raise DatasetError(f"{paths[-1]}: expected {in_channels} channel(s) as in the run, got {count}{hint}.")
+
+
+def input_stamp(paths: Sequence[Path]) -> dict[str, list[int | str]]:
+    """What tells a case's files from others of their names: of each channel the name, bytes and time of change.
+
+    A DICOM folder has the checksum of such a list of its files; the voxels beside a header (.mhd, .nhdr) count too.
+    """
+    stamps: dict[str, list[int | str]] = {}
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            listed = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            stamps[path.name] = [len(files), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
+        else:
+            for file in (path, *_data_files(path)):
+                stamps[file.name] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return stamps
 
 
 class AnyVolumeReader(NibabelReader):

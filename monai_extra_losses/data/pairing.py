@@ -30,6 +30,18 @@ class SourceCase:
 
 
 def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ...]:
+    """The cases of a folder of images and a folder of labels, as `pairs_and_problems` finds them.
+
+    Raises:
+        DatasetError: as there, and the problems of all names at once.
+    """
+    cases, problems = pairs_and_problems(images, labels)
+    if problems:
+        raise DatasetError(problems)
+    return cases
+
+
+def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[SourceCase, ...], list[str]]:
     """The cases of a folder of images and a folder of labels, sorted by name.
 
     A name is a file's without its format, or that of a DICOM series' folder. An image and a label of one name are a
@@ -37,9 +49,12 @@ def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ..
     channels of the case. Hidden files and files of other formats are passed over. Where both folders are the same,
     names with a label suffix are labels and the others images.
 
+    Returns:
+        The cases that pair up, and a sentence for each name that does not: an image without label, a label without
+        image, two images or two labels of one case, a channel left out.
+
     Raises:
-        DatasetError: a folder that is not there, no pair, and all at once: an image without label, a label without
-            image, two images or two labels of one case, a channel left out.
+        DatasetError: a folder that is not there, or no pair.
     """
     images, labels = Path(images), Path(labels)
     found_images, found_labels = _volumes_in(images), _volumes_in(labels)
@@ -59,7 +74,8 @@ def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ..
                 "give the folder that holds them."
             )
     label_names = found_labels.keys() | {_bare(name) for name in found_labels}
-    cases, problems = _group_by_case(found_images, label_names)
+    cases, odd = _group_by_case(found_images, label_names)
+    problems = list(odd.values())
     labels_of: dict[str, list[Path]] = {}
     for name, paths in found_labels.items():
         labels_of.setdefault(name if name in cases else _bare(name), []).extend(paths)
@@ -76,9 +92,8 @@ def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ..
             problems += [f"{path}: expected an image {name} in {images}, got none; add it." for path in of_label]
         elif len(of_label) > 1:
             problems.append(f"{name}: expected one label, got {', '.join(map(str, of_label))}; keep one.")
-    if problems:
-        raise DatasetError(problems)
-    return tuple(SourceCase(name, cases[name], labels_of[name][0]) for name in sorted(cases))
+    paired = [name for name in sorted(cases) if name not in odd and len(labels_of.get(name, ())) == 1]
+    return tuple(SourceCase(name, cases[name], labels_of[name][0]) for name in paired), problems
 
 
 def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tuple[SourceCase, ...]:
@@ -97,7 +112,8 @@ def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tupl
         raise DatasetError(f"{images}: expected images to segment, got none; leave the folder out.")
     channels_apart = any(path.name.startswith(f"{case.name}_0000") for case in labelled for path in case.images)
     bases = {match["case"] for name in found if channels_apart and (match := _CHANNEL.fullmatch(name))}
-    cases, problems = _group_by_case(found, bases)
+    cases, odd = _group_by_case(found, bases)
+    problems = list(odd.values())
     problems += [
         f"{cases[case.name][0]}: expected a name that no labelled case has, got {case.name}; rename it or leave it out."
         for case in labelled
@@ -138,8 +154,8 @@ def _bare(label_name: str) -> str:
 
 def _group_by_case(
     images: Mapping[str, Sequence[Path]], names: Iterable[str]
-) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
-    """Case -> its images, and what is wrong with them.
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    """Case -> its images, and case -> what is wrong with them.
 
     NAME_0000 is a channel where `names` has NAME, unless it has NAME_0000 too.
     """
@@ -150,12 +166,12 @@ def _group_by_case(
         channel = match if match and match["case"] in names else None
         entries = cases.setdefault(channel["case"] if channel else name, [])
         entries += [(int(channel["channel"]) if channel else None, path) for path in images[name]]
-    problems = [
-        f"{case}: expected one image, or channels {case}_0000, {case}_0001, ... without a gap, "
+    problems = {
+        case: f"{case}: expected one image, or channels {case}_0000, {case}_0001, ... without a gap, "
         f"got {', '.join(str(path) for _, path in entries)}; keep one, or rename them."
         for case, entries in sorted(cases.items())
         if [channel for channel, _ in entries] not in ([None], list(range(len(entries))))
-    ]
+    }
     return {case: tuple(path for _, path in entries) for case, entries in cases.items()}, problems
 
 

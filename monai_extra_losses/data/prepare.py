@@ -1,6 +1,6 @@
 """Make a data set for training out of images and labels of any format.
 
-Everything is checked before the first file is written: names, headers, grids, every voxel of the labels.
+Everything is checked before the first file is written: names, headers, grids, every voxel of images and labels.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from monai_extra_losses.data.manifest import (
     write_json,
     write_through,
 )
-from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, pair_by_name
+from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, pairs_and_problems
 from monai_extra_losses.data.volumes import VolumeGrid
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
@@ -162,8 +162,10 @@ def prepare_dataset(
         progress: show a bar (on a terminal only).
 
     Raises:
-        DatasetError: all problems of all files at once, each with the file's name; then nothing is written. Voxels of
-            an image that cannot be read show only later: the other cases are written, and dataset.json is not.
+        DatasetError: all problems of all files at once, each with the file's name, and nothing is written: names
+            without partner, and of the files that pair up those that are cut off, are no volume, lie on another grid,
+            or hold NaN or infinity. An image that changes between this check and the writing is named at the end: the
+            other cases are written, and dataset.json is not.
     """
     out = Path(out)
     try:
@@ -176,15 +178,25 @@ def prepare_dataset(
 
 def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PreparedDataset:
     _refuse_overlap(options, out)
+    pattern = _compiled(options.group_by)
     earlier = Manifest.read(out)
     if earlier is not None and not overwrite:
         refuse_other_options(out, options.as_json(), earlier)
-    cases = pair_by_name(options.images, options.labels)
-    unlabelled = () if options.test_images is None else cases_to_segment(options.test_images, cases)
-    groups = _groups(cases, options.group_by)
-    folds = _folds(groups, options)
+    cases, problems = pairs_and_problems(options.images, options.labels)
+    unlabelled: tuple[SourceCase, ...] = ()
+    groups: dict[str, str] = {}
+    folds: dict[str, int] = {}
+    try:
+        groups = _groups(cases, pattern)
+        folds = {} if problems else _folds(groups, options)
+    except DatasetError as error:
+        problems += error.problems
+    try:
+        if options.test_images is not None:
+            unlabelled = cases_to_segment(options.test_images, cases)
+    except DatasetError as error:
+        problems += error.problems
     read: list[CheckedCase] = []
-    problems: list[str] = []
     everything = (*cases, *unlabelled)
     check = partial(check_case, series=options.series, resample_labels=options.resample_labels)
     for result in _in_parallel(check, everything, "reading", workers, progress):
@@ -233,18 +245,22 @@ def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
             )
 
 
-def _groups(cases: Sequence[SourceCase], pattern: str | None) -> dict[str, str]:
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise DatasetError(f"expected a regular expression to group by, got {pattern!r} ({error}).") from None
+
+
+def _groups(cases: Sequence[SourceCase], pattern: re.Pattern[str] | None) -> dict[str, str]:
     """Case -> its patient."""
     if pattern is None:
         return {case.name: case.name for case in cases}
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise DatasetError(f"expected a regular expression to group by, got {pattern!r} ({error}).") from None
-    found = {case.name: compiled.search(case.name) for case in cases}
-    groups = {name: match[1 if compiled.groups else 0] for name, match in found.items() if match}
+    found = {case.name: pattern.search(case.name) for case in cases}
+    groups = {name: match[1 if pattern.groups else 0] for name, match in found.items() if match}
     problems = [
-        f"{case.name}: expected a patient by the pattern {pattern!r}, got none in this name; correct the pattern."
+        f"{case.name}: expected a patient by the pattern {pattern.pattern!r}, got none in this name; "
+        "correct the pattern."
         for case in cases
         if not groups.get(case.name)
     ]

@@ -4,12 +4,14 @@ SimpleITK does the reading. What it reads without complaint although the result 
 file that is cut off, a DICOM series with a missing slice, several acquisitions in one.
 """
 
+import contextlib
 import gzip
 import math
 import os
 import re
+import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,15 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _DICOM_SUFFIXES = (".dcm", ".ima")
+_META_SUFFIXES = (".mha", ".mhd")
+_META_BYTES = {  # of a voxel; the sizes of the others differ between systems
+    **{f"MET_{sign}CHAR": 1 for sign in ("", "U")},
+    **{f"MET_{sign}SHORT": 2 for sign in ("", "U")},
+    **{f"MET_{sign}INT": 4 for sign in ("", "U")},
+    **{f"MET_{sign}LONG_LONG": 8 for sign in ("", "U")},
+    "MET_FLOAT": 4,
+    "MET_DOUBLE": 8,
+}
 _CHUNK = 1 << 22
 # Storage classes (DICOM PS3.4, B.5): segmentations, and objects that often lie beside images and hold none.
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -114,14 +125,15 @@ class VolumeSource:
             DatasetError: voxels that cannot be read.
         """
         try:
-            if self.series is None:
-                image = sitk.ReadImage(str(self.path))
-            else:
-                reader = sitk.ImageSeriesReader()
-                reader.SetImageIO("GDCMImageIO")
-                reader.SetFileNames([str(file) for file in self.files])
-                reader.SetOutputPixelType(self.pixel_type)
-                image = reader.Execute()
+            with _quiet_itk():
+                if self.series is None:
+                    image = sitk.ReadImage(str(self.path))
+                else:
+                    reader = sitk.ImageSeriesReader()
+                    reader.SetImageIO("GDCMImageIO")
+                    reader.SetFileNames([str(file) for file in self.files])
+                    reader.SetOutputPixelType(self.pixel_type)
+                    image = reader.Execute()
         except RuntimeError as error:
             raise DatasetError(_unreadable(self.path, error)) from error
         image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
@@ -153,8 +165,8 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
 
     Raises:
         DatasetError: no volume, no permission, another format; more or fewer than three dimensions, several values
-            per voxel, oblique axes that are not at right angles; a NIfTI file that is cut off; a DICOM folder without
-            the one series, or a series with missing, doubled, uneven or tilted slices.
+            per voxel, oblique axes that are not at right angles; a NIfTI or MetaImage file that is cut off; a DICOM
+            folder without the one series, or a series with missing, doubled, uneven or tilted slices.
     """
     path = Path(path)
     _refuse_other_encoding(path)
@@ -170,7 +182,8 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with _quiet_itk():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise DatasetError(_unreadable(path, error)) from error
     shape = list(reader.GetSize())
@@ -184,6 +197,8 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
     grid = _grid(path, reader)
     if path.name.lower().endswith(_NIFTI_SUFFIXES):
         _refuse_odd_nifti(path, grid)
+    if path.name.lower().endswith(_META_SUFFIXES):
+        _refuse_cut_metaimage(path, math.prod(shape))
     return VolumeSource(path, (path, *_data_files(path)), grid, reader.GetPixelID())
 
 
@@ -234,6 +249,36 @@ def _refuse_odd_nifti(path: Path, grid: VolumeGrid) -> None:
             f"{path}: expected one orientation, got a sheared sform and another qform; "
             "correct the header, or resample the volume onto a grid at right angles."
         )
+
+
+def _refuse_cut_metaimage(path: Path, voxels: int) -> None:
+    """MetaIO prints lines of its own about a file that is cut off, and ITK calls it missing."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    last = re.search(rb"^ElementDataFile[ \t]*=[ \t]*(.*?)\r?\n", start, re.MULTILINE)
+    if last is None:
+        return
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition("=") for line in _lines(start[: last.end()]))
+    }
+    if last[1].strip().upper() == b"LOCAL":
+        found = path.stat().st_size - last.end()
+    elif len(files := _data_files(path)) == 1 and fields.get("HeaderSize", "0") == "0":
+        found = files[0].stat().st_size
+    else:
+        return
+    if fields.get("CompressedData", "False").lower() in ("true", "1"):
+        expected = int(size) if (size := fields.get("CompressedDataSize", "")).isdecimal() else 0
+    else:
+        expected = voxels * _META_BYTES.get(fields.get("ElementType", ""), 0)
+    if found < expected:
+        raise DatasetError(
+            f"{path}: expected {expected} bytes of voxels, got {found}; the data end early, copy the file again."
+        )
+
+
+def _lines(header: bytes) -> list[str]:
+    return header.decode("latin-1").splitlines()
 
 
 def _data_files(path: Path) -> tuple[Path, ...]:
@@ -342,7 +387,8 @@ def _read_slice(file: Path) -> _Slice:
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
     try:
-        reader.ReadImageInformation()
+        with _quiet_itk():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise DatasetError(_unreadable(file, error)) from error
     width, height, *frames = reader.GetSize()
@@ -461,4 +507,29 @@ def _refuse_other_encoding(path: Path) -> None:
 
 def _unreadable(path: Path, error: RuntimeError) -> str:
     reason = " ".join(re.sub(r"\(0x\w+\)", "", str(error).partition("ERROR:")[2]).split())
+    if path.exists() and reason.endswith("No such file or directory"):  # MetaIO's reason for whatever it cannot read
+        reason = "damaged data, or a header without its data"
     return f"{path}: expected a whole volume, got one that cannot be read ({reason}); copy it again."
+
+
+_itk_is_quiet = threading.Lock()
+_itk_reads = 0
+_itk_warned = True
+
+
+@contextlib.contextmanager
+def _quiet_itk() -> Iterator[None]:
+    """Without ITK's warnings on stderr, which speak of its own source files; threads may read at once."""
+    global _itk_reads, _itk_warned
+    with _itk_is_quiet:
+        if _itk_reads == 0:
+            _itk_warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        _itk_reads += 1
+    try:
+        yield
+    finally:
+        with _itk_is_quiet:
+            _itk_reads -= 1
+            if _itk_reads == 0:
+                sitk.ProcessObject.SetGlobalWarningDisplay(_itk_warned)

@@ -7,6 +7,8 @@ never writes, so that a workflow may build it twice.
 
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import json
 import logging
 import os
@@ -37,12 +39,14 @@ from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
     ResultsFolder,
     RunFolder,
     RunRecord,
     describe_environment,
+    hold_lock,
     log_to,
     open_folder,
     refuse_unwritable,
@@ -60,12 +64,25 @@ _CHANGE_ON_RESUME = {
     "epochs",
     "val_interval",
     "early_stop_patience",
-    "batch_size",
-    "learning_rate",
     "amp",
     "cache",
     "cache_dir",
+    "loss_options",  # compared one by one
 }
+
+
+# what torch.load raises of bytes that are no file of its own
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+_ANOTHER_RUN = "choose another --bundle_root (--run on the short command line) for another training"
 
 
 class RunSetUp:
@@ -122,8 +139,10 @@ class TrainingSetUp(RunSetUp):
         cache: where prepared volumes are kept, "memory", "disk" or "none".
         cache_dir: folder for "disk"; None: `<bundle_root>/cache`.
         amp, device: half precision and where, see `half_precision`.
+        num_workers: loader processes.
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
+        check_loss: try the loss on a few voxels; False for a network that gives probabilities itself.
 
     Raises:
         StartUpRefused: the first option, folder or data set that cannot work; all problems of a data set at once.
@@ -158,7 +177,10 @@ class TrainingSetUp(RunSetUp):
         pretrained: Any = None,
         cache: Any = "memory",
         cache_dir: Any = None,
+        num_workers: Any = 0,
+        check_loss: Any = True,
     ) -> None:
+        refuse_machinery(device, num_workers)
         step = 2 ** (len(levels := _levels(channels)) - 1)
         chosen: dict[str, Any] = {
             "pixdim": numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]"),
@@ -190,6 +212,11 @@ class TrainingSetUp(RunSetUp):
         if chosen["cache"] == "disk" and chosen["cache_dir"] is not None:
             refuse_unwritable("cache_dir", Path(chosen["cache_dir"]))
         case_list = _cases_of(dataset_dir)
+        if folder.root.resolve() == case_list.folder.resolve():
+            raise StartUpRefused(
+                f"Expected bundle_root (--run) to be another folder than that of the data set, got {folder.root} for "
+                "both; choose a folder in it or beside it."
+            )
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
             training, validation = _dealt_cases(case_list, chosen)
@@ -205,15 +232,24 @@ class TrainingSetUp(RunSetUp):
             original_labels=case_list.original_labels,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
+            loss_options=loss_options(loss),
             **chosen,
         )
+        if yes_or_no("check_loss", check_loss):
+            if record.regions is None:
+                _refuse_broken_loss(loss, record.num_classes)
+            _refuse_raw_scores(loss)
         if record.regions is not None:
             _refuse_loss_of_classes(loss, record.num_classes)
-        if going_on and folder.last.exists():
+        self.nothing_to_do = False
+        if continued := going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
+            self.nothing_to_do = _is_finished(read_checkpoint(folder.last), record)
+            if folder.model.exists():
+                _state_dict_of(folder.model, folder.model.name)  # refused now
         super().__init__(folder, record, training, validation, going_on)
         # a resumed training has its own weights
-        self.pretrained = None if going_on and folder.last.exists() else record.pretrained
+        self.pretrained = None if continued else record.pretrained
         if self.pretrained is not None:
             _state_dict_of(self.pretrained)  # refused now
 
@@ -221,11 +257,17 @@ class TrainingSetUp(RunSetUp):
         """Make the run folder and write its record; one process of a distributed training does it."""
         if not is_first_process():
             return
+        open_folder("bundle_root (--run)", self.folder.model.parent)
+        hold_lock(self.folder.lock)
+        refuse_run_folder(self.folder, self.resume, self.overwrite)  # what another process left since
         if self.overwrite and not self.resume:
             self.folder.remove_run()
-        for folder in (self.folder.model.parent, self.folder.results.root):
-            open_folder("bundle_root", folder)
+        open_folder("bundle_root (--run)", self.folder.results.root)
         log_to(self.folder.results.log, append=self.resume)
+        if self.nothing_to_do:
+            return
+        if self.resume and not self.folder.last.exists():
+            logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1")
         self.record.write(self.folder.record)
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
@@ -251,6 +293,7 @@ class EvaluationSetUp(RunSetUp):
         surface_tolerance_mm: distance at which two surfaces count as one, in mm.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         overlays: draw a picture per case.
+        device, num_workers: where the network computes, and loader processes.
 
     Raises:
         StartUpRefused: no trained run, cases that do not fit it, or results that would be overwritten.
@@ -267,7 +310,10 @@ class EvaluationSetUp(RunSetUp):
         surface_tolerance_mm: Any = 1.0,
         model_file: Any = None,
         overlays: Any = True,
+        device: Any = None,
+        num_workers: Any = 0,
     ) -> None:
+        refuse_machinery(device, num_workers)
         folder = RunFolder(Path(str(bundle_root)))
         record = RunRecord.read(folder.record)
         self.model_file = _trained_weights(model_file, folder)
@@ -279,6 +325,7 @@ class EvaluationSetUp(RunSetUp):
             raise StartUpRefused(
                 f"{self.results.cases_csv} exists; replace it by --overwrite True, or choose another --output_dir."
             )
+        _state_dict_of(self.model_file, "model_file")  # refused now
         case_list = _cases_of(record.dataset_dir if dataset_dir is None else dataset_dir)
         chosen = _chosen_cases(case_list, split, record)
         with _problems_as_refusal():
@@ -314,6 +361,7 @@ class InferenceSetUp:
         amp: half precision, as `half_precision` takes it.
         window: further options of the sliding window that change the result.
         overwrite: make anew what `output_dir` has of another model, other options or another image.
+        device, num_workers: where the network computes, and loader processes.
 
     Raises:
         StartUpRefused: an option that cannot work, no trained run, no volume that could be segmented, or two volumes of
@@ -337,7 +385,10 @@ class InferenceSetUp:
         amp: Any = None,
         window: Mapping[str, Any] | None = None,
         overwrite: Any = False,
+        device: Any = None,
+        num_workers: Any = 0,
     ) -> None:
+        refuse_machinery(device, num_workers)
         self.flips = _flipped_axes(test_time_flips)
         self.probabilities = yes_or_no("probabilities", probabilities)
         self.stitch_on = literal(stitch_on)
@@ -357,6 +408,7 @@ class InferenceSetUp:
         overwrite = yes_or_no("overwrite", overwrite)
         if input is None:
             return
+        _state_dict_of(self.model_file, "model_file")  # refused now
         model = model_stamp(self.model_file)
         precision = literal(amp)
         options = {
@@ -457,7 +509,7 @@ class InferenceSetUp:
 
 def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that cannot be written, or that holds a run which is neither to go on nor to be replaced."""
-    refuse_unwritable("bundle_root", folder.root)
+    refuse_unwritable("bundle_root (--run)", folder.root)
     found = folder.existing_run()
     if resume and found and not folder.last.exists():
         raise StartUpRefused(f"Expected {folder.last} to resume from, got none; train again with --overwrite True.")
@@ -465,6 +517,23 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         raise StartUpRefused(
             f"{folder.root} already holds a run ({found.relative_to(folder.root)}); go on with it by --resume True, "
             "replace it by --overwrite True, or choose another --bundle_root (--run on the short command line)."
+        )
+
+
+def refuse_machinery(device: Any, num_workers: Any) -> None:
+    """Refuse a device that this machine does not have, and a number of loader processes that is none."""
+    whole_number("num_workers", num_workers, least=0)
+    if device is None:
+        return
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise StartUpRefused(f"Expected device to be a device such as cpu, cuda or cuda:1, got {device!r}.") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
+        found = f"torch finds {count} GPU{'s' * (count > 1)}" if count else "torch finds no GPU"
+        raise StartUpRefused(
+            f"Expected device to be one that this machine has, got {str(wanted)!r}; {found}"
+            f"{', from cuda:0 on' if count else ', so leave the option away or give cpu'}."
         )
 
 
@@ -522,21 +591,68 @@ def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | 
         raise StartUpRefused(f"loss_weights: {error}") from None
 
 
+def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int) -> None:
+    """Refuse a loss that fails on the scores and the label map of a few voxels."""
+    parameters = list(inspect.signature(loss.forward).parameters.values())
+    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[2:]):
+        return  # it needs maps
+    device = _device_of(loss)
+    scores = torch.randn(1, num_classes, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
+    label = (torch.arange(16**3, device=device) * num_classes // 16**3).reshape(1, 1, 16, 16, 16).float()
+    try:
+        with torch.no_grad():
+            loss(scores, label)
+    except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
+        raise StartUpRefused(
+            f"Expected a loss of {num_classes} classes and a label map, got {type(loss).__name__}, which fails on "
+            f"them ({_first_line(error)}); look at its options."
+        ) from None
+
+
+def _refuse_raw_scores(loss: torch.nn.Module) -> None:
+    """Refuse a loss of probabilities without an activation, for the network gives raw scores."""
+    for _, part in parts_of(loss):
+        reading = score_reading(part)
+        if reading is not None and reading.activation is None and not reading.raw:
+            raise StartUpRefused(
+                f"Expected a loss that reads raw scores, got {type(part).__name__} without an activation, which takes "
+                f"them for probabilities; set {reading.softmax_option}: true, or sigmoid: true for regions (a network "
+                "that gives probabilities itself needs --setup::check_loss False)."
+            )
+
+
+def _device_of(loss: torch.nn.Module) -> torch.device:
+    """Where the class weights of a loss are, say."""
+    tensor = next(itertools.chain(loss.parameters(), loss.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
+    patience = record.early_stop_patience
+    stopped = patience is not None and checkpoint.get("validations_since_best", 0) >= patience
+    return stopped or checkpoint["epoch"] >= record.epochs
+
+
 def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
     """Refuse a loss that cannot train regions, by trying it on nested balls."""
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(1, num_regions, 16, 16, 16, generator=generator)
+    device = _device_of(loss)
+    scores = torch.randn(1, num_regions, 16, 16, 16, generator=generator).to(device)
     from_centre = torch.stack(torch.meshgrid([torch.arange(-7.5, 8)] * 3, indexing="ij")).norm(dim=0)
     radii = torch.linspace(7, 3, num_regions)
-    regions = (from_centre < radii[:, None, None, None])[None].byte()
+    regions = (from_centre < radii[:, None, None, None])[None].byte().to(device)
     name = type(loss).__name__
     advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
     try:
         before, raised = loss(scores, regions), loss(scores + 1, regions)
-        each = [loss(scores.index_fill(1, torch.tensor([c]), 0.0), regions) for c in range(num_regions)]
+        each = [loss(scores.index_fill(1, torch.tensor([c], device=device), 0.0), regions) for c in range(num_regions)]
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise StartUpRefused(
-            f"Expected a loss that takes overlapping regions, got {name} ({str(error).splitlines()[0]}); {advice}."
+            f"Expected a loss that takes overlapping regions, got {name} ({_first_line(error)}); {advice}."
         ) from None
     # Where only differences between channels count, a voxel of all regions is like one of none.
     if torch.isclose(before, raised, rtol=1e-6):
@@ -624,8 +740,18 @@ def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
         before, after = getattr(recorded, field.name), getattr(now, field.name)
         if before != after and field.name not in _CHANGE_ON_RESUME:
             raise StartUpRefused(
-                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; "
-                "choose another --bundle_root for another training."
+                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {_ANOTHER_RUN}."
+            )
+    options, others = recorded.loss_options or {}, now.loss_options or {}
+    if recorded.loss_options is None:
+        return
+    # another version may have other options
+    names = options.keys() | others.keys() if recorded.version == now.version else options.keys() & others.keys()
+    for name in sorted(names):
+        if options.get(name) != others.get(name):
+            raise StartUpRefused(
+                f"Expected the option {name} of the loss to be {options.get(name)!r} as in the run to resume, "
+                f"got {others.get(name)!r}; {_ANOTHER_RUN}."
             )
 
 
@@ -641,20 +767,31 @@ def _refuse_other_data(summaries: CaseSummaries, record: RunRecord, folder: Path
         )
 
 
-def _state_dict_of(file: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file of weights: a state dict, or a checkpoint that holds one; also of a parallel network."""
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of last.pt; another or a damaged one is refused with a sentence."""
+    content = _content_of(file, file.name, "train again with --overwrite True")
+    if not isinstance(content, dict) or not isinstance(content.get("epoch"), int):
+        raise StartUpRefused(f"{file}: expected a checkpoint of a training, got something else; train again.")
+    return content
+
+
+def _content_of(file: str | Path, name: str, hint: str) -> Any:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
+        raise StartUpRefused(f"Expected {name} to be a file of weights, got {file}, which does not exist.") from None
+    except _UNREADABLE as error:
         raise StartUpRefused(
-            f"Expected pretrained to be a file of weights, got {file}, which does not exist."
+            f"Expected {name} to be a file of tensors alone, got {file}, which torch does not load with "
+            f"weights_only=True ({_first_line(error)}); {hint}."
         ) from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StartUpRefused(
-            f"Expected pretrained to be a file of tensors alone, got {file}, which torch does not load with "
-            f"weights_only=True ({reason}); save a state dict."
-        ) from None
+
+
+def _state_dict_of(file: str | Path, name: str = "pretrained") -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights: a state dict, or a checkpoint that holds one; also of a parallel network."""
+    content = _content_of(
+        file, name, "save a state dict" if name == "pretrained" else "give another file or train again"
+    )
     for key in ("network", "state_dict", "model", "model_state_dict"):  # last.pt, and what others call it
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -820,7 +957,7 @@ def network_at_start(network: torch.nn.Module, pretrained: str | None, device: t
 
 def with_weights(network: torch.nn.Module, model_file: str, device: torch.device) -> torch.nn.Module:
     """The network with trained weights, on the device."""
-    state = torch.load(model_file, map_location=device, weights_only=True)
+    state = _state_dict_of(model_file, "model_file")
     try:
         network.load_state_dict(state)
     except RuntimeError:

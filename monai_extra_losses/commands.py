@@ -63,6 +63,25 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     """Train a 3D U-Net.
 
     Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
+    Often used ones:
+
+    \b
+    --fold 0, --num_folds 5       the fold that validates, and the folds to deal
+    --patch_size "[96, 96, 32]"   voxels per axis
+    --pixdim "[1, 1, 2.5]"        spacing in mm to resample to
+    --hu_window "[-175, 250]"     CT: intensities to clip to
+    --batch_size 4                patches per step
+    --learning_rate 0.002         of the first step
+    --early_stop_patience 5       stop after validations without a better Dice
+    --cache disk                  prepared volumes in memory, on disk or none
+    --amp bf16                    half precision: fp16, bf16 or False
+    --pretrained FILE             weights to start from
+    --limit 20                    the first cases only
+    --resume True                 go on with the run in the folder
+    --overwrite True              replace it
+    --device cpu, --num_workers 4 where to compute, and loader processes
+
+    `monai-extra-losses config-dir` prints the folder of the files that explain them all.
 
     \b
     monai-extra-losses train --data Task04_Hippocampus --run runs/ft --loss focal_tversky
@@ -128,6 +147,18 @@ def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) 
 def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -> None:
     """Measure a run: Dice, Hausdorff distance and surface Dice in millimetres, false-positive volume, pictures.
 
+    Every value of configs/evaluate.yaml can be given as --KEY VALUE. Often used ones:
+
+    \b
+    --output_dir DIR              folder of tables and pictures
+    --overwrite True              replace those of an earlier evaluation
+    --overlays False              draw no pictures
+    --surface_tolerance_mm 2      of the surface Dice
+    --model_file FILE             other weights
+    --device cpu, --num_workers 4 where to compute, and loader processes
+
+    `monai-extra-losses config-dir` prints the folder of the files that explain them all.
+
     \b
     monai-extra-losses evaluate --run runs/ft
     monai-extra-losses evaluate --run runs/ft --data OTHER_DIR --split all --output_dir results/other
@@ -148,7 +179,19 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
     A case that is finished is skipped; what is there of another model, other options or another image is refused, and
     made anew with --overwrite True. What cannot be segmented is named at the end. Every value of configs/inference.yaml
-    can be given as --KEY VALUE.
+    can be given as --KEY VALUE. Often used ones:
+
+    \b
+    --test_time_flips True        average over mirror images
+    --probabilities True          write them too
+    --series TEXT                 which series of DICOM folders with several
+    --restore_labels False        write the label ids of the training
+    --model_file FILE             other weights
+    --overwrite True              make anew what is there of another model or image
+    --amp False                   half precision: fp16, bf16 or False
+    --device cpu, --num_workers 4 where to compute, and loader processes
+
+    `monai-extra-losses config-dir` prints the folder of the files that explain them all.
 
     \b
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/

@@ -186,6 +186,7 @@ def _build(config_files: Sequence[str], options: Mapping[str, Any]) -> _Training
         "num_workers": 0,
         "resume": False,
         "logging_file": False,
+        "setup::check_loss": False,  # the network's own scores tell more
     }
     with _stage("Reading the configs"):
         workflow = SegmentationWorkflow(list(config_files), **options)

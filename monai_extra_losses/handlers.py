@@ -31,7 +31,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Orientation
 from monai.utils import set_determinism
 
-from monai_extra_losses.bundle import is_first_process
+from monai_extra_losses.bundle import is_first_process, read_checkpoint
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
@@ -181,9 +181,9 @@ class FiniteLossGuard:
         if iteration:
             raise TrainingStopped(
                 f"The training loss of epoch {engine.state.epoch}, iteration {iteration}, is no finite number; the "
-                "checkpoints of the epochs before are as they were. Try a --learning_rate below "
-                f"{self.learning_rate:g}, and --amp False if it was half precision; "
-                "--resume True goes on after the last epoch saved."
+                "checkpoints of the epochs before are as they were. If it was half precision, --resume True --amp "
+                "False goes on after the last epoch saved; else train anew with a --learning_rate below "
+                f"{self.learning_rate:g}."
             )
 
 
@@ -372,7 +372,7 @@ class TrainingRecord:
             f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch} ({classes}).\n"
             f"  best model      {self.folder.model}\n"
             f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
-            f"  TensorBoard     tensorboard --logdir {self.folder.tensorboard}\n"
+            f"  TensorBoard     tensorboard --logdir {shlex.quote(str(self.folder.tensorboard))}\n"
             f"  evaluate        monai-extra-losses evaluate --run {shlex.quote(str(self.folder.root))}\n"
             f"  segment         monai-extra-losses infer --run {shlex.quote(str(self.folder.root))} "
             "--input FILES --output FOLDER"
@@ -444,7 +444,7 @@ class RunCheckpoints:
     def _restore(self, trainer: Engine) -> None:
         if not self.folder.last.exists():
             return
-        state = torch.load(self.folder.last, map_location="cpu", weights_only=True)
+        state = read_checkpoint(self.folder.last)
         try:
             self.network.load_state_dict(state["network"])
             self.loss.load_state_dict(state["loss"])

@@ -1,5 +1,7 @@
 """What can be said of a loss before it runs: how it reads scores, and what it is where all scores are equal."""
 
+import contextlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,6 +74,26 @@ def takes_labels(part: nn.Module) -> bool:
     """
     owner = next((module for module in part.modules() if hasattr(module, "to_onehot_y")), None)
     return owner is None or bool(owner.to_onehot_y)
+
+
+def loss_options(loss: nn.Module) -> dict[str, Any]:
+    """Class and options of a loss and of its parts, dotted name -> value as JSON gives it back.
+
+    Args:
+        loss: fresh; what it learns is no option.
+    """
+    options: dict[str, Any] = {}
+    for path, module in loss.named_modules():
+        prefix = f"{path}." if path else ""
+        options[f"{prefix}class"] = type(module).__name__
+        given = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+        buffers = {name: buffer.tolist() for name, buffer in module.named_buffers(recurse=False)}
+        for name, value in (given | buffers).items():
+            if isinstance(value, dict):  # results, not options
+                continue
+            with contextlib.suppress(TypeError, ValueError):  # a function, say
+                options[prefix + name] = json.loads(json.dumps(value))
+    return options
 
 
 def measures_distances(loss: nn.Module) -> bool:

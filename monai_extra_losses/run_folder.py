@@ -6,7 +6,10 @@ import logging
 import os
 import platform
 import shutil
+import socket
+import sys
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +18,11 @@ import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
+
+if sys.platform != "win32":
+    import fcntl
+
+_held_locks: dict[Path, int] = {}  # lock file -> descriptor, open as long as this process lives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,11 @@ class RunFolder:
     def config(self) -> Path:
         """The config as run, merged and with its overrides."""
         return self.root / "models" / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here; `hold_lock`."""
+        return self.root / "models" / ".lock"
 
     @property
     def environment(self) -> Path:
@@ -158,6 +171,44 @@ def open_folder(option: str, folder: Path) -> None:
         ) from error
 
 
+def hold_lock(path: Path) -> None:
+    """Keep other processes from training in this folder as long as this one lives.
+
+    The system gives the lock back when the process ends, however it does. The file stays. A file system without locks,
+    and Windows, have no such guard.
+
+    Args:
+        path: of the lock file; its folder exists.
+
+    Raises:
+        StartUpRefused: another process holds it.
+    """
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    held = _held_locks.get(path.resolve())
+    if held is not None and os.path.samestat(os.fstat(held), os.fstat(descriptor)):
+        os.close(descriptor)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StartUpRefused(
+            f"Expected a run folder that no other training writes to, got {path.parent.parent} ({holder}); wait for it "
+            "or stop it, or choose another --bundle_root (--run on the short command line)."
+        ) from None
+    except OSError:  # a network file system without locks
+        os.close(descriptor)
+        return
+    if held is not None:  # of a folder that was deleted since
+        os.close(held)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
+    _held_locks[path.resolve()] = descriptor
+
+
 def log_to(path: Path, *, append: bool) -> None:
     """Write what the package says, and warnings of others, to a file too; in place of the file before."""
     file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
@@ -217,6 +268,7 @@ class RunRecord:
         pretrained: file of the weights that the training started from, or None.
         cache, cache_dir: where prepared volumes were kept.
         version: of this package.
+        loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
     """
 
     labels: dict[int, str]
@@ -247,6 +299,7 @@ class RunRecord:
     cache: str = "memory"
     cache_dir: str | None = None
     version: str = __version__
+    loss_options: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -62,8 +62,10 @@ class SegmentationWorkflow(ConfigWorkflow):
         """Leave the config of a training, merged and with its overrides, in the run folder."""
         config = {key: value for key, value in self.parser.get().items() if key != "_meta_"}
         if str(config.get("setup", {}).get("_target_", "")).endswith(".TrainingSetUp") and is_first_process():
-            file = self.parser.get_parsed_content("setup").folder.config
-            write_whole(file, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+            setup = self.parser.get_parsed_content("setup")
+            if setup.nothing_to_do:
+                return
+            write_whole(setup.folder.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
 
 
 def _plain(node: Any) -> Any:

@@ -21,8 +21,9 @@ from runs import evaluate, infer, table, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import monai_extra_losses
-from monai_extra_losses import CompoundLoss
+from monai_extra_losses import CompoundLoss, FusedDiceCELoss
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
+from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.workflow import SegmentationWorkflow
@@ -102,10 +103,54 @@ def test_resuming_goes_on_after_the_last_epoch(copy_of: RunFolder, phantom_folde
 def test_resuming_a_finished_training_does_nothing(
     copy_of: RunFolder, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = {path: path.read_bytes() for path in (copy_of.model, copy_of.last, copy_of.training_csv)}
+    models = [path for path in copy_of.model.parent.iterdir() if path != copy_of.lock]
+    files = {path: path.read_bytes() for path in (*models, copy_of.training_csv)}
+    changed = {path: path.stat().st_mtime_ns for path in files}
     train(phantom_folder, copy_of.root, resume=True)
     assert "Nothing to do: 1 epochs are trained" in capsys.readouterr().out
     assert files == {path: path.read_bytes() for path in files}
+    assert changed == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_resuming_without_a_run_says_so_and_starts(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(phantom_folder, tmp_path / "run", resume=True)
+    assert f"Nothing to resume in {run.root}, starting at epoch 1" in capsys.readouterr().out
+    assert run.model.exists()
+
+
+def test_a_second_training_in_a_folder_is_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    """The lock ends with the process that holds it, even a killed one."""
+    run = RunFolder(tmp_path / "run")
+    run.lock.parent.mkdir(parents=True)
+    hold = "import sys, pathlib, time; from monai_extra_losses.run_folder import hold_lock\n"
+    hold += "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(300)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        sentence = rf"Expected a run folder that no other training writes to, got .*\(process {other.pid} on .*--run "
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(StartUpRefused, match=sentence):
+                train(phantom_folder, run.root, **options)
+        assert [path.name for path in run.root.rglob("*") if path.is_file()] == [".lock"]
+    finally:
+        other.kill()
+        other.communicate()
+    train(phantom_folder, run.root)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(copy_of: RunFolder, phantom_folder: Path) -> None:
+    whole = copy_of.last.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"text"):
+        copy_of.last.write_bytes(damaged)
+        with pytest.raises(StartUpRefused, match=r"Expected last\.pt to be a file of tensors .* --overwrite True"):
+            train(phantom_folder, copy_of.root, resume=True, epochs=2)
+    copy_of.last.write_bytes(whole)
+    copy_of.model.write_bytes(whole[:100])
+    with pytest.raises(StartUpRefused, match=r"Expected model\.pt to be a file of tensors alone, got .*model\.pt"):
+        train(phantom_folder, copy_of.root, resume=True, epochs=2)
 
 
 def test_resuming_remembers_the_best_score(copy_of: RunFolder, phantom_folder: Path) -> None:
@@ -123,6 +168,9 @@ def test_resuming_remembers_the_best_score(copy_of: RunFolder, phantom_folder: P
     [
         ({"seed": 1}, "Expected seed 0 as in the run to resume, got 1"),
         ({"loss": "tversky"}, "Expected loss 'FusedDiceCELoss' as in the run to resume, got 'FusedTverskyLoss'"),
+        ({"learning_rate": 0.1}, r"Expected learning_rate 0\.002 as in the run to resume, got 0\.1; .*--run "),
+        ({"batch_size": 2}, "Expected batch_size 4 as in the run to resume, got 2"),
+        ({"loss::lambda_ce": 0.5}, r"Expected the option lambda_ce of the loss to be 1\.0 as in .*, got 0\.5; choose"),
         ({"channels": [4, 8, 8]}, r"Expected channels \(4, 8, 16\) as in the run to resume, got \(4, 8, 8\)"),
     ],
 )
@@ -162,7 +210,8 @@ def test_a_boundary_loss_trains_with_maps_measured_once(
         raise AssertionError("the loss measured distances by itself")
 
     monkeypatch.setattr("monai_extra_losses.losses.inputs.signed_distance", measured_in_a_step)
-    with_maps = train(phantom_folder, tmp_path / "volumes", MAPS, epochs=2, seed=3)
+    untried: dict[str, Any] = {"setup::check_loss": False}  # the try of the set-up measures, without the maps
+    with_maps = train(phantom_folder, tmp_path / "volumes", MAPS, epochs=2, seed=3, **untried)
     for run in (on_the_fly, with_maps):
         first, last = table(run.training_csv)
         assert [float(first[f"weight_{part}"]) for part in ("dice_ce", "surface")] == [1.0, 0.01]
@@ -282,7 +331,12 @@ def test_no_overlay_drops_the_start_up_of_an_evaluation(overlays: Sequence[str])
 def start_up(data: Path, run: Path, **options: Any) -> TrainingSetUp:
     defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
-    values |= {"dataset_dir": data, "bundle_root": run, "loss": DiceCELoss(), "device": torch.device("cpu")}
+    values |= {
+        "dataset_dir": data,
+        "bundle_root": run,
+        "loss": DiceCELoss(to_onehot_y=True, softmax=True),
+        "device": torch.device("cpu"),
+    }
     return TrainingSetUp(**{**values, **options})
 
 
@@ -348,6 +402,17 @@ def test_options_are_typed(set_up: Callable[..., TrainingSetUp], tmp_path: Path)
             "loss_weights: one: expected start to be a weight >= 0, got -1",
         ),
         ({"loss_weights": "falling"}, "Expected loss_weights to be ramps .*, got 'falling'"),
+        ({"num_workers": -1}, "Expected num_workers to be a whole number of at least 0, got -1"),
+        ({"device": "cuda:99"}, "Expected device to be one that this machine has, got 'cuda:99'; torch finds"),
+        ({"device": "gpu"}, "Expected device to be a device such as cpu, cuda or cuda:1, got 'gpu'"),
+        (
+            {"loss": FusedDiceCELoss(to_onehot_y=True, softmax=True, weight=torch.ones(2))},
+            r"Expected a loss of 3 classes and a label map, got FusedDiceCELoss, which fails on them \(",
+        ),
+        (
+            {"loss": FusedDiceCELoss(to_onehot_y=True)},
+            "Expected a loss that reads raw scores, got FusedDiceCELoss without an activation, .* set softmax: true",
+        ),
         ({"limit": 2}, "expected at least as many labelled cases as folds, got 2"),
     ],
 )
@@ -356,6 +421,24 @@ def test_an_option_that_cannot_work_is_one_sentence(
 ) -> None:
     with pytest.raises(StartUpRefused, match=sentence):
         set_up(**options)
+
+
+def test_a_run_in_the_data_set_is_refused(phantom_folder: Path) -> None:
+    with pytest.raises(
+        StartUpRefused, match=r"Expected bundle_root \(--run\) to be another folder than that of the data"
+    ):
+        start_up(phantom_folder, phantom_folder)
+    start_up(phantom_folder, phantom_folder / "run")
+
+
+def test_machinery_is_looked_at_before_evaluation_and_inference(trained: RunFolder, phantom_folder: Path) -> None:
+    for options in ({"num_workers": -1}, {"device": "cuda:99"}):
+        with pytest.raises(StartUpRefused, match=f"Expected {next(iter(options))} to be "):
+            evaluate(trained, **options)
+        with pytest.raises(StartUpRefused, match=f"Expected {next(iter(options))} to be "):
+            run_configs(
+                ("inference",), bundle_root=str(trained.root), input=str(phantom_folder / "imagesTs"), **options
+            )
 
 
 def test_the_automatic_patch_follows_the_turned_and_resampled_volume(
@@ -438,6 +521,12 @@ def test_missing_or_foreign_weights_are_one_sentence(copy_of: RunFolder, phantom
     torch.save({"other.weight": torch.zeros(1)}, copy_of.model)
     with pytest.raises(StartUpRefused, match="expected weights of this network, got others"):
         infer(copy_of, phantom_folder / "imagesTs", tmp_path / "out")
+    copy_of.model.write_bytes(copy_of.last.read_bytes()[:1000])
+    before = sorted(copy_of.root.rglob("*"))
+    for start in (lambda: infer(copy_of, phantom_folder / "imagesTs", tmp_path / "out"), lambda: evaluate(copy_of)):
+        with pytest.raises(StartUpRefused, match=r"Expected model_file to be a file of tensors alone, got .*model\.pt"):
+            start()
+    assert sorted(copy_of.root.rglob("*")) == before
     copy_of.model.unlink()
     with pytest.raises(StartUpRefused, match=r"Expected trained weights in .*model\.pt, got no such file; train first"):
         evaluate(copy_of)

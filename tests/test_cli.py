@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,19 @@ def test_help_needs_no_torch() -> None:
     code += "print(sorted({'torch', 'monai', 'numpy', 'matplotlib'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "infer"])
+def test_help_names_the_options_that_are_used_most(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    succeeds(command, "--help")
+    shown = capsys.readouterr().out
+    assert "monai-extra-losses config-dir" in shown
+    files = {"train": ("train",), "evaluate": ("train", "evaluate"), "infer": ("inference",)}[command]
+    known = {key for name in files for key in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())}
+    block = shown.partition("Often")[2].partition("monai-extra-losses config-dir")[0]
+    named = re.findall(r"--(\w+)", block)
+    assert len(named) >= 6
+    assert set(named) <= known
 
 
 def test_a_plain_installation_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +275,7 @@ def test_folders_that_cannot_be_used(phantom_folder: Path, tmp_path: Path) -> No
     file.write_text("mine")
     assert "which does not exist" in sentence_of("train", "--data", tmp_path / "nowhere", "--run", tmp_path / "run")
     said = sentence_of("train", "--data", phantom_folder, "--run", file / "run", *QUICK)
-    assert "Expected bundle_root to be a folder that can be written" in said
+    assert "Expected bundle_root (--run) to be a folder that can be written" in said
     assert file.read_text() == "mine"
     said = sentence_of("train", "--data", phantom_folder, "--run", tmp_path / "run", "--num_folds", "7")
     assert "expected at least as many labelled cases as folds, got 6 for num_folds 7" in said

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from monai_extra_losses.losses import (
     CrossEntropyLoss,
-    FocalTverskyLoss,
     FusedDiceCELoss,
     FusedDiceLoss,
     FusedFocalLoss,
@@ -672,18 +671,13 @@ def test_every_loss_refuses_what_it_cannot_read(entry: LossEntry) -> None:
             loss(*arguments)
 
 
-def test_a_mistyped_option_is_told_what_was_meant() -> None:
-    with pytest.raises(TypeError, match=r"^FocalTverskyLoss has no option 'gama' \(did you mean 'gamma'\?\)\.$"):
-        FocalTverskyLoss(gama=2.0)  # type: ignore[call-arg]
-
-
 @every_loss()
 def test_bad_options_are_refused(entry: LossEntry) -> None:
     with pytest.raises(ValueError, match="Unsupported reduction: average, available options are"):
         entry.make(reduction="average")
     with pytest.raises(TypeError, match="expected ignore_index to be an int or None, got 'background'"):
         entry.make(ignore_index="background")
-    with pytest.raises(TypeError, match=f"^{entry.name} has no option 'no_such_option'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_option'"):
         entry.make(no_such_option=1)
     if entry.accepts("absent_class"):
         with pytest.raises(ValueError, match=r"absent_class: drop, available options are \['smooth', 'skip'\]"):

@@ -1,6 +1,5 @@
 """The classes every loss derives from: MONAI's options, the checks, the background and the reduction, written once."""
 
-import difflib
 import inspect
 import warnings
 from abc import abstractmethod
@@ -170,12 +169,6 @@ class SegmentationLoss(nn.Module):
         for name, reason in cls.left_out.items():
             if name in options:
                 raise TypeError(f"{cls.__name__} has no option {name!r}: {reason}.")
-        known = inspect.signature(cls).parameters
-        for name in options.keys() - known.keys():
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-                close = difflib.get_close_matches(name, known, n=1)
-                meant = f" (did you mean {close[0]!r}?)" if close else ""
-                raise TypeError(f"{cls.__name__} has no option {name!r}{meant}.")
         return super().__new__(cls)
 
     def __init__(

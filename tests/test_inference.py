@@ -219,7 +219,8 @@ def test_the_training_records_the_ids_that_labels_had(phantom_folder: Path, tmp_
         (data / "dataset.json").write_text(json.dumps(declared | {"original_labels": originals}))
         defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
         values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
-        values |= {"dataset_dir": data, "bundle_root": tmp_path / "run", "loss": DiceLoss()}
+        values |= {"dataset_dir": data, "bundle_root": tmp_path / "run"}
+        values["loss"] = DiceLoss(to_onehot_y=True, softmax=True)
         if "device" in values:
             values["device"] = torch.device("cpu")
         return TrainingSetUp(**values).record.original_labels

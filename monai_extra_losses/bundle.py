@@ -120,10 +120,12 @@ class TrainingSetUp(RunSetUp):
         dataset_dir: folder with dataset.json, or imagesTr/ and labelsTr/.
         bundle_root: the run folder.
         loss: the loss to train with.
-        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them, else 5.
+        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them; else
+            none where its `validation` sets cases apart, which then validate; else 5. A number given deals the others,
+            and those set apart take no part.
         fold: the fold that validates.
         seed: deals the folds and seeds the training.
-        limit: use the first `limit` cases only (for a quick look); None for all.
+        limit: use the first `limit` cases only (for a quick look), of those set apart a share; None for all.
         patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
             to a multiple of 16 and kept within 16 and 96.
         pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
@@ -220,7 +222,10 @@ class TrainingSetUp(RunSetUp):
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
             training, validation = _dealt_cases(case_list, chosen)
-            case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
+            self.passed_over = _passed_over(case_list, chosen["num_folds"])
+            self.test_cases = len(case_list.unlabelled)
+            used = tuple(sorted((*training, *validation), key=lambda case: case.name))
+            case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
             summaries = check_cases(case_list)
         record = RunRecord(
             labels=summaries.labels,
@@ -272,8 +277,11 @@ class TrainingSetUp(RunSetUp):
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
+        for text in self.passed_over:
+            logger.info(f"Passed over: {text}")
         logger.info(
-            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases, "
+            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases"
+            f"{f' (and {self.test_cases} of the test, which take no part)' if self.test_cases else ''}, "
             f"{self.record.in_channels} channel(s), "
             f"{'classes' if self.record.regions is None else 'regions'} "
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
@@ -691,18 +699,39 @@ def _cases_of(dataset_dir: Any) -> CaseList:
 
 
 def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
-    """Training and validation cases; a limit leaves a case in the fold that dataset.json declares."""
-    used = case_list.cases[: chosen["limit"]]
-    dealt = used if used[0].fold is None else case_list.cases
-    parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
-    names = {case.name for case in used}
-    training, validation = ([case for case in part if case.name in names] for part in parts)
+    """Training and validation cases; a limit leaves a case in the part that dataset.json declares."""
+    limit = chosen["limit"]
+    if chosen["num_folds"] == 0 and any(case.validation for case in case_list.cases):
+        training, validation = split_cases(case_list.cases, 0, chosen["fold"], chosen["seed"])
+        if limit is not None:
+            share = max(round(limit * len(validation) / len(case_list.cases)), 1)
+            training, validation = training[: max(limit - share, 0)], validation[:share]
+    else:
+        cases = [case for case in case_list.cases if not case.validation]
+        used = cases[:limit]
+        dealt = used if used[0].fold is None else cases
+        parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
+        names = {case.name for case in used}
+        training, validation = ([case for case in part if case.name in names] for part in parts)
     if not training or not validation:
         raise DatasetError(
-            f"expected training and validation cases among the first {len(used)} (limit), got {len(training)} and "
-            f"{len(validation)} by the folds of dataset.json; raise limit, or let another fold validate."
+            f"expected training and validation cases among the first {limit or 'ones'} (limit), got {len(training)} "
+            f"and {len(validation)} by the folds or lists of dataset.json; raise limit, or let another fold validate."
         )
     return training, validation
+
+
+def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:
+    """What a training does not read of a data set although it might, a sentence each."""
+    apart = sum(case.validation for case in case_list.cases) if num_folds else 0
+    return case_list.passed_over + (
+        (
+            f"{apart} cases set apart to validate, because the others are dealt to {num_folds} folds; "
+            "evaluate --split all measures them too.",
+        )
+        if apart
+        else ()
+    )
 
 
 @contextlib.contextmanager

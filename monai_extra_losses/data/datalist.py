@@ -26,6 +26,7 @@ _FOLDS = 5
 _NAME = "\0name"  # of an entry; no key of a file is that
 _MOST = 2**63 - 1  # a label value
 _MOST_DIGITS = 19  # of it
+_SHOWN = 20  # folds in a sentence, and characters of one
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def read_case_list(folder: str | Path) -> CaseList:
     _refuse_duplicates(folder, cases, unlabelled)
     channels = _declared_channels(declared, declared_file)
     regions = _declared_regions(declared, labels, declared_file)
-    _refuse_control_characters(declared_file, (*labels.values(), *channels, *(regions or ())))
+    _refuse_odd_names((*labels.values(), *channels, *(regions or ())), declared_file)
+    _refuse_odd_names((case.name for case in (*cases, *unlabelled)), folder, of_cases=True)
     name = declared.get("name")
     return CaseList(
         folder=folder,
@@ -368,7 +370,7 @@ def _other_numbers(declared: Mapping[str, Any], where: Path, listed: Mapping[str
         "numTest": len(listed["test"]) + len(listed["testing"]),
     }
     return [
-        f"{where}: `{key}` says {declared[key]} cases, {count} {'is' if count == 1 else 'are'} there."
+        f"{where}: `{key}` says {quoted(declared[key])} cases, {count} {'is' if count == 1 else 'are'} there."
         for key, count in found.items()
         if isinstance(declared.get(key), int) and declared[key] != count
     ]
@@ -385,17 +387,22 @@ def _named_by_folder(listed: Mapping[str, Sequence[LabelledCase]]) -> dict[str, 
     }
 
 
-def _refuse_control_characters(where: Path, names: Iterable[str]) -> None:
+def _refuse_odd_names(names: Iterable[str], where: Path, *, of_cases: bool = False) -> None:
+    """Refuse names that no terminal prints and no table holds; those of cases become names of files."""
     for name in names:
         if any(ord(character) < 32 or ord(character) == 127 for character in name):
             raise DatasetError(f"{where}: expected names of printable characters, got {quoted(name)}; correct it.")
+        if of_cases and Path(name).name != name:
+            raise DatasetError(
+                f"{where}: expected a name of a case that a file can have, got {quoted(name)}; correct it."
+            )
 
 
 def _refuse_odd_folds(where: Path, cases: Sequence[LabelledCase]) -> None:
     folds = {json.dumps(case.fold) for case in cases}  # as text, because true, 1.0 and 1 are equal
     if folds <= {"null"} or folds == {str(fold) for fold in range(len(folds))}:
         return
-    got = ", ".join("none" if text == "null" else text for text in sorted(folds))
+    got = ", ".join("none" if text == "null" else text[:_SHOWN] for text in sorted(folds)[:_SHOWN])
     raise DatasetError(
         f"{where}: expected every entry of `training` with a `fold`, whole numbers from 0 without an empty fold, or "
         f"none with one, got {got}; correct the entries or remove `fold` from all."
@@ -619,12 +626,15 @@ def _declared_regions(
     regions = {}
     for name, values in entries.items():
         if not isinstance(values, list) or not values:
-            raise DatasetError(f"{where}: expected label values in the region {name!r}, got {quoted(values)}; {hint}.")
+            raise DatasetError(
+                f"{where}: expected label values in the region {name!r:.80}, got {quoted(values)}; {hint}."
+            )
         foreign = [value for value in values if type(value) is not int or value not in labels or value == 0]
         if foreign:
             raise DatasetError(
-                f"{where}: expected declared label values other than the background in the region {name!r} "
-                f"({', '.join(str(value) for value in labels if value)}), got {', '.join(map(quoted, foreign))}."
+                f"{where}: expected declared label values other than the background in the region {name!r:.80} "
+                f"({', '.join(str(value) for value in [*labels][:_SHOWN] if value)}), got "
+                f"{', '.join(map(quoted, foreign[:_SHOWN]))}; correct it."
             )
         regions[name] = tuple(sorted(set(values)))
     return regions

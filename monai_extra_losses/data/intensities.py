@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 LARGEST = float(np.finfo(np.float32).max)
 """Training and inference compute in float32."""
 
-ONE_GREY = 2e-3
+ONE_GREY = 1e-2
 """Spread of intensities, in standard deviations of the image, that looks like one value to a network."""
 
 _SLAB = 1 << 22  # voxels looked at together
-_SAMPLE = 100_000
-_FEW = 5e-4  # share of the voxels that may lie anywhere
+_SAMPLE = 10_000
+_FEW = 1e-3  # share of the voxels that may lie anywhere
 _GROUPS = 3  # of one grey each: a filler below, one above, and the image
 
 
@@ -89,15 +89,18 @@ def blanked_intensities(voxels: NDArray[Any], deviation: float) -> BlankedIntens
     chosen = flat[np.random.default_rng(0).integers(0, flat.size, _SAMPLE)] if flat.size > _SAMPLE else flat
     sample = np.sort(chosen.astype(np.float64))
     width = ONE_GREY * deviation
-    groups = np.split(sample, np.flatnonzero(np.diff(sample) > width) + 1)
-    groups = [group for group in groups if group.size > _FEW * sample.size]
-    wide = any(group[-1] - group[0] > width for group in groups)
-    varied = [group for group in groups if group[-1] > group[0]]
-    if wide or not varied or len(groups) > _GROUPS:
+    cuts = np.flatnonzero(np.diff(sample) > width)
+    begins, ends = np.r_[0, cuts + 1], np.r_[cuts, sample.size - 1]
+    sizes = ends - begins + 1
+    kept = sizes > _FEW / 2 * sample.size
+    sizes, firsts, lasts = sizes[kept], sample[begins[kept]], sample[ends[kept]]
+    varied = lasts > firsts
+    many = sizes.sum() >= (1 - _FEW) * sample.size and sizes.size <= _GROUPS
+    if not many or not varied.any() or (lasts - firsts > width).any():
         return None
-    largest = max(varied, key=len)
+    largest = int(np.argmax(np.where(varied, sizes, 0)))
     # the sample may have missed the ends
-    inside = flat[(flat >= largest[0] - width) & (flat <= largest[-1] + width)]
+    inside = flat[(flat >= firsts[largest] - width) & (flat <= lasts[largest] + width)]
     low, high = float(inside.min()), float(inside.max())
-    ends = (float(flat.min()), float(flat.max()))
-    return BlankedIntensities(low, high, inside.size / flat.size, max(ends, key=lambda end: max(low - end, end - high)))
+    outlier = max(float(flat.min()), float(flat.max()), key=lambda end: max(low - end, end - high))
+    return BlankedIntensities(low, high, inside.size / flat.size, outlier)

@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import SimpleITK as sitk
 
-from monai_extra_losses.data.checks import TOLERANCE, _count_labels, corner_distance_mm
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.intensities import intensity_problem
+from monai_extra_losses.data.label_ids import count_ids, refusals_of
 from monai_extra_losses.data.manifest import Stamp, stamp_of
+from monai_extra_losses.data.nifti import TOLERANCE, corner_distance_mm, is_nifti
 from monai_extra_losses.data.pairing import SourceCase
+from monai_extra_losses.data.remarks import orientation_hint
 from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource, open_volume
 
 
@@ -80,11 +82,10 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
 
 def _voxel_problems(image: VolumeSource) -> Iterable[str]:
     is_float = image.pixel_type in (sitk.sitkFloat32, sitk.sitkFloat64)
-    if is_float or not image.path.name.lower().endswith((".nii", ".nii.gz")):
+    if is_float or not is_nifti(image.path):
         loaded = image.load()  # a view does not keep its image alive
-        voxels = sitk.GetArrayViewFromImage(loaded)
-        if is_float and (odd := voxels.size - int(np.isfinite(voxels).sum())):
-            yield f"{image.path}: expected numbers, got {odd} voxels of NaN or infinity; replace them."
+        if problem := intensity_problem(sitk.GetArrayViewFromImage(loaded)):
+            yield f"{image.path}: {problem}"
 
 
 def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> dict[int, int]:
@@ -99,17 +100,17 @@ def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> 
         if problems := list(_grid_problems(label, image, hint)):
             raise DatasetError(problems)
     loaded = label_on_grid(label, image.grid)
-    counts, not_whole = _count_labels(sitk.GetArrayViewFromImage(loaded), 1.0, 0.0)
-    if not_whole:
-        raise DatasetError(
-            f"{label.path}: expected whole numbers as label values, got {not_whole} voxels with others; "
-            "resample labels with nearest neighbours."
-        )
-    return dict(counts)
+    count = count_ids(sitk.GetArrayViewFromImage(loaded))
+    if problems := [f"{label.path}: {sentence}" for sentence in refusals_of(count)]:
+        raise DatasetError(problems)
+    return count.voxels
 
 
 def _grid_problems(volume: VolumeSource, reference: VolumeSource, hint: str) -> Iterable[str]:
     grid, expected = volume.grid, reference.grid
+    remark = orientation_hint(
+        volume.path, reference.path, {volume.path: volume.remarks, reference.path: reference.remarks}
+    )
     if grid.shape != expected.shape:
         yield f"{volume.path}: expected shape {expected.shape} of {reference.path}, got {grid.shape}; {hint}."
     elif not grid.matches(expected):
@@ -117,7 +118,7 @@ def _grid_problems(volume: VolumeSource, reference: VolumeSource, hint: str) -> 
         yield (
             f"{volume.path}: expected the grid of {reference.path} (corners within "
             f"{TOLERANCE * min(expected.spacing):.3g} mm, {TOLERANCE:.0%} of the smallest spacing), got corners "
-            f"{distance:.3g} mm away; {hint}."
+            f"{distance:.3g} mm away; {hint}.{remark}"
         )
 
 

@@ -1,7 +1,9 @@
 """Label ids: those of the sources, those of a data set, and their names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,104 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 
+NEARLY_WHOLE = 1e-3
+"""A label value this near to a whole number is one: a scale factor of 32 bits in a header gives 2.9999999."""
+
+LARGEST_ID = np.iinfo(np.int64).max
+
 _SHOWN = 20  # ids in one sentence
+_SLAB = 1 << 22  # voxels looked at together
+_EXACT_IN = {"float32": 1 << 24, "float64": 1 << 53}  # every whole number up to here
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """What the voxels of a label hold.
+
+    Args:
+        voxels: id -> voxels, by id.
+        not_whole: voxels that hold no whole number.
+        too_large: voxels that hold a whole number beyond 64 bits with a sign.
+        rounded: voxels that hold a number a little off a whole one, which counts.
+        coarse: whether ids are larger than the type that they are stored as tells apart.
+    """
+
+    voxels: dict[int, int]
+    not_whole: int = 0
+    too_large: int = 0
+    rounded: int = 0
+    coarse: bool = False
+
+
+def count_ids(voxels: NDArray[Any], scaled: Callable[[NDArray[Any]], NDArray[Any]] | None = None) -> LabelCount:
+    """Count the voxels of each label id; no array is as long as the largest id.
+
+    Args:
+        voxels: of a label, of any real type and shape.
+        scaled: makes values of some of the voxels; None: they are the values.
+    """
+    counts: Counter[int] = Counter()
+    not_whole = too_large = rounded = 0
+    flat = voxels.ravel(order="K")
+    for start in range(0, flat.size, _SLAB):
+        slab = flat[start : start + _SLAB]
+        slab = slab if scaled is None else scaled(slab)
+        if slab.dtype.kind == "f":
+            whole = _nearest_whole(slab)
+            usable = ~np.isnan(whole)
+            not_whole += slab.size - int(np.count_nonzero(usable))
+            slab, whole = slab[usable], whole[usable]
+            rounded += int(np.count_nonzero(slab != whole))
+            slab = whole
+        if slab.dtype.kind == "f" or slab.dtype == np.uint64:
+            fitting = slab <= LARGEST_ID if slab.dtype == np.uint64 else np.abs(slab) < 2.0**63
+            too_large += slab.size - int(np.count_nonzero(fitting))
+            slab = slab[fitting]
+        slab = slab.astype(np.int64)
+        if not slab.size:
+            continue
+        low, high = int(slab.min()), int(slab.max())
+        if high - low < 1 << 16:  # counting takes a twentieth of the time of sorting
+            tally = np.bincount(slab - low)
+            counts.update({int(i) + low: int(tally[i]) for i in np.flatnonzero(tally)})
+        else:
+            values, tally = np.unique(slab, return_counts=True)
+            counts.update(dict(zip(values.tolist(), tally.tolist(), strict=True)))
+    exact = _EXACT_IN.get(voxels.dtype.name, LARGEST_ID)
+    coarse = any(abs(value) > exact for value in counts)
+    return LabelCount(dict(sorted(counts.items())), not_whole, too_large, rounded, coarse)
+
+
+def label_ids_of(values: NDArray[Any]) -> NDArray[Any]:
+    """The ids in a label of which `refusals_of` has nothing to say, as whole numbers of at most 64 bits with a sign."""
+    if values.dtype.kind in "iu" and values.dtype != np.uint64:
+        return values
+    if values.dtype.kind == "f":
+        values = np.rint(values)
+    limits = np.iinfo(np.int32)
+    return values.astype(np.int32 if limits.min <= values.min() and values.max() <= limits.max else np.int64)
+
+
+def refusals_of(count: LabelCount) -> Iterable[str]:
+    """What is wrong with the values of a label, one sentence a point, without the name of the file."""
+    if count.not_whole:
+        yield (
+            f"expected whole numbers as label values, got {count.not_whole} voxels with others; "
+            "resample labels with nearest neighbours."
+        )
+    if count.too_large:
+        yield (
+            f"expected label ids of at most {LARGEST_ID} (64 bits with a sign), got larger ones in {count.too_large} "
+            "voxels; give them smaller ids."
+        )
+
+
+def _nearest_whole(values: NDArray[Any]) -> NDArray[Any]:
+    """The whole number that each value is, to `NEARLY_WHOLE`; NaN for the others."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        whole = np.rint(values)
+        whole[~(np.abs(values - whole) <= NEARLY_WHOLE)] = np.nan
+    return whole
 
 
 def parse_remap(text: str) -> dict[int, int]:
@@ -92,7 +191,8 @@ def original_labels(new_ids: Mapping[int, int]) -> dict[int, int]:
 
 def renumber(label: NDArray[Any], new_ids: Mapping[int, int]) -> NDArray[Any]:
     """A label volume with its new ids, in the smallest unsigned type that holds all of them."""
-    old = np.array(sorted(new_ids))
+    label = label_ids_of(label)
+    old = np.array(sorted(new_ids), dtype=np.int64)
     new = np.array([new_ids[value] for value in old.tolist()], dtype=np.min_scalar_type(max(new_ids.values())))
     renumbered = np.empty(label.shape, dtype=new.dtype)
     for before, after in zip(label, renumbered, strict=True):  # plane by plane: the indices take 8 bytes per voxel

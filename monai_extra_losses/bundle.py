@@ -25,7 +25,7 @@ import torch
 from monai.networks.utils import copy_model_state
 from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 
-from monai_extra_losses.data.checks import CaseSummaries, check_cases
+from monai_extra_losses.data.checks import CaseSummaries, check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import (
     CaseList,
     LabelledCase,
@@ -227,6 +227,7 @@ class TrainingSetUp(RunSetUp):
             used = tuple(sorted((*training, *validation), key=lambda case: case.name))
             case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
             summaries = check_cases(case_list)
+            refuse_empty_labels(case_list.folder, summaries)
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),

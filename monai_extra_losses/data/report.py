@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.advice import DataAdvice, data_advice
-from monai_extra_losses.data.checks import CaseSummaries
+from monai_extra_losses.data.checks import CaseSummaries, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, count_folds, read_case_list
 from monai_extra_losses.data.geometry import BODY_AXES
 from monai_extra_losses.data.statistics import (
@@ -102,6 +102,7 @@ def data_report(folder: str | Path) -> DataReport:
     """
     case_list = read_case_list(folder)
     summaries, measures = measure_cases(case_list)
+    refuse_empty_labels(case_list.folder, summaries)
     statistics = data_statistics(summaries, measures)
     advice = data_advice(summaries, statistics, count_folds(case_list.cases, None))
     return DataReport(case_list, summaries, measures, statistics, advice)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -363,6 +364,8 @@ class InferenceSetUp:
         output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         series: picks a series of each DICOM folder; None where each holds one.
+        channel_files: whether NAME_0000, NAME_0001, ... are channels of NAME, or else cases; None: cases where the
+            network has one channel and the training's cases have such names, else as `find_inputs` says.
         test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three.
         probabilities: write them too.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
@@ -387,6 +390,7 @@ class InferenceSetUp:
         output_dir: Any = None,
         model_file: Any = None,
         series: Any = None,
+        channel_files: Any = None,
         test_time_flips: Any = False,
         probabilities: Any = False,
         restore_labels: Any = True,
@@ -412,6 +416,7 @@ class InferenceSetUp:
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
+        self.passed_over: tuple[str, ...] = ()
         self._model_file = model_file
         self.made_of: dict[str, dict[str, Any]] = {}
         overwrite = yes_or_no("overwrite", overwrite)
@@ -435,10 +440,17 @@ class InferenceSetUp:
         source = Path(str(input))
         own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
         with _problems_as_refusal():
-            cases = find_inputs(source, self.record.in_channels, leave_out=own)
+            found = find_inputs(
+                source,
+                self.record.in_channels,
+                channel_files=self._channel_files(channel_files),
+                leave_out=own,
+                results=self.output_dir,
+            )
+        self.passed_over = found.passed_over
         recorded = SegmentationRecord(self.output_dir)
         others: list[str] = []
-        for name, files in cases.items():
+        for name, files in found.cases.items():
             made_of = self.made_of[name] = {"model": model, "options": options, "input": input_stamp(files)}
             there = [file for file in self.files_of(name) if (self.output_dir / file).exists()]
             other = recorded.difference(name, made_of, there) if there else None
@@ -474,6 +486,12 @@ class InferenceSetUp:
         types = (np.uint8, np.uint16, np.int16, np.int32)
         return next(t for t in types if np.iinfo(t).min <= least and most <= np.iinfo(t).max)
 
+    def _channel_files(self, given: Any) -> bool | None:
+        if literal(given) is not None:
+            return yes_or_no("channel_files", given)
+        numbered = any(re.fullmatch(r".+_\d{4}", name) for name in (*self.record.training, *self.record.validation))
+        return False if numbered and self.record.in_channels == 1 else None
+
     @property
     def unfinished(self) -> Path:
         """Folder that a segmentation is written to before it is moved, whole, to its place."""
@@ -489,7 +507,9 @@ class InferenceSetUp:
         open_folder("output_dir", self.output_dir)
 
     def items_to_do(self) -> list[dict[str, Any]]:
-        """The cases that are not finished; how many are is said."""
+        """The cases that are not finished; how many are is said, and what is passed over."""
+        for text in self.passed_over:
+            logger.info(f"Passed over: {text}")
         if self._finished:
             named = f"{', '.join(self._finished[:3])}{', ...' if len(self._finished) > 3 else ''}"
             logger.info(f"{len(self._finished)} case(s) skipped, finished in {self.output_dir}: {named}")

@@ -17,6 +17,7 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
@@ -178,13 +179,15 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
 
     A case that is finished is skipped; what is there of another model, other options or another image is refused, and
-    made anew with --overwrite True. What cannot be segmented is named at the end. Every value of configs/inference.yaml
-    can be given as --KEY VALUE. Often used ones:
+    made anew with --overwrite True. What cannot be segmented is named at the end. Files in a folder per case are found
+    by patterns, one per channel: --input "DIR/{case}/{case}-t1c.nii.gz,DIR/{case}/{case}-t2w.nii.gz". Every value of
+    configs/inference.yaml can be given as --KEY VALUE. Often used ones:
 
     \b
     --test_time_flips True        average over mirror images
     --probabilities True          write them too
     --series TEXT                 which series of DICOM folders with several
+    --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels
     --restore_labels False        write the label ids of the training
     --model_file FILE             other weights
     --overwrite True              make anew what is there of another model or image
@@ -200,7 +203,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     options = {
         "workflow_type": "infer",
         "bundle_root": str(run.absolute()),
-        "input": str(source.absolute()),
+        "input": str(source if CASE in str(source) else source.absolute()),
         "output_dir": str(output.absolute()),
     }
     run_configs(("inference",), **options | _overrides(context.args))

@@ -157,8 +157,8 @@ def new_label_ids(found: Iterable[int], remap: Mapping[int, int]) -> dict[int, i
     if len(values) < 2:
         hint = "are these the labels?" if len(new_ids) < 2 else "remap fewer ids to one."
         raise DatasetError(
-            f"expected labels with background and one structure at least, got {listed_ids(values)} alone in every voxel "
-            f"of every label{' after the remap' if remap else ''}; {hint}"
+            f"expected labels with background and one structure at least, got {listed_ids(values)} alone in every "
+            f"voxel of every label{' after the remap' if remap else ''}; {hint}"
         )
     if values == list(range(len(values))):
         return new_ids

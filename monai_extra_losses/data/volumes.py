@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import re
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from monai_extra_losses.data.nifti import (
     open_nifti,
     regular_size,
 )
-from monai_extra_losses.data.remarks import NO_FRAME, NO_SPACING
+from monai_extra_losses.data.remarks import FOREIGN_FILES, NO_FRAME, NO_SPACING
 
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File names that `read_volume` takes, in lower or upper case; a DICOM series is a folder."""
@@ -68,6 +69,7 @@ _WITHOUT_IMAGE = re.compile(
 _UID, _DESCRIPTION, _POSITION = "0020|000e", "0008|103e", "0020|0032"
 _PIXEL_SPACING, _IMAGER_SPACING = "0028|0030", "0018|1164"
 _RESCALE = {"RescaleIntercept": "0028|1052", "RescaleSlope": "0028|1053"}
+_LONG_KINDS = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # of elements of group 8 whose length takes four bytes
 _JPEG_RATIO = 5000  # bytes that a byte of a compressed slice may stand for, and far more than any does
 _TO_LEFT_AND_BACK = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and the reverse
 
@@ -451,7 +453,7 @@ def _data_files(path: Path) -> tuple[Path, ...]:
 
 
 def _open_series(folder: Path, wanted: str | None) -> VolumeSource:
-    files, segmentations = _dicom_files(folder)
+    files, segmentations, others = _dicom_files(folder)
     if segmentations and not files:
         kinds = " and ".join(sorted(set(segmentations.values())))
         raise DatasetError(
@@ -459,8 +461,8 @@ def _open_series(folder: Path, wanted: str | None) -> VolumeSource:
             "DICOM-SEG with segimage2itkimage of dcmqi, RTSTRUCT with plastimatch convert."
         )
     if not files:
-        others = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith(VOLUME_SUFFIXES)]
-        hint = f"; move {others[0]} out of its own folder and name it as the case" if others else ""
+        volumes = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith(VOLUME_SUFFIXES)]
+        hint = f"; move {volumes[0]} out of its own folder and name it as the case" if volumes else ""
         raise DatasetError(f"{folder}: expected a DICOM series, got a folder without DICOM images{hint}.")
     found: dict[str, list[_Slice]] = {}
     for file in files:
@@ -485,6 +487,7 @@ def _open_series(folder: Path, wanted: str | None) -> VolumeSource:
         pixel_type=types.pop() if len(types) == 1 else sitk.sitkFloat64,
         series=DicomSeries(chosen.uid, chosen.description, ordered),
         segmentations=tuple(segmentations),
+        remarks=(FOREIGN_FILES,) if others else (),
     )
 
 
@@ -507,9 +510,11 @@ class _Slice:
     rescaled: tuple[bool, ...]  # whether there is an entry, for each of `_RESCALE`
 
 
-def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """DICOM images below a folder, and the segmentation objects (-> their kind) among them."""
-    files, segmentations = [], {}
+def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str], list[Path]]:
+    """DICOM images below a folder, the segmentation objects (-> their kind) among them, and files that are no DICOM."""
+    files: list[Path] = []
+    segmentations: dict[Path, str] = {}
+    others: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
@@ -519,7 +524,9 @@ def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
                 segmentations[file] = "DICOM-SEG" if storage == _SEGMENTATION else "RTSTRUCT"
             elif is_dicom(file) and not _WITHOUT_IMAGE.fullmatch(storage or ""):
                 files.append(file)
-    return files, segmentations
+            elif storage is None and not name.startswith("."):
+                others.append(file)
+    return files, segmentations, others
 
 
 def is_dicom(file: Path) -> bool:
@@ -539,12 +546,34 @@ def _storage_class(file: Path) -> str | None:
     except OSError:
         return None
     if start[128:132] != b"DICM":
-        return None
+        return _class_without_preamble(start)
     at = start.find(b"\x02\x00\x02\x00UI", 132)  # (0002,0002); these first elements are always explicit little endian
     if at < 0:
         return ""
     length = int.from_bytes(start[at + 6 : at + 8], "little")
     return start[at + 8 : at + 8 + length].rstrip(b"\0 ").decode("ascii", errors="replace")
+
+
+def _class_without_preamble(start: bytes) -> str | None:
+    """The storage class among elements that begin at once, as older programs write them; None where none do."""
+    at, storage = 0, ""
+    seen: list[tuple[int, int]] = []
+    while at + 8 <= len(start):
+        tag = struct.unpack_from("<HH", start, at)
+        if tag[0] not in (2, 8) or (seen and tag <= seen[-1]):
+            break
+        kind = start[at + 4 : at + 6]
+        if kind in _LONG_KINDS:
+            length, at = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
+        elif kind.isalpha() and kind.isupper():
+            length, at = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
+        else:  # no kind is written
+            length, at = int.from_bytes(start[at + 4 : at + 8], "little"), at + 8
+        if tag in ((2, 2), (8, 0x16)):
+            storage = start[at : at + length].rstrip(b"\0 ").decode("ascii", errors="replace")
+        seen.append(tag)
+        at += length
+    return storage if len(seen) > 1 else None  # two elements in order, end to start, are no accident
 
 
 def _read_slice(file: Path) -> _Slice:

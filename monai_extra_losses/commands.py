@@ -210,8 +210,12 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
 
 @commands.command()
-@click.option("--images", type=_folder, required=True, help="Folder of images: files, or a folder per DICOM series.")
-@click.option("--labels", type=_folder, required=True, help="Folder of labels: the same; paired with images by name.")
+@click.option(
+    "--images", type=_folder, required=True, help="Folder of images: files, or a folder per DICOM series; or patterns."
+)
+@click.option(
+    "--labels", type=_folder, required=True, help="Folder of labels, paired with images by name; or a pattern."
+)
 @click.option("--out", type=_folder, required=True, help="Folder for the data set.")
 @click.option("--test-images", type=_folder, help="Folder of images without labels, for imagesTs/.")
 @click.option("--series", metavar="TEXT", help="The DICOM series of the images: its description, part of it, or UID.")
@@ -254,7 +258,12 @@ def prepare(
 
     Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
     have sub-folders. NAME_seg, NAME_label, NAME_mask, NAME-label and NAME_gt are labels of NAME; NAME_0000, NAME_0001,
-    ... are its channels.
+    ... are its channels. Files in other places are named by patterns, in which {case} stands for the name of the case,
+    and commas separate the channels; {label} in that of the labels stands for the name of a structure with a file of its
+    own.
+
+    3D Slicer's .seg.nrrd names its segments: where numbers and names differ between files, ids follow the names. Layers
+    and files of structures that do not overlap become one label.
 
     A label must lie on its image's grid, within 5 % of a voxel; --resample-labels changes nothing but the order of
     the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap.
@@ -262,6 +271,8 @@ def prepare(
     \b
     monai-extra-losses prepare --images scans --labels contours --out data/liver --names 1:liver,2:tumour
     monai-extra-losses prepare --images dicom --labels nrrd --out DIR --series portal --group-by "^[^_]+"
+    monai-extra-losses prepare --images "kits/{case}/imaging.nii.gz" --labels "kits/{case}/segmentation.nii.gz" --out DIR
+    monai-extra-losses prepare --images "ts/{case}/ct.nii.gz" --labels "ts/{case}/segmentations/{label}.nii.gz" --out DIR
     """
     from monai_extra_losses.data.label_ids import parse_names, parse_remap
     from monai_extra_losses.data.prepare import PrepareOptions, prepare_dataset

@@ -228,13 +228,13 @@ def test_patterns_find_the_channels_of_a_folder_per_case(tmp_path: Path) -> None
     for wrong, sentence in (
         (
             f"{tmp_path}/*/{{case}}-t1c.nii.gz",
-            r"expected one file per case for .*, got .*b1-t1c\.nii\.gz for b1; write",
+            r"b1: expected one file for .*, got .*b1-t1c\.nii\.gz, .*x/b1",
         ),
         (f"{tmp_path}/{{case}}/{{case}}-t3.nii.gz", r"expected --input to find volumes by .*, got none"),
         (f"{tmp_path}/{{case}}/{{case}}-t1c.nii.gz,{tmp_path}/b1", r"expected {case} in each pattern, .* got '.*/b1'"),
         (
             f"{tmp_path}/{{case}}/{{case}}-t1c.nii.gz,{tmp_path}/{{case}}/{{case}}-seg.nii.gz",
-            r"expected a file of b2 for",
+            r"b2: expected a file for",
         ),
     ):
         with pytest.raises(DatasetError, match=f"(?i){sentence}"):

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from monai_extra_losses.data.errors import DatasetError
@@ -100,9 +100,13 @@ def is_nifti_name(name: str) -> bool:
 
 
 def named(names: Collection[str]) -> str:
-    """The first of some names, and how many more there are."""
-    first = [printable(name) for name in sorted(names)[:_SHOWN]]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
+    """The first of some names in the order of the alphabet, and how many more there are."""
+    return first_of([printable(name) for name in sorted(names)])
+
+
+def first_of(texts: Sequence[str]) -> str:
+    """The first of some texts, and how many more there are."""
+    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
 def is_volume_name(name: str) -> bool:

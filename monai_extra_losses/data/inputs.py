@@ -19,7 +19,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
-from monai_extra_losses.data.layouts import CASE, find_files, patterns_of
+from monai_extra_losses.data.layouts import CASE, channels_of_cases, patterns_of
 from monai_extra_losses.data.pairing import _CHANNEL
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, _data_files, is_dicom, open_volume
 
@@ -121,21 +121,12 @@ def _without_results(found: dict[str, _Files], endings: Sequence[str]) -> dict[s
 
 
 def _found_by_patterns(patterns: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    files: list[dict[str, Path]] = [{} for _ in patterns]
-    for of_channel, pattern in zip(files, patterns, strict=True):
-        for file in find_files(pattern):
-            if (other := of_channel.setdefault(file.case, file.path)) != file.path:
-                raise DatasetError(
-                    f"Expected one file per case for {pattern}, got {other} and {file.path} for {file.case}; "
-                    "write the pattern out."
-                )
-    cases = sorted(set().union(*files))
+    cases, problems = channels_of_cases(patterns)
+    if problems:
+        raise DatasetError(problems)
     if not cases:
         raise DatasetError(f"Expected --input to find volumes by {' and '.join(patterns)}, got none; correct it.")
-    for case in cases:
-        if lacking := [pattern for pattern, of_channel in zip(patterns, files, strict=True) if case not in of_channel]:
-            raise DatasetError(f"Expected a file of {case} for {lacking[0]}, got none; add it, or leave the case out.")
-    return {case: tuple(of_channel[case] for of_channel in files) for case in cases}
+    return cases
 
 
 def _case_in(folder: Path) -> tuple[Path, ...]:

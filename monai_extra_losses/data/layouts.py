@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,31 @@ def find_files(pattern: str) -> list[FoundFile]:
             parts = {name: composed(text) for name, text in match.groupdict().items()}
             found.append(FoundFile(parts["case"], parts.get("label", ""), path))
     return sorted(found, key=lambda file: (file.case, file.label, file.path))
+
+
+def channels_of_cases(
+    patterns: Sequence[str], leave_out: Collection[Path] = ()
+) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
+    """The files of each case, one per pattern, sorted by name; and a sentence for each file too many or too few.
+
+    Args:
+        patterns: of `patterns_of`, one per channel.
+        leave_out: files that are none of these, such as labels that an image's pattern finds too.
+    """
+    found: dict[str, list[list[Path]]] = {}
+    for number, pattern in enumerate(patterns):
+        for file in find_files(pattern):
+            if file.path not in leave_out:
+                found.setdefault(file.case, [[] for _ in patterns])[number].append(file.path)
+    problems = []
+    for case, of_patterns in sorted(found.items()):
+        for pattern, files in zip(patterns, of_patterns, strict=True):
+            if len(files) > 1:
+                problems.append(f"{case}: expected one file for {pattern}, got {', '.join(map(str, files))}; keep one.")
+            elif not files:
+                problems.append(f"{case}: expected a file for {pattern}, got none; add it, or move the others away.")
+    whole = {case: tuple(files[0] for files in parts if files) for case, parts in sorted(found.items())}
+    return {case: files for case, files in whole.items() if len(files) == len(patterns)}, problems
 
 
 def prepare_command(images: str | Path, labels: str | Path, folder: Path, extra: Sequence[str] = ()) -> str:

@@ -147,6 +147,7 @@ class VolumeSource:
         segmentations: DICOM-SEG and RTSTRUCT files that lie beside the series.
         nifti: of a NIfTI file its header.
         remarks: what is assumed where the header says nothing or two things, keys of `remarks.REMARKS`.
+        layers: values per voxel; more than one only where `open_volume` was asked for them.
     """
 
     path: Path
@@ -157,6 +158,7 @@ class VolumeSource:
     segmentations: tuple[Path, ...] = ()
     nifti: NiftiFile | None = None
     remarks: tuple[str, ...] = ()
+    layers: int = 1
 
     def load(self) -> sitk.Image:
         """Read the voxels; a volume of three dimensions, without the header's other entries.
@@ -187,6 +189,24 @@ class VolumeSource:
             image.EraseMetaData(key)
         return image
 
+    def load_layers(self) -> NDArray[Any]:
+        """Read the voxels of all layers, of axes layer, z, y, x.
+
+        Raises:
+            DatasetError: voxels that cannot be read.
+        """
+        if self.nifti is not None:
+            return self.nifti.read().T.reshape(self.layers, *self.grid.shape[::-1])
+        try:
+            with _quiet_itk():
+                image = sitk.ReadImage(str(self.path))
+        except RuntimeError as error:
+            raise DatasetError(_unreadable(self.path, error)) from error
+        voxels = sitk.GetArrayFromImage(image)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            voxels = np.moveaxis(voxels, -1, 0)
+        return voxels.reshape(self.layers, *self.grid.shape[::-1])
+
 
 def read_volume(path: str | Path, series: str | None = None) -> sitk.Image:
     """Read a volume of three dimensions with one value per voxel.
@@ -201,13 +221,14 @@ def read_volume(path: str | Path, series: str | None = None) -> sitk.Image:
     return open_volume(path, series).load()
 
 
-def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
+def open_volume(path: str | Path, series: str | None = None, *, layered: bool = False) -> VolumeSource:
     """Read and check the header of a volume.
 
     Args:
         path: a file with one of `VOLUME_SUFFIXES`, or the folder of a DICOM series, which may have sub-folders.
         series: picks a series of a DICOM folder: its SeriesInstanceUID or SeriesDescription, else a part of the
             description (whatever the case); None where the folder holds one series. A file has none.
+        layered: take a file of several values per voxel, as a label with a layer per structure is.
 
     Raises:
         DatasetError: no volume, no permission, another format; more or fewer than three dimensions, several values
@@ -227,7 +248,7 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
             "convert it."
         )
     if is_nifti(path):
-        return _open_nifti(path)
+        return _open_nifti(path, layered)
     files = _data_files(path)
     for file in files:
         regular_size(file)
@@ -245,30 +266,33 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
     shape = list(reader.GetSize())
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
-    if len(shape) > 3:
+    if len(shape) > (4 if layered else 3):
         raise DatasetError(_four_axes(path, shape))
-    grid = _grid(path, reader)
+    grid = _grid(path, reader, layered)
+    layers = reader.GetNumberOfComponents() * math.prod(shape[3:])
     (_refuse_cut_metaimage if is_meta else _refuse_cut_nrrd)(path, math.prod(shape))
-    return VolumeSource(path, (path, *files), grid, reader.GetPixelID(), remarks=remarks)
+    return VolumeSource(path, (path, *files), grid, reader.GetPixelID(), remarks=remarks, layers=layers)
 
 
-def _open_nifti(path: Path) -> VolumeSource:
+def _open_nifti(path: Path, layered: bool) -> VolumeSource:
     file = open_nifti(path)
-    if len(file.shape) > 3:
+    if len(file.shape) > 3 and not layered:
         raise DatasetError(_four_axes(path, file.shape))
     grid = VolumeGrid.of_affine(file.shape, file.affine)
     _refuse_odd_grid(path, grid)
     file.verify()
     # of one voxel; what a scale factor makes of it too
     pixel_type = sitk.GetImageFromArray(file.scaled(np.zeros((1, 1, 1), file.stored.newbyteorder("=")))).GetPixelID()
-    return VolumeSource(path, (path,), grid, pixel_type, nifti=file, remarks=file.remarks)
+    layers = math.prod(file.shape[3:])
+    return VolumeSource(path, (path,), grid, pixel_type, nifti=file, remarks=file.remarks, layers=layers)
 
 
-def _grid(path: Path, header: Any) -> VolumeGrid:
+def _grid(path: Path, header: Any, layered: bool = False) -> VolumeGrid:
     """The grid of a header (or image) of SimpleITK, which must be that of a volume."""
     dimension = header.GetDimension()
     shape = tuple(header.GetSize()[:3])
-    if header.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(header.GetPixelID()):
+    is_complex = "complex" in sitk.GetPixelIDValueAsString(header.GetPixelID())
+    if (header.GetNumberOfComponents() != 1 and not layered) or is_complex:
         raise DatasetError(
             f"{path}: expected one real number per voxel, got {header.GetNumberOfComponents()} of type "
             f"{sitk.GetPixelIDValueAsString(header.GetPixelID())}; write each channel as a file of its own, "

@@ -257,10 +257,10 @@ def prepare(
     call again goes on where it was stopped.
 
     Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
-    have sub-folders. NAME_seg, NAME_label, NAME_mask, NAME-label and NAME_gt are labels of NAME; NAME_0000, NAME_0001,
-    ... are its channels. Files in other places are named by patterns, in which {case} stands for the name of the case,
-    and commas separate the channels; {label} in that of the labels stands for the name of a structure with a file of its
-    own.
+    have sub-folders. NAME_seg, NAME.seg, NAME-seg, NAME_label, NAME-label, NAME_mask and NAME_gt are labels of NAME;
+    NAME_0000, NAME_0001, ... are its channels. Files in other places are named by patterns, in which {case} stands for the name of the case,
+    and commas separate the channels; {label} in that of the labels stands for the name of a structure with a file of
+    its own.
 
     3D Slicer's .seg.nrrd names its segments: where numbers and names differ between files, ids follow the names. Layers
     and files of structures that do not overlap become one label.
@@ -271,8 +271,8 @@ def prepare(
     \b
     monai-extra-losses prepare --images scans --labels contours --out data/liver --names 1:liver,2:tumour
     monai-extra-losses prepare --images dicom --labels nrrd --out DIR --series portal --group-by "^[^_]+"
-    monai-extra-losses prepare --images "kits/{case}/imaging.nii.gz" --labels "kits/{case}/segmentation.nii.gz" --out DIR
-    monai-extra-losses prepare --images "ts/{case}/ct.nii.gz" --labels "ts/{case}/segmentations/{label}.nii.gz" --out DIR
+    monai-extra-losses prepare --images "IN/{case}/imaging.nii.gz" --labels "IN/{case}/segmentation.nii.gz" --out DIR
+    monai-extra-losses prepare --images "IN/{case}/ct.nii.gz" --labels "IN/{case}/masks/{label}.nii.gz" --out DIR
     """
     from monai_extra_losses.data.label_ids import parse_names, parse_remap
     from monai_extra_losses.data.prepare import PrepareOptions, prepare_dataset

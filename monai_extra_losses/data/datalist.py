@@ -467,7 +467,7 @@ def _paired_cases(
             raise DatasetError(
                 f"{images_folder.parent}: expected images and labels of equal names, got {named(grouped)} in "
                 f"{images_folder.name}/ and {named(labels)} in {labels_folder.name}/; rename one side, or, where the "
-                f"labels' names end in _seg, _label, _mask, -label or _gt, make a data set of them by: {command}"
+                f"labels' names end in _seg, .seg, -seg, _label, -label, _mask or _gt, make a data set of them by: {command}"
             )
     problems = [
         f"{file}: expected a label of the same name in {labels_folder}, got none; add the label or move the image away."

@@ -11,7 +11,7 @@ from monai_extra_losses.data.folder_files import composed, named
 from monai_extra_losses.data.layouts import CASE, LABEL, channels_of_cases, find_files, layout_hint, patterns_of
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, is_dicom
 
-LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt")
+LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt", ".seg", "-seg")
 """What the name of a label may have after the name of its image."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")

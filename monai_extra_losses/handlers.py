@@ -533,6 +533,7 @@ class CaseReport:
                     labels=self.labels,
                     out=self.folder.overlays / f"{item['case']}.png",
                     title=f"{item['case']}, mean Dice {mean:.3f}",
+                    affine=known_affine(target),
                 )
 
     def _write(self, engine: Engine) -> None:
@@ -575,6 +576,12 @@ class CaseReport:
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.rows)
         return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+
+
+def known_affine(volume: MetaTensor) -> np.ndarray | None:
+    """The affine of a volume; None where it is of a NIfTI file that says nothing of its orientation."""
+    codes = [int(volume.meta[code]) for code in ("qform_code", "sform_code") if code in volume.meta]
+    return None if codes and not any(codes) else np.asarray(volume.affine, dtype=float)
 
 
 def masks_of(volume: np.ndarray, labels: Mapping[int, str]) -> dict[int, np.ndarray]:

@@ -48,7 +48,11 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
             "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
         ),
-        click.option("--loss", help="A name from `monai-extra-losses list`  [default: dice_ce]."),
+        click.option(
+            "--loss",
+            help="A name from `monai-extra-losses list`, or module.Class of your own, importable from the current "
+            "folder  [default: dice_ce].",
+        ),
     ):
         command = option(command)
     return command
@@ -88,6 +92,7 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
+    monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     """
     configs, options = _training(context, data, **chosen)
     run_configs(configs, **{"bundle_root": str(run.absolute())} | options)

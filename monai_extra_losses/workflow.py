@@ -45,7 +45,7 @@ class SegmentationWorkflow(ConfigWorkflow):
         options: MONAI's own (`logging_file`, `workflow_type`, ...), and overrides of config values by id, such as
             `epochs` or `losses::tversky::alpha`. `loss` may be the bare name of an entry of the table of losses, and
             `loss::alpha` is an option of the chosen entry. It may also be a class of one's own, `module.Class`, that
-            can be imported from the current folder; options that it shares with MONAI's losses (`to_onehot_y`, `softmax`)
+            can be imported from the current folder; options that it shares with MONAI's losses, as `softmax`,
             are given to it as to those of the table.
 
     Raises:

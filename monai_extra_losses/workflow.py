@@ -23,6 +23,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 
 from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.error_text import first_cause, said_of
 from monai_extra_losses.run_folder import write_whole
 
 _TABLE = "losses"
@@ -67,13 +68,11 @@ class SegmentationWorkflow(ConfigWorkflow):
             self._write_config()
             return initialized
         except RuntimeError as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
             target = _chosen_loss(self.parser.get())
-            if target and f"'{target}'" in str(error) and isinstance(cause, Exception):
-                kind = "" if isinstance(cause, ValueError | TypeError) else f"{type(cause).__name__}: "
-                raise StartUpRefused(f"{target}: {kind}{cause}") from None
+            if target and f"'{target}'" in str(error) and isinstance(cause := first_cause(error), Exception):
+                if isinstance(cause, ValueError | TypeError):
+                    raise StartUpRefused(f"{target}: {cause}") from None
+                raise StartUpRefused(f"{said_of(error)}.") from None
             raise
 
     def _write_config(self) -> None:

@@ -317,7 +317,10 @@ def test_an_own_loss_that_refuses_its_options_is_one_sentence(
     phantom_folder: Path, tmp_path: Path, own_loss: str
 ) -> None:
     arguments = ("train", "--data", phantom_folder, "--run", tmp_path / "run", "--loss", f"{own_loss}.MyLoss", *QUICK)
-    assert sentence_of(*arguments, "--loss::scale", "-1") == f"{own_loss}.MyLoss: KeyError: 'scale'"
+    assert (
+        sentence_of(*arguments, "--loss::scale", "-1")
+        == f"{own_loss}.MyLoss: KeyError: 'scale' ({own_loss}.py, line 8)."
+    )
     assert sentence_of(*arguments, "--loss::scale", "much").startswith(f"{own_loss}.MyLoss: '<' not supported")
     assert not (tmp_path / "run").exists()
 

@@ -23,6 +23,7 @@ from monai_extra_losses.bundle import refuse_run_folder
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.engines import LABEL
 from monai_extra_losses.error_text import first_cause, said_of
+from monai_extra_losses.handlers import shown_duration
 from monai_extra_losses.loss_facts import (
     loss_of_equal_scores,
     measures_distances,
@@ -409,7 +410,7 @@ def _about_cost(training: _Training, steps: Sequence[_Step], data_seconds: float
         "ok",
         f"Validating a case takes {validation:.2g} s. {_count(record.epochs, 'epoch')} of "
         f"{_count(per_epoch, 'step')} and {_count(rounds, 'validation')} of {_count(cases, 'case')} take about "
-        f"{_duration(total)}, start not counted.",
+        f"{shown_duration(total)}, start not counted.",
     )
     yield from _about_memory(training)
 
@@ -629,9 +630,3 @@ def _count(number: int, what: str) -> str:
 
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.2g} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -40,7 +40,7 @@ from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
-from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
+from monai_extra_losses.loss_facts import loss_name, loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
     ResultsFolder,
@@ -233,7 +233,7 @@ class TrainingSetUp(RunSetUp):
             labels=summaries.labels,
             in_channels=len(summaries.channels),
             patch_size=patch or automatic_patch(summaries.cases, chosen["pixdim"], step),
-            loss=type(loss).__name__,
+            loss=loss_name(loss),
             regions=case_list.regions if with_regions else None,
             dataset_dir=str(case_list.folder.absolute()),
             original_labels=case_list.original_labels,

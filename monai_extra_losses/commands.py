@@ -49,7 +49,11 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
             "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
         ),
-        click.option("--loss", help="A name from `monai-extra-losses list`  [default: dice_ce]."),
+        click.option(
+            "--loss",
+            help="A name from `monai-extra-losses list`, or module.Class of your own, importable from the current "
+            "folder  [default: dice_ce].",
+        ),
     ):
         command = option(command)
     return command
@@ -89,6 +93,7 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
+    monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     """
     configs, options = _training(context, data, **chosen)
     run_configs(configs, **{"bundle_root": str(run.absolute())} | options)
@@ -369,13 +374,31 @@ def config_dir(copy: Path | None) -> None:
 
 @commands.command("list")
 def list_losses() -> None:
-    """Print the losses that `--loss` takes."""
-    table = _loss_table()
+    """Print the losses that `--loss` takes; `monai-extra-losses show NAME` tells more of one."""
+    from monai_extra_losses.loss_pages import loss_table
+
+    table = loss_table()
     width = max(map(len, table)) + 2
     classes = {name: entry["_target_"].rpartition(".")[2] for name, entry in table.items()}
     class_width = max(map(len, classes.values())) + 2
     for name, entry in table.items():
         click.echo(f"{name:{width}}{classes[name]:{class_width}}{entry['_desc_']}")
+
+
+@commands.command()
+@click.argument("loss", metavar="LOSS")
+def show(loss: str) -> None:
+    """Print the formula of a loss, its options with their defaults, how to configure it, and where it comes from.
+
+    LOSS is a name from `monai-extra-losses list`, or that of a class.
+
+    \b
+    monai-extra-losses show focal_tversky
+    monai-extra-losses show HuberLoss
+    """
+    from monai_extra_losses.loss_pages import loss_page
+
+    click.echo(loss_page(loss))
 
 
 @commands.command()
@@ -505,13 +528,6 @@ def _write_phantom(folder: Path, cases: int, seed: int) -> None:
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
     click.echo(f"Phantom data set: {folder}")
-
-
-def _loss_table() -> Mapping[str, Any]:
-    import yaml
-
-    text = (monai_extra_losses.config_dir() / "losses.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["losses"]
 
 
 def _licence() -> str:

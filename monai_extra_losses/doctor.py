@@ -9,7 +9,6 @@ import statistics
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from monai_extra_losses.bundle import refuse_run_folder
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.engines import LABEL
+from monai_extra_losses.error_text import first_cause, said_of
+from monai_extra_losses.handlers import shown_duration
 from monai_extra_losses.loss_facts import (
     loss_of_equal_scores,
     measures_distances,
@@ -32,6 +33,7 @@ from monai_extra_losses.loss_facts import (
 )
 from monai_extra_losses.options import yes_or_no
 from monai_extra_losses.run_folder import RunFolder, RunRecord
+from monai_extra_losses.thread_stalls import Interruptions
 from monai_extra_losses.workflow import SegmentationWorkflow
 
 _CASES = 4  # read at least, where there are as many
@@ -159,8 +161,10 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     with _warnings() as warned, torch.no_grad():
         equal = _loss_of(training, torch.zeros_like(scores), target).item()
     yield _about_equal_scores(training, equal, _label(target), scores.shape[1])
+    interruptions = Interruptions()
     with _warnings() as warned_again:
         steps = _take_steps(training, inputs, target)
+    stall = interruptions.warning()
     for text in dict.fromkeys(warned + warned_again):
         yield Finding("warning", text)
     yield from _about_class_weights(training)
@@ -168,6 +172,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     yield from _about_gradients(training, steps[-1] if training.half else steps[0])
     yield _about_descent(steps)
     yield from _about_cost(training, steps, data_seconds)
+    if stall is not None and training.device.type == "cpu":
+        yield Finding("warning", stall)
 
 
 # ---- building and drawing --------------------------------------------------------------------------------------------
@@ -407,7 +413,7 @@ def _about_cost(training: _Training, steps: Sequence[_Step], data_seconds: float
         "ok",
         f"Validating a case takes {validation:.2g} s. {_count(record.epochs, 'epoch')} of "
         f"{_count(per_epoch, 'step')} and {_count(rounds, 'validation')} of {_count(cases, 'case')} take about "
-        f"{_duration(total)}, start not counted.",
+        f"{shown_duration(total)}, start not counted.",
     )
     yield from _about_memory(training)
 
@@ -570,22 +576,11 @@ def _stage(doing: str, training: _Training | None = None) -> Iterator[None]:
     except _Stopped:
         raise
     except Exception as error:
-        raise _Stopped(f"{doing} failed: {_said(error)}; {_remedy(error, training)}.") from error
-
-
-def _said(error: BaseException) -> str:
-    """The first line of what caused an error, and where: the component, and the line in the user's own code."""
-    cause = _cause(error)
-    component = re.search(r"Failed to instantiate component '([\w.]+)'", str(error))
-    text = (str(cause).strip().splitlines() or [""])[0].rstrip(".")
-    name = "" if isinstance(cause, ValueError | TypeError) and text else type(cause).__name__
-    own = [frame for frame in traceback.extract_tb(cause.__traceback__) if _is_own_code(frame.filename)]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{': '.join(filter(None, (component and component[1], name, text)))}{where}"
+        raise _Stopped(f"{doing} failed: {said_of(error)}; {_remedy(error, training)}.") from error
 
 
 def _remedy(error: BaseException, training: _Training | None) -> str:
-    cause = _cause(error)
+    cause = first_cause(error)
     text = f"{type(cause).__name__}: {cause}"
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, text):
@@ -600,20 +595,6 @@ def _remedy(error: BaseException, training: _Training | None) -> str:
                 "without a background in the result one less"
             )
     return "look at the options of that part"
-
-
-def _cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _is_own_code(file: str) -> bool:
-    """Whether a file is the user's, neither an installed package nor this one."""
-    path = Path(file).resolve()
-    library = any(part in ("site-packages", "dist-packages") for part in path.parts)
-    standard = path.is_relative_to(Path(os.__file__).resolve().parent)
-    return not library and not standard and not path.is_relative_to(Path(__file__).resolve().parent) and path.exists()
 
 
 @contextlib.contextmanager
@@ -652,9 +633,3 @@ def _count(number: int, what: str) -> str:
 
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.2g} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

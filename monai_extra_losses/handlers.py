@@ -289,6 +289,7 @@ class TrainingRecord:
 
     def _start(self, engine: Engine) -> None:
         self._iterations = 0
+        self._seconds: list[float] = []  # of the epochs of this process
 
     def _rows_before(self, epoch: int) -> list[dict[str, str]]:
         """A training that resumes keeps the rows of its epochs; another one finds no file."""
@@ -339,11 +340,13 @@ class TrainingRecord:
             row["val_mean_dice"] = _cell(self.evaluator.state.metrics[name])
             per_class = self.evaluator.state.metric_details[name].nanmean(dim=0).tolist()
             row |= {f"val_dice_{label}": _cell(dice) for label, dice in zip(self.names, per_class, strict=True)}
-            classes = ", ".join(f"{label} {dice:.3f}" for label, dice in zip(self.names, per_class, strict=True))
-            line += f"  validation Dice {self.evaluator.state.metrics[name]:.4f} ({classes})"
+            line += f"  validation Dice {self.evaluator.state.metrics[name]:.4f} ({listed_dice(self.names, per_class)})"
         if is_first_process():
             write_whole(self.folder.training_csv, _csv_text(self.columns, [*self._rows_before(state.epoch), row]))
-            logger.info(f"{line}  {float(row['seconds']):.1f} s")
+            self._seconds.append(float(row["seconds"]))
+            epochs_left = cast(int, state.max_epochs) - state.epoch
+            left = f", about {shown_duration(epochs_left * float(np.mean(self._seconds)))} left" if epochs_left else ""
+            logger.info(f"{line}  {self._seconds[-1]:.1f} s{left}")
 
     def _finish(self, engine: Engine) -> None:
         if not is_first_process():
@@ -364,12 +367,14 @@ class TrainingRecord:
         draw_curves(self.folder.training_csv, self.folder.curves)
         rows = self._rows_before(state.epoch + 1)
         of_best = next((row for row in rows if int(row["epoch"]) == best.best_metric_epoch), {})
-        classes = ", ".join(f"{name} {of_best.get(f'val_dice_{name}') or 'undefined'}" for name in self.names)
+        classes = listed_dice(self.names, [float(of_best.get(f"val_dice_{name}") or "nan") for name in self.names])
         summary = (
             f"{'Stopped early at' if early else 'Trained to'} epoch {state.epoch}"
             f"{f' of {state.max_epochs} ({stopped})' if early else ''} "
             f"in {sum(float(row['seconds']) for row in rows):.0f} s; "
             f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch} ({classes}).\n"
+            f"  this Dice       a quick one{_windows(self.evaluator)}, on the grid of the training; that of evaluate "
+            "(0.5, on the files' grids) differs\n"
             f"  best model      {self.folder.model}\n"
             f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
             f"  TensorBoard     tensorboard --logdir {shlex.quote(str(self.folder.tensorboard))}\n"
@@ -533,6 +538,7 @@ class CaseReport:
                     labels=self.labels,
                     out=self.folder.overlays / f"{item['case']}.png",
                     title=f"{item['case']}, mean Dice {mean:.3f}",
+                    affine=known_affine(target),
                 )
 
     def _write(self, engine: Engine) -> None:
@@ -549,11 +555,23 @@ class CaseReport:
                 [{k: _cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
             ),
         )
-        logger.info(_table(summary))
+        logger.info(f"{_table(summary)}\n{self._legend(engine)}")
         logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
         if self.overlays:
             copies = ", ".join(str(path) for path in self._copy_overlays(rows))
             logger.info(f"Pictures: {self.folder.overlays}; {copies}")
+
+    def _legend(self, engine: Engine) -> str:
+        """What the columns of the printed table mean."""
+        return (
+            "  ± standard deviation over the cases; the row mean is the mean of the classes.\n"
+            "  undefined: cases with the class neither in the target nor in the prediction; they leave its means.\n"
+            "  A class that is missed or invented in a case counts with Dice 0, surface Dice 0 and, as HD95, the\n"
+            "  diagonal of the volume. HD95 is the 95th percentile of the distances between the surfaces; surface\n"
+            f"  Dice counts surfaces within {self.surface_tolerance_mm:g} mm as one.\n"
+            f"  Measured on the grid of each file{_windows(engine)}. The validation of the training prints another\n"
+            "  Dice, a quick one on its own grid."
+        )
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
         """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""
@@ -575,6 +593,12 @@ class CaseReport:
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.rows)
         return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+
+
+def known_affine(volume: MetaTensor) -> np.ndarray | None:
+    """The affine of a volume; None where it is of a NIfTI file that says nothing of its orientation."""
+    codes = [int(volume.meta[code]) for code in ("qform_code", "sform_code") if code in volume.meta]
+    return None if codes and not any(codes) else np.asarray(volume.affine, dtype=float)
 
 
 def masks_of(volume: np.ndarray, labels: Mapping[int, str]) -> dict[int, np.ndarray]:
@@ -711,6 +735,30 @@ def _save_whole(state: Mapping[str, Any], path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
     torch.save(state, draft)
     draft.replace(path)
+
+
+def listed_dice(names: Sequence[str], dice: Sequence[float]) -> str:
+    """The Dice of each class; of more than ten, the lowest three."""
+    pairs = list(zip(names, dice, strict=True))
+    if len(pairs) > 10:
+        lowest = sorted((pair for pair in pairs if not math.isnan(pair[1])), key=lambda pair: pair[1])[:3]
+        return f"{len(pairs)} classes, the lowest {', '.join(f'{name} {value:.3f}' for name, value in lowest)}"
+    return ", ".join(f"{name} {'undefined' if math.isnan(value) else f'{value:.3f}'}" for name, value in pairs)
+
+
+def _windows(evaluator: Any) -> str:
+    """How far the windows of an evaluator overlap, in words; nothing where it has none."""
+    inferer = getattr(evaluator, "inferer", None)
+    inferer = getattr(inferer, "inferer", inferer)  # within that of half precision
+    overlap = getattr(inferer, "overlap", None)
+    return "" if overlap is None else f" (windows overlap by {overlap:g})"
+
+
+def shown_duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as one reads them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _cell(value: float) -> str:

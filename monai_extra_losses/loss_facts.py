@@ -76,6 +76,12 @@ def takes_labels(part: nn.Module) -> bool:
     return owner is None or bool(owner.to_onehot_y)
 
 
+def loss_name(loss: nn.Module) -> str:
+    """The class of a loss; of one that is not of this package with its module."""
+    cls = type(loss)
+    return cls.__name__ if cls.__module__.startswith("monai_extra_losses.") else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def loss_options(loss: nn.Module) -> dict[str, Any]:
     """Class and options of a loss and of its parts, dotted name -> value as JSON gives it back.
 

@@ -253,7 +253,7 @@ class RunRecord:
         pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
         channels: the U-Net's channels per level.
         num_res_units: residual units per level of the U-Net.
-        loss: class of the loss.
+        loss: class of the loss; with its module where it is not of this package.
         dataset_dir: the folder trained on.
         num_folds, fold, seed, limit: how cases were dealt; 0 folds where those set apart to validate do so.
         training, validation: names of the cases.

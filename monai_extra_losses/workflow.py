@@ -7,19 +7,34 @@ MONAI ignores a mistyped option and reports a mistyped loss with a page of trace
 
 import copy
 import difflib
+import importlib
 import inspect
+import os
 import pydoc
+import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 
 from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.error_text import first_cause, said_of
 from monai_extra_losses.run_folder import write_whole
 
 _TABLE = "losses"
+_GIVEN = {
+    "include_background": "@include_background",
+    "to_onehot_y": "@to_onehot_y",
+    "softmax": "@softmax",
+    "use_softmax": "@softmax",
+    "sigmoid": "@sigmoid",
+}
+"""What a loss by MONAI's conventions is told of the data, as the losses of the table are."""
 _OWN_OPTIONS = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
 
 
@@ -30,10 +45,13 @@ class SegmentationWorkflow(ConfigWorkflow):
         config_file: one config file, or several that are merged in order.
         options: MONAI's own (`logging_file`, `workflow_type`, ...), and overrides of config values by id, such as
             `epochs` or `losses::tversky::alpha`. `loss` may be the bare name of an entry of the table of losses, and
-            `loss::alpha` is an option of the chosen entry.
+            `loss::alpha` is an option of the chosen entry. It may also be a class of one's own, `module.Class`, that
+            can be imported from the current folder; options that it shares with MONAI's losses, as `softmax`,
+            are given to it as to those of the table.
 
     Raises:
-        StartUpRefused: an unknown option or loss, with the nearest known name.
+        StartUpRefused: an unknown option or loss, with the nearest known name; a class that cannot be imported, or is
+            no loss.
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
@@ -50,12 +68,11 @@ class SegmentationWorkflow(ConfigWorkflow):
             self._write_config()
             return initialized
         except RuntimeError as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
             target = _chosen_loss(self.parser.get())
-            if target and f"'{target}'" in str(error) and isinstance(cause, ValueError | TypeError):
-                raise StartUpRefused(f"{target}: {cause}") from None
+            if target and f"'{target}'" in str(error) and isinstance(cause := first_cause(error), Exception):
+                if isinstance(cause, ValueError | TypeError):
+                    raise StartUpRefused(f"{target}: {cause}") from None
+                raise StartUpRefused(f"{said_of(error)}.") from None
             raise
 
     def _write_config(self) -> None:
@@ -88,9 +105,13 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
         StartUpRefused: the first id or loss that the config does not know, with the nearest that it does.
     """
     checked = {key.replace("#", "::"): value for key, value in overrides.items()}
+    if any(key.endswith("::_target_") for key in checked):
+        _import_from_current_folder()
     loss = checked.get("loss", config.get("loss"))
     name = _name_in_table(loss)
-    if name is not None:
+    if name is not None and "." in name:
+        checked = {"loss": _own_loss(name), **{key: value for key, value in checked.items() if key != "loss"}}
+    elif name is not None:
         table = config.get(_TABLE, {})
         if not table:
             raise StartUpRefused(
@@ -98,7 +119,10 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
                 "give \"['configs/train.yaml','configs/losses.yaml']\" as --config_file."
             )
         if name not in table:
-            raise StartUpRefused(f"There is no loss {name!r}{_nearest(name, table)}; known are {', '.join(table)}.")
+            raise StartUpRefused(
+                f"There is no loss {name!r}{_nearest(name, table)}; known are {', '.join(table)}, and a class of your "
+                "own as module.Class."
+            )
         if "loss" in checked:
             checked["loss"] = f"@{_TABLE}::{name}"
         checked = {
@@ -107,6 +131,8 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
         }
     # options are those of the class that will be built
     built = copy.deepcopy(dict(config))
+    if isinstance(checked.get("loss"), Mapping):
+        built["loss"] = checked["loss"]
     for key, value in checked.items():
         if key.endswith("::_target_") and isinstance(node := _node(built, key.split("::")[:-1]), dict):
             node["_target_"] = value
@@ -121,6 +147,69 @@ def _name_in_table(loss: Any) -> str | None:
         return None
     reference = loss.removeprefix("@").replace("#", "::")
     return reference.removeprefix(f"{_TABLE}::") if "::" in reference or not loss.startswith("@") else None
+
+
+def _own_loss(path: str) -> dict[str, Any]:
+    """The component of a class `module.Class`, importable from the current folder."""
+    if path.endswith(".py") or "/" in path:
+        module = Path(path).stem
+        raise StartUpRefused(
+            f"Expected loss to be a name of the table or module.Class, got the file {path!r}; "
+            f"give {module}.NAME of a class in it, from its folder."
+        )
+    _import_from_current_folder()
+    parts = path.split(".")
+    found: Any = None
+    for depth in range(len(parts) - 1, 0, -1):
+        found = _imported(".".join(parts[:depth]), path)
+        if found is not None:
+            break
+    if found is None:
+        raise StartUpRefused(
+            f"There is no loss {path!r}: no module {parts[0]!r} can be imported from the current folder "
+            f"({os.getcwd()}) or from what is installed."
+        )
+    for part in parts[depth:]:
+        if not hasattr(found, part):
+            losses = [name for name, value in vars(found).items() if _is_loss(value)]
+            raise StartUpRefused(f"There is no {part!r} in {'.'.join(parts[:depth])}{_nearest(part, losses)}.")
+        found = getattr(found, part)
+    if not _is_loss(found):
+        kind = "a class of another kind" if inspect.isclass(found) else f"a {type(found).__name__}"
+        raise StartUpRefused(
+            f"Expected loss to be a class of torch.nn.Module with forward(scores, label), got {path}, {kind}; "
+            "write one that calls it."
+        )
+    parameters = inspect.signature(found).parameters
+    return {"_target_": path, **{name: value for name, value in _GIVEN.items() if name in parameters}}
+
+
+def _is_loss(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, torch.nn.Module)
+
+
+def _imported(module: str, path: str) -> Any:
+    """A module; None where there is none of that name."""
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (module == missing or module.startswith(f"{missing}.")):
+            return None
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+        file, line = frames[-1].filename, frames[-1].lineno
+        if isinstance(error, SyntaxError) and error.filename:
+            file, line = error.filename, error.lineno
+        raise StartUpRefused(
+            f"The loss {path} cannot be imported: {type(error).__name__}: "
+            f"{(str(error).strip().splitlines() or ['no message'])[0]} ({Path(file).name}, line {line})."
+        ) from None
+
+
+def _import_from_current_folder() -> None:
+    """As `python -m` does; a script, as the command is, has its own folder on the path instead."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _chosen_loss(config: Mapping[str, Any]) -> str | None:

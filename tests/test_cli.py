@@ -208,6 +208,129 @@ def test_monai_runs_the_workflow_by_name(phantom_folder: Path, tmp_path: Path) -
     assert ended.stderr.splitlines()[-1].startswith("There is no loss 'tverski' (did you mean 'tversky'?)")
 
 
+# ---- a loss of one's own -----------------------------------------------------------------------------------------
+
+OWN = """
+import torch
+
+class MyLoss(torch.nn.Module):
+    def __init__(self, scale=1.0, *, to_onehot_y=False, softmax=False):
+        super().__init__()
+        if scale < 0:
+            raise KeyError("scale")
+        self.scale, self.to_onehot_y, self.softmax = scale, to_onehot_y, softmax
+
+    def forward(self, scores, label):
+        return self.scale * torch.nn.functional.cross_entropy(scores, label[:, 0].long())
+
+class Outer:
+    class Inner(MyLoss):
+        pass
+
+def my_function(scores, label):
+    return (scores - label).mean()
+
+instance = MyLoss()
+"""
+
+
+@pytest.fixture
+def own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder, which is not on Python's path."""
+    name = f"losses_of_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / f"{name}_broken.py").write_text("import torch\n\nclass MyLoss(torch.nn.Module)\n    pass\n")
+    (tmp_path / f"{name}_needs.py").write_text("import torch\nimport a_package_that_is_not_there\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    return name
+
+
+def test_a_loss_of_one_s_own_trains_resumes_and_is_recorded(
+    phantom_folder: Path, tmp_path: Path, own_loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["--data", phantom_folder, "--run", run, "--loss", f"{own_loss}.MyLoss", "--loss::scale", "2", *QUICK]
+    succeeds("doctor", *arguments)
+    assert "MyLoss applies softmax, as scores of 3 channels need it." in capsys.readouterr().out
+    succeeds("train", *arguments)
+    record = json.loads((run / "models" / "run.json").read_text())
+    assert record["loss"] == f"{own_loss}.MyLoss"
+    assert record["loss_options"] == {"class": "MyLoss", "scale": 2, "to_onehot_y": True, "softmax": True}
+    config = yaml.safe_load((run / "models" / "config.yaml").read_text())
+    assert config["loss"]["_target_"] == f"{own_loss}.MyLoss"
+    succeeds("evaluate", "--run", run, "--overlays", "False")
+    succeeds("infer", "--run", run, "--input", phantom_folder / "imagesTs", "--output", tmp_path / "out")
+    arguments[arguments.index("1")] = "2"  # epochs
+    said = sentence_of("train", *arguments, "--loss::scale", "3", "--resume", "True")
+    assert "Expected the option scale of the loss to be 2 as in the run to resume, got 3" in said
+    said = sentence_of("train", *arguments[:5], f"{own_loss}.Outer.Inner", *arguments[6:], "--resume", "True")
+    assert f"Expected loss '{own_loss}.MyLoss' as in the run to resume, got '{own_loss}.Outer.Inner'" in said
+    succeeds("train", *arguments, "--resume", "True")
+    assert len((run / "eval" / "training.csv").read_text().splitlines()) == 3
+
+
+def test_any_class_that_can_be_imported_is_a_loss(own_loss: str) -> None:
+    for path, given in {
+        "monai.losses.DiceLoss": {"include_background", "to_onehot_y", "softmax", "sigmoid"},
+        "monai.losses.FocalLoss": {"include_background", "to_onehot_y", "use_softmax"},
+        "monai_extra_losses.FocalTverskyLoss": {"include_background", "to_onehot_y", "softmax", "sigmoid"},
+        "torch.nn.CrossEntropyLoss": set(),
+        f"{own_loss}.MyLoss": {"to_onehot_y", "softmax"},
+        f"{own_loss}.Outer.Inner": {"to_onehot_y", "softmax"},
+    }.items():
+        checked = checked_overrides({"loss": "@losses::dice", "losses": {"dice": {}}}, {"loss": path})
+        assert checked["loss"].pop("_target_") == path
+        assert set(checked["loss"]) == given
+        assert all(value == f"@{name.removeprefix('use_')}" for name, value in checked["loss"].items())
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "sentence"),
+    [
+        ("NOWHERE.MyLoss", {}, r"no module 'NOWHERE' can be imported from the current folder \(.*\) or from what is"),
+        ("OWN.MyLos", {}, r"There is no 'MyLos' in OWN \(did you mean 'MyLoss'\?\)\."),
+        ("OWN.Outer.Iner", {}, r"There is no 'Iner' in OWN"),
+        (
+            "OWN.my_function",
+            {},
+            r"Expected loss to be a class of torch\.nn\.Module .*, got OWN\.my_function, a function",
+        ),
+        ("OWN.Outer", {}, r"got OWN\.Outer, a class of another kind; write one that calls it\."),
+        ("OWN.instance", {}, r"got OWN\.instance, a MyLoss; write"),
+        ("OWN_broken.MyLoss", {}, r"cannot be imported: SyntaxError: .* \(OWN_broken\.py, line 3\)\."),
+        ("OWN_needs.MyLoss", {}, r"ModuleNotFoundError: No module named 'a_package_.*' \(OWN_needs\.py, line 2\)\."),
+        ("OWN.py", {}, r"got the file 'OWN\.py'; give OWN\.NAME of a class in it, from its folder\."),
+        ("./OWN.py", {}, r"got the file '\./OWN\.py'; give OWN\.NAME"),
+        (".MyLoss", {}, r"The loss \.MyLoss cannot be imported: ValueError"),
+        ("OWN.MyLoss", {"loss::scael": 2}, r"There is no option 'scael' of loss \(did you mean 'scale'\?\)"),
+    ],
+)
+def test_what_is_no_loss_of_one_s_own_is_one_sentence(
+    own_loss: str, loss: str, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(StartUpRefused, match=sentence.replace("OWN", own_loss)):
+        checked_overrides({"loss": {}}, {**options, "loss": loss.replace("OWN", own_loss)})
+
+
+def test_an_own_loss_that_refuses_its_options_is_one_sentence(
+    phantom_folder: Path, tmp_path: Path, own_loss: str
+) -> None:
+    arguments = ("train", "--data", phantom_folder, "--run", tmp_path / "run", "--loss", f"{own_loss}.MyLoss", *QUICK)
+    assert (
+        sentence_of(*arguments, "--loss::scale", "-1")
+        == f"{own_loss}.MyLoss: KeyError: 'scale' ({own_loss}.py, line 8)."
+    )
+    assert sentence_of(*arguments, "--loss::scale", "much").startswith(f"{own_loss}.MyLoss: '<' not supported")
+    assert not (tmp_path / "run").exists()
+
+
+def test_any_target_is_importable_from_the_current_folder(own_loss: str) -> None:
+    config = {"loss": {"_target_": "torch.nn.MSELoss"}}
+    checked = checked_overrides(config, {"loss::_target_": f"{own_loss}.MyLoss", "loss::scale": 2})
+    assert checked == {"loss::_target_": f"{own_loss}.MyLoss", "loss::scale": 2}
+
+
 # ---- data sets and folders that cannot be used -------------------------------------------------------------------
 
 

@@ -188,13 +188,18 @@ def test_a_network_of_too_few_channels(phantom_folder: Path) -> None:
         (TwoResults, "The forward pass of the loss failed: expected a tensor from the loss, got tuple"),
         (InPlace, "something changes a tensor in place that the gradient needs: clone it first."),
         (Flat, "Expected a gradient of the network, got 0 everywhere; the loss does not depend on the scores."),
-        (Unbuildable, "Starting up failed: test_doctor.Unbuildable: RuntimeError: no kernel for this machine (test_d"),
     ],
 )
 def test_a_loss_that_fails_is_one_sentence(phantom_folder: Path, own: type, sentence: str) -> None:
     text = the_problem(phantom_folder, **{"loss::_target_": f"{__name__}.{own.__name__}"})
     assert sentence in text
     assert "\n" not in text
+
+
+def test_a_loss_that_cannot_be_built_is_refused_as_by_a_training(phantom_folder: Path) -> None:
+    sentence = r"test_doctor\.Unbuildable: RuntimeError: no kernel for this machine \(test_doctor\.py, line \d+\)\."
+    with pytest.raises(StartUpRefused, match=sentence):
+        findings(phantom_folder, **{"loss::_target_": f"{__name__}.Unbuildable"})
 
 
 def test_the_line_of_the_own_loss_is_named(phantom_folder: Path) -> None:
@@ -238,6 +243,11 @@ def test_no_gradient_for_a_layer_is_a_warning(phantom_folder: Path) -> None:
     network = "$torch.nn.ModuleList([@network_def, torch.nn.Linear(3, 3)])"
     found = findings(phantom_folder, network=network, **{"train::inferer": "$lambda x, network: network[0](x)"})
     assert "Without gradient: 1 layer, 1.weight the first; unused?" in of_level(found, "warning")
+
+
+def test_threads_that_wait_for_each_other_are_a_warning(phantom_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monai_extra_losses.thread_stalls.Interruptions.warning", lambda self: "set OMP_NUM_THREADS=1.")
+    assert of_level(findings(phantom_folder, device="cpu"), "warning") == ["set OMP_NUM_THREADS=1."]
 
 
 def test_a_folder_in_use_and_refusals(phantom_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from monai_extra_losses.handlers import (
     EmptyAwareDice,
     ListedOutput,
     case_metrics,
+    listed_dice,
     loss_of_output,
+    shown_duration,
     summarise,
 )
 
@@ -155,3 +157,18 @@ def test_loggers_of_monai_find_the_loss() -> None:
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: found.append(loss_for_logger(e.state.output)))
     engine.run([0.5, 0.25])
     assert found == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h")]
+)
+def test_a_duration_is_one_to_read(seconds: float, text: str) -> None:
+    assert shown_duration(seconds) == text
+
+
+def test_of_many_classes_the_log_names_the_lowest() -> None:
+    names = [f"class {i}" for i in range(12)]
+    assert listed_dice(names[:3], [0.5, math.nan, 0.1234]) == "class 0 0.500, class 1 undefined, class 2 0.123"
+    assert listed_dice(names[:10], [0.5] * 10).count("class") == 10
+    dice = [0.9, 0.1, math.nan, 0.2, *[0.8] * 8]
+    assert listed_dice(names, dice) == "12 classes, the lowest class 1 0.100, class 3 0.200, class 4 0.800"

@@ -59,6 +59,31 @@ def test_public_names_are_sorted_and_there() -> None:
     assert all(getattr(monai_extra_losses, name) is getattr(losses, name) for name in losses.__all__)
 
 
+def test_the_package_names_every_loss_without_importing_torch() -> None:
+    code = (
+        "import sys, rlcompleter, monai_extra_losses as package\n"
+        "print(set(package.__all__) <= set(dir(package)), *sorted(package.__all__))\n"
+        "print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))\n"
+        "print(rlcompleter.Completer({'package': package}).complete('package.FocalTv', 0))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    listed, imported, completed = result.stdout.splitlines()
+    assert listed.split() == ["True", *sorted([*losses.__all__, "config_dir"])]
+    assert imported == "[]"
+    assert completed.startswith("package.FocalTverskyLoss(")
+
+
+def test_help_and_a_star_import_give_every_loss() -> None:
+    code = (
+        "import pydoc, monai_extra_losses as package\n"
+        "page = pydoc.plain(pydoc.render_doc(package))\n"
+        "from monai_extra_losses import *\n"
+        "print(sorted(n for n in package.__all__ if f'class {n}(' not in page or n not in globals()))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.splitlines()[-1] == "['config_dir']"  # a function
+
+
 def test_an_unknown_name_of_the_package_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'FancyLoss'"):
         monai_extra_losses.FancyLoss  # noqa: B018

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import operator
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -453,7 +454,12 @@ def test_the_run_folder_tells_what_was_run(phantom_folder: Path, tmp_path: Path)
     assert "epoch 2/2  loss" in grown
     summary = run.summary.read_text()
     best = max(table(run.training_csv), key=lambda row: float(row["val_mean_dice"]))
-    assert f"at epoch {best['epoch']} (organ {best['val_dice_organ']}, lesion {best['val_dice_lesion']})." in summary
+    organ, lesion = (float(best[f"val_dice_{name}"]) for name in ("organ", "lesion"))
+    assert f"at epoch {best['epoch']} (organ {organ:.3f}, lesion {lesion:.3f})." in summary
+    assert (
+        "this Dice       a quick one (windows overlap by 0.25), on the grid of the training; that of evaluate"
+        in summary
+    )
     assert f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}\n" in summary
     assert f"monai-extra-losses evaluate --run {shlex.quote(str(run.root))}\n" in summary
     assert summary.strip() in grown
@@ -471,6 +477,30 @@ def test_the_run_folder_tells_what_was_run(phantom_folder: Path, tmp_path: Path)
 
     train(phantom_folder, run.root, overwrite=True, **options)
     assert "epoch 2/2" not in run.results.log.read_text()
+
+
+def test_the_log_says_the_time_left(uninterrupted: RunFolder) -> None:
+    lines = [line for line in uninterrupted.results.log.read_text().splitlines() if "  epoch " in line]
+    assert [bool(re.search(r"  \d+\.\d s, about \d+ s left$", line)) for line in lines] == [True, True, True, False]
+
+
+def test_an_evaluation_says_what_its_numbers_mean(
+    uninterrupted: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"surface_tolerance_mm": 2.5, "validate::inferer::inferer::overlap": 0.4, "overlays": False}
+    evaluate(uninterrupted, output_dir=str(tmp_path / "out"), **options)
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "± standard deviation over the cases; the row mean is the mean of the classes.",
+        "undefined: cases with the class neither in the target nor in the prediction; they leave its means.",
+        "missed or invented in a case counts with Dice 0, surface Dice 0 and, as HD95, the diagonal of the volume.",
+        "surface Dice counts surfaces within 2.5 mm as one.",
+        "on the grid of each file (windows overlap by 0.4). The validation of the training prints another Dice",
+    ):
+        assert words in said
+    results = ResultsFolder(tmp_path / "out")
+    assert results.cases_csv.read_text().startswith("case,label,dice,")  # tables stay tables
+    assert results.summary_csv.read_text().startswith("label,cases,dice_mean,")
 
 
 def test_pictures_of_the_best_median_and_worst_case(uninterrupted: RunFolder, tmp_path: Path) -> None:

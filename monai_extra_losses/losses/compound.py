@@ -86,7 +86,9 @@ class _ScoreCrossEntropy(CrossEntropyLoss):
 
 
 class CompoundLoss(nn.Module):
-    """Weighted sum of losses: sum_k lambda_k L_k.
+    """Weighted sum of losses.
+
+    sum_k lambda_k L_k
 
     Losses of this package that read the target alike share one pass over the data.
 

@@ -427,6 +427,8 @@ class BalancedCrossEntropyLoss(_OneVsRestCrossEntropy):
 class TopKLoss(DistributionLoss):
     """Top-k cross-entropy: the mean over the k % of voxels with the largest cross-entropy, of each sample.
 
+    sum of the K largest -log p_t / K, K = max(1, floor(n k / 100)) of the n voxels of a sample, mean over samples
+
     k=100 is the mean of the samples' cross-entropies. Public versions give NaN when k % rounds to no voxel: at least
     one counts here. Everything ignored gives 0; a sample in which everything is ignored leaves the mean.
 

@@ -10,12 +10,18 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
+
+from monai_extra_losses.report.names import shown_name
 
 # Okabe and Ito's palette without black: told apart by colour-blind readers, and bright enough on grey.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))  # name, axis cut, horizontal, vertical
 _AXES = "xyz"
+_SIDES = ("LR", "PA", "FH")  # where each axis of a NIfTI affine comes from and goes to: left, posterior, feet
+_OBLIQUE = 0.3  # share of a direction along another axis of the body from which it is marked too, about 17 degrees
 
 _Volume = NDArray[Any]
 
@@ -29,6 +35,7 @@ def draw_overlay(
     labels: Mapping[int, str],
     out: str | Path,
     title: str = "",
+    affine: _Volume | None = None,
 ) -> Path:
     """Draw the contours of target (solid) and prediction (dashed) over three planes of the image.
 
@@ -43,6 +50,9 @@ def draw_overlay(
         labels: label value -> name; 0 is the background and not drawn. The legend names the classes present.
         out: PNG file to write; its folder is created.
         title: line above the planes, such as the case's name and Dice.
+        affine: (4, 4), voxel indices to mm of right, anterior, superior, as NIfTI has it; the sides of the patient are
+            marked by it: R and L, A and P, H (head) and F (feet). None: no marks, for a volume whose orientation is not
+            known.
 
     Returns:
         The file written.
@@ -67,12 +77,15 @@ def draw_overlay(
     size = [n * step for n, step in zip(image.shape, spacing, strict=True)]
     low, high = np.percentile(image[np.isfinite(image)], (0.5, 99.5))
 
-    handles = [Line2D([], [], color=colour, linewidth=3, label=labels[value]) for value, colour in colours.items()]
+    handles = [
+        Line2D([], [], color=colour, linewidth=3, label=shown_name(labels[value])) for value, colour in colours.items()
+    ]
     handles += [
         Line2D([], [], color="black", linestyle="solid", label="target"),
         Line2D([], [], color="black", linestyle="dashed", label="prediction"),
     ]
-    figure, panels = _lay_out(size, num_entries=len(handles))
+    entries = [str(handle.get_label()) for handle in handles]
+    figure, panels = _lay_out(size, entries)
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
         index = _informative_slice(target, predicted, cut, list(colours), image.shape)
         extent = (0, size[horizontal], 0, size[vertical])
@@ -81,6 +94,8 @@ def draw_overlay(
             for volume, style in ((target, "solid"), (predicted, "dashed")):
                 plane = volume[value].take(index, axis=cut).T
                 _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), colour, style)
+        if affine is not None:
+            _mark_sides(axes, affine[:3, horizontal], affine[:3, vertical])
         axes.set(
             xlim=(0, size[horizontal]),
             ylim=(0, size[vertical]),
@@ -88,16 +103,55 @@ def draw_overlay(
             xlabel=f"{_AXES[horizontal]} (mm)",
             ylabel=f"{_AXES[vertical]} (mm)",
         )
-    figure.legend(handles=handles, loc="lower center", ncols=_entries_per_row(figure), frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=_entries_per_row(figure, entries), frameon=False)
     if title:
-        figure.suptitle(title, y=1 - 0.1 / figure.get_figheight(), va="top")
+        longest = int(figure.get_figwidth() / 0.105)  # letters
+        short = title if len(title) <= longest else f"{title[: longest // 2]}…{title[-(longest // 2 - 1) :]}"
+        figure.suptitle(short.replace("$", r"\$"), y=1 - 0.1 / figure.get_figheight(), va="top")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     return out
 
 
-def _lay_out(size: Sequence[float], num_entries: int) -> tuple[Figure, list[Axes]]:
+def sides_of(direction: Sequence[float] | _Volume) -> tuple[str, str]:
+    """The letters where an axis begins and where it ends, of an oblique one several, the nearest first.
+
+    Args:
+        direction: (3,) a column of a NIfTI affine: towards right, anterior, superior.
+    """
+    towards = np.asarray(direction, dtype=float)
+    towards = towards / np.linalg.norm(towards)
+    nearest = np.argsort(-np.abs(towards), kind="stable")
+    marked = [axis for rank, axis in enumerate(nearest) if rank == 0 or abs(towards[axis]) >= _OBLIQUE]
+    end = "".join(_SIDES[axis][int(towards[axis] > 0)] for axis in marked)
+    begin = "".join(_SIDES[axis][int(towards[axis] < 0)] for axis in marked)
+    return begin, end
+
+
+def _mark_sides(axes: Axes, horizontal: _Volume, vertical: _Volume) -> None:
+    (left, right), (bottom, top) = sides_of(horizontal), sides_of(vertical)
+    outline = [withStroke(linewidth=3, foreground="black")]
+    for text, x, y, across, along in (
+        (left, 0.02, 0.5, "left", "center"),
+        (right, 0.98, 0.5, "right", "center"),
+        (bottom, 0.5, 0.02, "center", "bottom"),
+        (top, 0.5, 0.98, "center", "top"),
+    ):
+        axes.text(
+            x,
+            y,
+            text,
+            ha=across,
+            va=along,
+            transform=axes.transAxes,
+            color="white",
+            weight="bold",
+            path_effects=outline,
+        )
+
+
+def _lay_out(size: Sequence[float], entries: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """A figure with the three planes side by side, all at one scale, above room for the legend. Lengths in inches.
 
     Placed by hand, because matplotlib's layout engines give planes of different shape different scales.
@@ -107,7 +161,7 @@ def _lay_out(size: Sequence[float], num_entries: int) -> tuple[Figure, list[Axes
     scale = min(9.3 / sum(widths), 6.5 / max(heights))
     gap = 0.9  # left of each plane: its ticks and label
     figure = Figure(figsize=(max(scale * sum(widths) + 3 * gap, 7), 1))
-    bottom = 0.25 * math.ceil(num_entries / _entries_per_row(figure)) + 0.75
+    bottom = 0.235 * math.ceil(len(entries) / _entries_per_row(figure, entries)) + 0.75
     figure.set_figheight(bottom + scale * max(heights) + 0.8)
     whole = figure.get_size_inches()
     left = (whole[0] - scale * sum(widths) - 3 * gap) / 2 + 0.8 * gap
@@ -119,8 +173,10 @@ def _lay_out(size: Sequence[float], num_entries: int) -> tuple[Figure, list[Axes
     return figure, panels
 
 
-def _entries_per_row(figure: Figure) -> int:
-    return int(figure.get_figwidth() / 1.5)
+def _entries_per_row(figure: Figure, entries: Sequence[str]) -> int:
+    """How many entries of a legend fit side by side: of text of 10 points, with 48 points for line and gaps."""
+    widest = max(TextPath((0, 0), entry, size=10).get_extents().width for entry in entries)
+    return max(1, int(figure.get_figwidth() * 72 / (widest + 48)))
 
 
 def _class_colours(count: int) -> list[Any]:

@@ -37,6 +37,7 @@ from monai_extra_losses.data.datalist import (
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
+from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
@@ -134,6 +135,8 @@ class TrainingSetUp(RunSetUp):
         early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
+        flip_axes: body axes (0, 1, 2) along which patches are mirrored at random; None: left and right, unless a name
+            of a class is of one side (`data.sides`).
         hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
         pretrained: file of weights to start from; None: random ones.
         cache: where prepared volumes are kept, "memory", "disk" or "none".
@@ -171,6 +174,7 @@ class TrainingSetUp(RunSetUp):
         loss_weights: Any = None,
         regions: Any = True,
         early_stop_patience: Any = None,
+        flip_axes: Any = None,
         amp: Any = None,
         device: Any = None,
         hu_window: Any = None,
@@ -203,6 +207,7 @@ class TrainingSetUp(RunSetUp):
             "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
+        flips = _given_flips(flip_axes)
         half_precision(amp, "cpu" if device is None else device)  # refused now
         with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
@@ -235,6 +240,8 @@ class TrainingSetUp(RunSetUp):
             loss_options=loss_options(loss),
             **chosen,
         )
+        names = record.foreground.values()
+        record = dataclasses.replace(record, flip_axes=automatic_flips(names) if flips is None else flips)
         if yes_or_no("check_loss", check_loss):
             if record.regions is None:
                 _refuse_broken_loss(loss, record.num_classes)
@@ -279,6 +286,8 @@ class TrainingSetUp(RunSetUp):
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
             f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
         )
+        for wrong, sentence in mirror_remarks(self.record.foreground.values(), self.record.flip_axes):
+            logger.log(logging.WARNING if wrong else logging.INFO, sentence)
 
 
 class EvaluationSetUp(RunSetUp):
@@ -354,7 +363,8 @@ class InferenceSetUp:
         output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         series: picks a series of each DICOM folder; None where each holds one.
-        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three.
+        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three, but those that exchange what
+            names of classes tell apart (`data.sides`).
         probabilities: write them too.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
@@ -389,7 +399,7 @@ class InferenceSetUp:
         num_workers: Any = 0,
     ) -> None:
         refuse_machinery(device, num_workers)
-        self.flips = _flipped_axes(test_time_flips)
+        flips = _flipped_axes(test_time_flips)
         self.probabilities = yes_or_no("probabilities", probabilities)
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
@@ -398,6 +408,7 @@ class InferenceSetUp:
         self.folder = RunFolder(Path(str(bundle_root)))
         trained = input is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
+        self.flips, self._about_flips = _flips_that_names_allow(flips, literal(test_time_flips) is True, self.record)
         self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
         self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
         self.failures: dict[str, str] = {}
@@ -478,6 +489,8 @@ class InferenceSetUp:
         """Make the output folder; what a killed run left half written goes."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
         open_folder("output_dir", self.output_dir)
+        for sentence in self._about_flips:
+            logger.warning(sentence)
 
     def items_to_do(self) -> list[dict[str, Any]]:
         """The cases that are not finished; how many are is said."""
@@ -541,13 +554,46 @@ def _flipped_axes(test_time_flips: Any) -> tuple[int, ...]:
     given = literal(test_time_flips)
     if given is None or isinstance(given, bool):
         return (0, 1, 2) if given else ()
+    return _axes("test_time_flips", "True, False", given)
+
+
+def _given_flips(flip_axes: Any) -> tuple[int, ...] | None:
+    """Axes in order, or None for the automatic ones."""
+    given = literal(flip_axes)
+    if given is None or given is False:
+        return None if given is None else ()
+    return tuple(sorted(_axes("flip_axes", "null, False", given)))
+
+
+def _axes(name: str, others: str, given: Any) -> tuple[int, ...]:
     axes = list(given) if isinstance(given, list | tuple) else [given]
-    if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) and not isinstance(axis, bool) for axis in axes):
+    known = all(isinstance(axis, int) and not isinstance(axis, bool) and axis in (0, 1, 2) for axis in axes)
+    if not known or len(set(axes)) != len(axes):
         raise StartUpRefused(
-            f'Expected test_time_flips to be True, False or axes among 0, 1 and 2 such as "[0, 1]", '
-            f"got {test_time_flips!r}."
+            f'Expected {name} to be {others} or axes among 0, 1 and 2 such as "[0, 1]", got {given!r}.'
         )
     return tuple(axes)
+
+
+def _flips_that_names_allow(
+    flips: tuple[int, ...], automatic: bool, record: RunRecord
+) -> tuple[tuple[int, ...], list[str]]:
+    """The flips at test time, without those that names speak against where they were not asked for; and what to say."""
+    said, left = [], []
+    for axis in flips:
+        bound = bound_to_direction(record.foreground.values(), axis)
+        if bound and automatic:
+            said.append(
+                f"test_time_flips leaves axis {axis} out: a mirror image exchanges {AXES_OF_MIRRORS[axis]}, and so the "
+                f"look of {listed(bound)}."
+            )
+            left.append(axis)
+        elif bound:
+            said.append(
+                f"test_time_flips averages over mirror images that exchange {AXES_OF_MIRRORS[axis]}, and so over the "
+                f"looks of {listed(bound)}: leave axis {axis} out."
+            )
+    return tuple(axis for axis in flips if axis not in left), said
 
 
 def _written_labels(record: RunRecord, restore: bool) -> list[int]:
@@ -739,8 +785,10 @@ def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
     for field in dataclasses.fields(RunRecord):
         before, after = getattr(recorded, field.name), getattr(now, field.name)
         if before != after and field.name not in _CHANGE_ON_RESUME:
+            # automatic for a run that was started before names were looked at
+            again = f"give --flip_axes {json.dumps(str(list(before)))}, or " if field.name == "flip_axes" else ""
             raise StartUpRefused(
-                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {_ANOTHER_RUN}."
+                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {again}{_ANOTHER_RUN}."
             )
     options, others = recorded.loss_options or {}, now.loss_options or {}
     if recorded.loss_options is None:

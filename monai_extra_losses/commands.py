@@ -70,6 +70,8 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     --patch_size "[96, 96, 32]"   voxels per axis
     --pixdim "[1, 1, 2.5]"        spacing in mm to resample to
     --hu_window "[-175, 250]"     CT: intensities to clip to
+    --flip_axes "[0, 1]"          axes to mirror patches along, or False; by itself left-right where
+                                  no class is the left or right one of two
     --batch_size 4                patches per step
     --learning_rate 0.002         of the first step
     --early_stop_patience 5       stop after validations without a better Dice

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from monai_extra_losses.bundle import refuse_run_folder
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.sides import mirror_remarks
 from monai_extra_losses.engines import LABEL
 from monai_extra_losses.loss_facts import (
     loss_of_equal_scores,
@@ -147,6 +148,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
         f"{' x '.join(map(str, record.patch_size))} voxels, {record.batch_size} a step, on {training.device} in "
         f"{precision}. Here a few of them are read.",
     )
+    for wrong, sentence in mirror_remarks(record.foreground.values(), record.flip_axes):
+        yield Finding("warning" if wrong else "ok", sentence)
     batches, data_seconds = _draw(training)
     yield from _about_batches(training, batches)
     inputs, target = batches[0]

@@ -267,6 +267,7 @@ class RunRecord:
             its own mean and deviation removed.
         pretrained: file of the weights that the training started from, or None.
         cache, cache_dir: where prepared volumes were kept.
+        flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
         version: of this package.
         loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
     """
@@ -300,6 +301,7 @@ class RunRecord:
     cache_dir: str | None = None
     version: str = __version__
     loss_options: dict[str, Any] | None = None
+    flip_axes: tuple[int, ...] = (0,)
 
     @property
     def num_classes(self) -> int:

@@ -91,7 +91,8 @@ def data_report(folder: str | Path) -> DataReport:
     case_list = read_case_list(folder)
     summaries, measures = measure_cases(case_list)
     statistics = data_statistics(summaries, measures)
-    advice = data_advice(summaries, statistics, count_folds(case_list.cases, None))
+    folds = count_folds(case_list.cases, None)
+    advice = data_advice(summaries, statistics, folds, case_list.regions or ())
     return DataReport(case_list, summaries, measures, statistics, advice)
 
 

@@ -40,7 +40,7 @@ from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unli
 from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
-from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored, leave_out, takes_maps_alone
+from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored, leave_out, needs_maps
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -655,7 +655,7 @@ def _leave_out_ignored(loss: torch.nn.Module, record: RunRecord) -> None:
 
 def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: int | None) -> None:
     """Refuse a loss that fails on the scores and the label map of a few voxels, or does not leave ignored ones out."""
-    if takes_maps_alone(loss):
+    if needs_maps(loss):
         return
     device = _device_of(loss)
     scores = torch.randn(1, num_classes, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)

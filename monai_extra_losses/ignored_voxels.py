@@ -77,12 +77,14 @@ def counts_ignored(loss: nn.Module, scores: Tensor, target: Tensor, ignored: Ten
         target: as the trainer hands it to the loss.
         ignored: (B, 1, *spatial) bool.
     """
+    channel = torch.arange(scores.shape[1], device=scores.device).view(1, -1, *[1] * (scores.ndim - 2))
+    others = torch.where(ignored, 3 * channel - 2 * scores, scores)
     with torch.no_grad():
-        before, after = loss(scores, target), loss(torch.where(ignored, 1 - 2 * scores, scores), target)
+        before, after = loss(scores, target), loss(others, target)
     return not torch.allclose(before, after, rtol=1e-4, atol=1e-6)
 
 
-def takes_maps_alone(loss: nn.Module) -> bool:
+def needs_maps(loss: nn.Module) -> bool:
     """Whether a loss cannot be tried without maps beside the label."""
     parameters = list(inspect.signature(loss.forward).parameters.values())
     return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[2:])

@@ -73,7 +73,8 @@ def read_case_list(folder: str | Path) -> CaseList:
         folder: a Medical Segmentation Decathlon folder (dataset.json with `training`, `test`, `labels`, `modality`), an
             nnU-Net v2 folder (dataset.json with `labels` and `channel_names`, one file `NAME_0000.nii.gz` per channel),
             or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json. Files are paired by name. Entries
-            of `training` may have a `"fold"`, all of them or none, as MONAI's Auto3DSeg writes it.
+            of `training` may have a `"fold"`, all of them or none, as MONAI's Auto3DSeg writes it. Voxels without
+            annotation have the label named `ignore`, or that of `"ignore_label"`.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the

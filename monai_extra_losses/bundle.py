@@ -7,7 +7,6 @@ never writes, so that a workflow may build it twice.
 
 import contextlib
 import dataclasses
-import inspect
 import itertools
 import json
 import logging
@@ -18,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import numpy as np
@@ -31,6 +30,7 @@ from monai_extra_losses.data.datalist import (
     CaseList,
     LabelledCase,
     count_folds,
+    declared_ignore_label,
     declares_regions,
     read_case_list,
     split_cases,
@@ -38,8 +38,10 @@ from monai_extra_losses.data.datalist import (
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
+from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
-from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
+from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored, leave_out, needs_maps
 from monai_extra_losses.loss_facts import loss_name, loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -137,6 +139,8 @@ class TrainingSetUp(RunSetUp):
         early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
+        flip_axes: body axes (0, 1, 2) along which patches are mirrored at random; None: left and right, unless a name
+            of a class is of one side (`data.sides`).
         hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
         pretrained: file of weights to start from; None: random ones.
         cache: where prepared volumes are kept, "memory", "disk" or "none".
@@ -174,6 +178,7 @@ class TrainingSetUp(RunSetUp):
         loss_weights: Any = None,
         regions: Any = True,
         early_stop_patience: Any = None,
+        flip_axes: Any = None,
         amp: Any = None,
         device: Any = None,
         hu_window: Any = None,
@@ -206,6 +211,7 @@ class TrainingSetUp(RunSetUp):
             "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
+        flips = _given_flips(flip_axes)
         half_precision(amp, "cpu" if device is None else device)  # refused now
         with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
@@ -239,15 +245,22 @@ class TrainingSetUp(RunSetUp):
             original_labels=case_list.original_labels,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
-            loss_options=loss_options(loss),
+            ignore_label=case_list.ignore_label,
             **chosen,
         )
+        _leave_out_ignored(loss, record)
+        record = dataclasses.replace(
+            record,
+            loss_options=loss_options(loss),
+            flip_axes=automatic_flips(record.foreground.values()) if flips is None else flips,
+        )
+        self._loss_warnings = check_ignore_index(loss, record)
         if yes_or_no("check_loss", check_loss):
             if record.regions is None:
-                _refuse_broken_loss(loss, record.num_classes)
+                _refuse_broken_loss(loss, record.num_classes, record.ignore_index)
             _refuse_raw_scores(loss)
         if record.regions is not None:
-            _refuse_loss_of_classes(loss, record.num_classes)
+            _refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
         self.nothing_to_do = False
         if continued := going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
@@ -288,7 +301,12 @@ class TrainingSetUp(RunSetUp):
             f"{'classes' if self.record.regions is None else 'regions'} "
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
             f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
+            + ("" if self.record.ignore_label is None else f", voxels of label {self.record.ignore_label} left out")
         )
+        for sentence in self._loss_warnings:
+            logger.warning(sentence)
+        for wrong, sentence in mirror_remarks(self.record.foreground.values(), self.record.flip_axes):
+            logger.log(logging.WARNING if wrong else logging.INFO, sentence)
 
 
 class EvaluationSetUp(RunSetUp):
@@ -341,6 +359,8 @@ class EvaluationSetUp(RunSetUp):
         with _problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, record, case_list.folder)
+        # the data say which voxels are not annotated: those of another folder may have another value for it
+        record = dataclasses.replace(record, ignore_label=case_list.ignore_label)
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
@@ -366,7 +386,8 @@ class InferenceSetUp:
         series: picks a series of each DICOM folder; None where each holds one.
         channel_files: whether NAME_0000, NAME_0001, ... are channels of NAME, or else cases; None: cases where the
             network has one channel and the training's cases have such names, else as `find_inputs` says.
-        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three.
+        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three, but those that exchange what
+            names of classes tell apart (`data.sides`).
         probabilities: write them too.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
@@ -402,7 +423,7 @@ class InferenceSetUp:
         num_workers: Any = 0,
     ) -> None:
         refuse_machinery(device, num_workers)
-        self.flips = _flipped_axes(test_time_flips)
+        flips = _flipped_axes(test_time_flips)
         self.probabilities = yes_or_no("probabilities", probabilities)
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
@@ -411,6 +432,7 @@ class InferenceSetUp:
         self.folder = RunFolder(Path(str(bundle_root)))
         trained = input is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
+        self.flips, self._about_flips = _flips_that_names_allow(flips, literal(test_time_flips) is True, self.record)
         self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
         self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
         self.failures: dict[str, str] = {}
@@ -505,6 +527,8 @@ class InferenceSetUp:
         """Make the output folder; what a killed run left half written goes."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
         open_folder("output_dir", self.output_dir)
+        for sentence in self._about_flips:
+            logger.warning(sentence)
 
     def items_to_do(self) -> list[dict[str, Any]]:
         """The cases that are not finished; how many are is said, and what is passed over."""
@@ -570,13 +594,46 @@ def _flipped_axes(test_time_flips: Any) -> tuple[int, ...]:
     given = literal(test_time_flips)
     if given is None or isinstance(given, bool):
         return (0, 1, 2) if given else ()
+    return _axes("test_time_flips", "True, False", given)
+
+
+def _given_flips(flip_axes: Any) -> tuple[int, ...] | None:
+    """Axes in order, or None for the automatic ones."""
+    given = literal(flip_axes)
+    if given is None or given is False:
+        return None if given is None else ()
+    return tuple(sorted(_axes("flip_axes", "null, False", given)))
+
+
+def _axes(name: str, others: str, given: Any) -> tuple[int, ...]:
     axes = list(given) if isinstance(given, list | tuple) else [given]
-    if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) and not isinstance(axis, bool) for axis in axes):
+    known = all(isinstance(axis, int) and not isinstance(axis, bool) and axis in (0, 1, 2) for axis in axes)
+    if not known or len(set(axes)) != len(axes):
         raise StartUpRefused(
-            f'Expected test_time_flips to be True, False or axes among 0, 1 and 2 such as "[0, 1]", '
-            f"got {test_time_flips!r}."
+            f'Expected {name} to be {others} or axes among 0, 1 and 2 such as "[0, 1]", got {given!r}.'
         )
     return tuple(axes)
+
+
+def _flips_that_names_allow(
+    flips: tuple[int, ...], automatic: bool, record: RunRecord
+) -> tuple[tuple[int, ...], list[str]]:
+    """The flips at test time, without those that names speak against where they were not asked for; and what to say."""
+    said, left = [], []
+    for axis in flips:
+        bound = bound_to_direction(record.foreground.values(), axis)
+        if bound and automatic:
+            said.append(
+                f"test_time_flips leaves axis {axis} out: a mirror image exchanges {AXES_OF_MIRRORS[axis]}, and so the "
+                f"look of {listed(bound)}."
+            )
+            left.append(axis)
+        elif bound:
+            said.append(
+                f"test_time_flips averages over mirror images that exchange {AXES_OF_MIRRORS[axis]}, and so over the "
+                f"looks of {listed(bound)}: leave axis {axis} out."
+            )
+    return tuple(axis for axis in flips if axis not in left), said
 
 
 def _written_labels(record: RunRecord, restore: bool) -> list[int]:
@@ -620,22 +677,36 @@ def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | 
         raise StartUpRefused(f"loss_weights: {error}") from None
 
 
-def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int) -> None:
-    """Refuse a loss that fails on the scores and the label map of a few voxels."""
-    parameters = list(inspect.signature(loss.forward).parameters.values())
-    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[2:]):
-        return  # it needs maps
+def _leave_out_ignored(loss: torch.nn.Module, record: RunRecord) -> None:
+    declared = None if record.ignore_label is None else (record.ignore_label, cast(int, record.ignore_index))
+    leave_out(loss, declared, multi_label=record.regions is not None)
+
+
+def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: int | None) -> None:
+    """Refuse a loss that fails on the scores and the label map of a few voxels, or does not leave ignored ones out."""
+    if needs_maps(loss):
+        return
     device = _device_of(loss)
     scores = torch.randn(1, num_classes, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
     label = (torch.arange(16**3, device=device) * num_classes // 16**3).reshape(1, 1, 16, 16, 16).float()
+    expected = f"a loss of {num_classes} classes and a label map"
+    if ignore_index is not None:
+        label[..., :4] = ignore_index
+        expected += f" whose voxels without annotation are {ignore_index}"
     try:
         with torch.no_grad():
             loss(scores, label)
+        counts = ignore_index is not None and counts_ignored(loss, scores, label, label == ignore_index)
     except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
         raise StartUpRefused(
-            f"Expected a loss of {num_classes} classes and a label map, got {type(loss).__name__}, which fails on "
+            f"Expected {expected}, got {type(loss).__name__}, which fails on "
             f"them ({_first_line(error)}); look at its options."
         ) from None
+    if counts:
+        raise StartUpRefused(
+            f"Expected {expected} and left out, got {type(loss).__name__}, which counts them; "
+            "choose a loss with an ignore_index, such as those of this package."
+        )
 
 
 def _refuse_raw_scores(loss: torch.nn.Module) -> None:
@@ -666,7 +737,7 @@ def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
     return stopped or checkpoint["epoch"] >= record.epochs
 
 
-def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
+def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int, ignore_index: int | None) -> None:
     """Refuse a loss that cannot train regions, by trying it on nested balls."""
     generator = torch.Generator().manual_seed(0)
     device = _device_of(loss)
@@ -676,7 +747,13 @@ def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
     regions = (from_centre < radii[:, None, None, None])[None].byte().to(device)
     name = type(loss).__name__
     advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
+    counts = False
     try:
+        if ignore_index is not None:
+            loss = AnnotatedVoxelLoss(loss, ignore_index)
+            target = regions.int()
+            target[..., :6] = ignore_index
+            counts = counts_ignored(loss, scores, target, target[:, :1] == ignore_index)
         before, raised = loss(scores, regions), loss(scores + 1, regions)
         each = [loss(scores.index_fill(1, torch.tensor([c], device=device), 0.0), regions) for c in range(num_regions)]
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -688,6 +765,11 @@ def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
         raise StartUpRefused(
             f"Expected a loss that takes overlapping regions, got {name}, in which the channels exclude each other; "
             f"{advice}."
+        )
+    if counts:
+        raise StartUpRefused(
+            f"Expected a loss that leaves masked voxels out, got {name}, which counts them; "
+            f"{advice.partition(', or')[0]}."
         )
     if any(torch.equal(before, value) for value in each):
         raise StartUpRefused(
@@ -789,8 +871,10 @@ def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
     for field in dataclasses.fields(RunRecord):
         before, after = getattr(recorded, field.name), getattr(now, field.name)
         if before != after and field.name not in _CHANGE_ON_RESUME:
+            # automatic for a run that was started before names were looked at
+            again = f"give --flip_axes {json.dumps(str(list(before)))}, or " if field.name == "flip_axes" else ""
             raise StartUpRefused(
-                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {_ANOTHER_RUN}."
+                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {again}{_ANOTHER_RUN}."
             )
     options, others = recorded.loss_options or {}, now.loss_options or {}
     if recorded.loss_options is None:
@@ -950,13 +1034,17 @@ def _half_precision_option(amp: Any) -> str | None:
     return known[name]
 
 
-def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ()) -> torch.nn.Module:
+def loss_for_training(
+    loss: Any, device: torch.device, maps: Sequence[str] = (), dataset_dir: Any = None, regions: Any = False
+) -> torch.nn.Module:
     """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
 
     Args:
         loss: as the config gives it.
         device: of the training.
         maps: names of maps that come with the label (`engines.PrepareBatchMaps`), for a loss that takes them.
+        dataset_dir, regions: whose ignore label the loss leaves out, as `TrainingSetUp` takes them; the loss is built
+            before the data are read.
 
     Raises:
         StartUpRefused: what is no loss, or does not take the maps.
@@ -966,11 +1054,16 @@ def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ())
             f"Expected loss to be a component or a reference such as @losses::tversky, got {loss!r}; "
             "configs/losses.yaml must be among the config files for a reference."
         )
-    if maps:
-        try:
+    multi_label = has_regions(dataset_dir, regions)
+    declared = None if dataset_dir is None else declared_ignore_label(str(dataset_dir), multi_label)
+    leave_out(loss, declared, multi_label=multi_label)
+    try:
+        if declared is not None and multi_label:
+            loss = AnnotatedVoxelLoss(loss, declared[1], maps)
+        elif maps:
             loss = LossWithMaps(loss, maps)
-        except TypeError as error:
-            raise StartUpRefused(str(error)) from None
+    except TypeError as error:
+        raise StartUpRefused(str(error)) from None
     return loss.to(device)
 
 

@@ -305,6 +305,7 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "problems",
         "passed_over",
         "labels",
+        "ignore_label",
         "percentiles",
         "statistics",
         "advice",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from monai_extra_losses.data.checks import CaseSummaries
 from monai_extra_losses.data.geometry import BODY_AXES, Triple, automatic_patch
+from monai_extra_losses.data.sides import automatic_flips, mirror_remarks
 from monai_extra_losses.data.statistics import ClassStatistics, DataStatistics
 
 SPACING_RATIO = 1.1 / 0.9
@@ -70,20 +71,23 @@ class DataAdvice:
     against: tuple[str, ...]
 
 
-def data_advice(summaries: CaseSummaries, statistics: DataStatistics, num_folds: int) -> DataAdvice:
+def data_advice(
+    summaries: CaseSummaries, statistics: DataStatistics, num_folds: int, regions: Iterable[str] = ()
+) -> DataAdvice:
     """Spacing, patch and losses to start from.
 
     Args:
         summaries: what the check found.
         statistics: of the same data set.
         num_folds: to which a training deals the cases.
+        regions: names of the regions that it segments; empty: the classes.
     """
     pixdim, why = _pixdim(statistics)
     return DataAdvice(
         pixdim=pixdim,
         pixdim_why=why,
         patch_size=automatic_patch(summaries.cases, pixdim),
-        remarks=tuple(_remarks(statistics, num_folds)),
+        remarks=(*_remarks(statistics, num_folds), *_about_sides(statistics, tuple(regions))),
         losses=tuple(_losses(statistics)),
         against=tuple(_against(statistics)),
     )
@@ -146,6 +150,11 @@ def _of_each_or_many(numbers: Sequence[tuple[str, int]], of_one: str, of_many: s
     counts = [number for _, number in ordered]
     names = _first([name for name, _ in ordered])
     yield of_many.format(names=names, count=len(counts), total=sum(counts), most=counts[0])
+
+
+def _about_sides(statistics: DataStatistics, regions: Sequence[str]) -> Iterable[str]:
+    names = regions or [entry.name for entry in statistics.classes]
+    return (sentence for _, sentence in mirror_remarks(names, automatic_flips(names)))
 
 
 def _losses(statistics: DataStatistics) -> Iterable[LossAdvice]:

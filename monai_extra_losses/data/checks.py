@@ -17,6 +17,7 @@ from tqdm import tqdm
 from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.ignore_label import hint_to_ignore
 from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
 from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of
 from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, open_nifti
@@ -49,6 +50,7 @@ class CaseSummary:
         affine: from voxels to millimetres, 4 rows.
         intensity: one entry per channel.
         voxels: label value -> number of voxels; empty for a case without label.
+        ignored: voxels of the data set's ignore label, which `voxels` leaves out.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CaseSummary:
     affine: tuple[tuple[float, ...], ...]
     intensity: tuple[ChannelIntensity, ...]
     voxels: dict[int, int]
+    ignored: int = 0
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -114,8 +117,9 @@ def check_cases(
 
     A file must be there, whole, and a NIfTI volume of three dimensions (an image may have channels as a fourth), as
     `open_nifti` says. The images and the label of a case must have one shape and one grid, to `TOLERANCE`. Label values
-    must be declared whole numbers; where none are declared, 0 to n without a gap. No intensity may be NaN, infinite or
-    beyond float32 and no channel constant, and every case needs the same number of channels, the declared one.
+    must be declared whole numbers; where none are declared, 0 to n without a gap. No label may be ignored in every
+    voxel. No intensity may be NaN, infinite or beyond float32 and no channel constant, and every case needs the same
+    number of channels, the declared one.
 
     Args:
         case_list: the cases, as `read_case_list` gives them.
@@ -149,7 +153,7 @@ def check_cases(
     remarks = (*remark_sentences({file: scan.remarks for file, scan in scans.items()}), *_blanked_images(scans))
     for remark in remarks:
         _logger.warning("%s", remark)
-    summaries = tuple(_summary(case, scans) for case in everything)
+    summaries = tuple(_summary(case, scans, case_list.ignore_label) for case in everything)
     labelled, unlabelled = summaries[: len(case_list.cases)], summaries[len(case_list.cases) :]
     return CaseSummaries(labelled, unlabelled, _found_labels(case_list, labelled), channels, remarks)
 
@@ -216,15 +220,22 @@ def _label_problems(
     if scan.label is not None:
         yield from (f"{case.label}: {sentence}" for sentence in refusals_of(scan.label))
     declared = case_list.labels
-    foreign = {v: count for v, count in scan.voxels.items() if (v not in declared if declared else v < 0)}
+    annotated = {value: count for value, count in scan.voxels.items() if value != case_list.ignore_label}
+    if scan.voxels and not annotated:
+        yield (
+            f"{case.label}: expected voxels with annotation, got the ignore label {case_list.ignore_label} in every "
+            "voxel; leave the case out."
+        )
+    foreign = {v: count for v, count in annotated.items() if (v not in declared if declared else v < 0)}
     if foreign:
         shown = _first_of([f"{value} ({count} voxels)" for value, count in foreign.items()])
         names = _first_of([f"{value} {name}" for value, name in declared.items()])
+        hint = hint_to_ignore(foreign, case_list.folder / "dataset.json")
         yield (
             f"{case.label}: expected the declared label values ({names}), got {shown}; "
-            f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}."
+            f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}{hint}."
             if declared
-            else f"{case.label}: expected label values of 0 and above, got {shown}; correct the file."
+            else f"{case.label}: expected label values of 0 and above, got {shown}; correct the file{hint}."
         )
     if case.image[0] in scans:
         yield from _grid_problems(case.label, case.image[0], scans)
@@ -249,14 +260,17 @@ def _spacing(affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
     return tuple(float(length) for length in np.linalg.norm(np.array(affine)[:3, :3], axis=0))
 
 
-def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan]) -> CaseSummary:
+def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan], ignore_label: int | None) -> CaseSummary:
     first = scans[case.image[0]]
+    voxels = dict(scans[case.label].voxels) if case.label is not None else {}
+    ignored = 0 if ignore_label is None else voxels.pop(ignore_label, 0)
     return CaseSummary(
         name=case.name,
         shape=first.shape,
         affine=first.affine,
         intensity=tuple(entry for file in case.image for entry in scans[file].intensity),
-        voxels=dict(scans[case.label].voxels) if case.label is not None else {},
+        voxels=voxels,
+        ignored=ignored,
     )
 
 
@@ -290,6 +304,7 @@ def _found_labels(case_list: CaseList, labelled: Iterable[CaseSummary]) -> dict[
             f"{case_list.folder}: expected label values 0 to n without a gap, got {listed_ids(found)}; "
             + (
                 f"write a dataset.json that names them: {declaration}"
+                f"{hint_to_ignore(found, case_list.folder / 'dataset.json')}"
                 if len(found) <= MOST_IDS
                 else "are these label volumes?"
             )

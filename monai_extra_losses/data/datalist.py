@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_volume_name, named
+from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
 from monai_extra_losses.data.json_file import quoted, read_json
 from monai_extra_losses.data.layouts import layout_hint, prepare_command
 
@@ -67,6 +68,7 @@ class CaseList:
         regions: name -> label values, from `regions` of dataset.json, or from the labels that nnU-Net joins; they may
             overlap. None without.
         passed_over: what lies in the folder or stands in dataset.json and is not read, a sentence each.
+        ignore_label: value of voxels without annotation, none of `labels`; None without (`data.ignore_label`).
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class CaseList:
     original_labels: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] | None = None
     passed_over: tuple[str, ...] = ()
+    ignore_label: int | None = None
 
 
 def read_case_list(folder: str | Path) -> CaseList:
@@ -89,7 +92,7 @@ def read_case_list(folder: str | Path) -> CaseList:
             or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json, beside them imagesVa/ and
             labelsVa/ and imagesTs/. Files are paired by name. Entries of `training` may have a `"fold"`, all of them
             or none, as MONAI's Auto3DSeg writes it; `validation` and `testing` are read as AMOS, BTCV and Auto3DSeg
-            have them.
+            have them. Voxels without annotation have the label named `ignore`, or that of `"ignore_label"`.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the
@@ -103,6 +106,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         )
     declared_file = folder / "dataset.json"
     declared = _read_declared(declared_file) if os.path.lexists(declared_file) else {}
+    ignore_label, declared = split_ignore_label(declared, declared_file)
     labels = _declared_labels(declared, declared_file)
     files = FolderFiles()
     if "training" in declared:
@@ -137,6 +141,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         channels=channels,
         regions=regions,
         passed_over=tuple(passed_over),
+        ignore_label=ignore_label,
     )
 
 
@@ -169,6 +174,24 @@ def declares_regions(folder: str | Path) -> bool:
         return _declared_regions(declared, _declared_labels(declared, path), path) is not None
     except DatasetError:
         return False
+
+
+def declared_ignore_label(folder: str | Path, regions: bool = True) -> tuple[int, int] | None:
+    """The ignore label that dataset.json declares, and its `value_in_memory`; None without.
+
+    Args:
+        folder: of the data set.
+        regions: whether the regions that it declares are trained.
+    """
+    where = Path(folder) / "dataset.json"
+    try:
+        ignore_label, declared = split_ignore_label(_read_declared(where), where)
+        labels = _declared_labels(declared, where)
+        channels = _declared_regions(declared, labels, where) if regions else None
+    except DatasetError:  # `read_case_list` will say it
+        return None
+    value = value_in_memory(ignore_label, max(len(labels), len(channels or ())))
+    return None if ignore_label is None or value is None else (ignore_label, value)
 
 
 def split_cases(
@@ -467,7 +490,8 @@ def _paired_cases(
             raise DatasetError(
                 f"{images_folder.parent}: expected images and labels of equal names, got {named(grouped)} in "
                 f"{images_folder.name}/ and {named(labels)} in {labels_folder.name}/; rename one side, or, where the "
-                f"labels' names end in _seg, .seg, -seg, _label, -label, _mask or _gt, make a data set of them by: {command}"
+                "labels' names end in _seg, .seg, -seg, _label, -label, _mask or _gt, make a data set of them by: "
+                f"{command}"
             )
     problems = [
         f"{file}: expected a label of the same name in {labels_folder}, got none; add the label or move the image away."

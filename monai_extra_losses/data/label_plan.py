@@ -27,7 +27,9 @@ class LabelPlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_labels(cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str]) -> LabelPlan:
+def plan_labels(
+    cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str], ignore_label: int | None = None
+) -> LabelPlan:
     """Give the structures of all labels their ids.
 
     Where the labels name their structures and one name has two numbers, or one number two names, the ids follow the
@@ -38,6 +40,7 @@ def plan_labels(cases: Sequence[CheckedCase], remap: Mapping[int, int], names: M
         cases: all of them; those without a label are left out.
         remap: id of the sources -> id in the data set.
         names: id in the data set -> name.
+        ignore_label: id in the data set of voxels without annotation, which gets no name.
 
     Raises:
         DatasetError: numbers that contradict the names in a data set of which some labels have no names, or with a
@@ -46,7 +49,7 @@ def plan_labels(cases: Sequence[CheckedCase], remap: Mapping[int, int], names: M
     labelled = [case for case in cases if case.label is not None]
     contradiction = _contradiction(labelled)
     if contradiction is None:
-        return _by_number(labelled, remap, names)
+        return _by_number(labelled, remap, names, ignore_label)
     unnamed = [str(case.label.path) for case in labelled if case.label is not None and not case.names]
     if unnamed:
         raise DatasetError(
@@ -59,18 +62,27 @@ def plan_labels(cases: Sequence[CheckedCase], remap: Mapping[int, int], names: M
             f"expected no remap of numbers, because {contradiction}, got one; choose the ids by names, "
             '--names "1:NAME,2:NAME".'
         )
+    if ignore_label is not None:
+        raise DatasetError(
+            f"expected labels in which a number is one structure beside an ignore label, because {contradiction}; "
+            "write all as label maps in which one number is one structure."
+        )
     return _by_name(labelled, names, contradiction)
 
 
-def _by_number(cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str]) -> LabelPlan:
-    new_ids = new_label_ids({value for case in cases for value in case.voxels}, remap)
+def _by_number(
+    cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str], ignore_label: int | None
+) -> LabelPlan:
+    new_ids = new_label_ids({value for case in cases for value in case.voxels}, remap, ignore_label)
+    classes = {old: new for old, new in new_ids.items() if new != ignore_label}
     found: dict[int, dict[str, str]] = {}
     for case in cases:
         for value, name in _names_in(case).items():
-            found.setdefault(new_ids[value], {}).setdefault(_key(name), name)
+            if value in classes:
+                found.setdefault(new_ids[value], {}).setdefault(_key(name), name)
     # an id that joins several has the name of none
     given = {value: next(iter(of_value.values())) for value, of_value in found.items() if len(of_value) == 1}
-    labels = label_names(new_ids, {**given, **names})
+    labels = label_names(classes, {**given, **names})
     without = [str(case.label.path) for case in cases if case.label is not None and not case.names]
     notes = []
     if found and without:
@@ -78,7 +90,7 @@ def _by_number(cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Ma
             f"{len(without)} of {len(cases)} labels do not name their structures ({named(without)}); their numbers are "
             "taken to mean what they mean in the others."
         )
-    return LabelPlan({case.name: new_ids for case in cases}, labels, original_labels(new_ids), tuple(notes))
+    return LabelPlan({case.name: new_ids for case in cases}, labels, original_labels(classes), tuple(notes))
 
 
 def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str) -> LabelPlan:

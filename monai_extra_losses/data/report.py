@@ -49,10 +49,10 @@ class DataReport:
 
         Returns:
             `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
-            alone); `passed_over`: what is not read, a sentence each; `labels`: value -> name; `percentiles`: those of
-            the intensities; `statistics`: `DataStatistics`; `advice`: `DataAdvice`; `cases`: per labelled case
-            `CaseSummary` and `CaseMeasures`; `validation`: names of the cases among them that are set apart to
-            validate; `unlabelled`: per other case `CaseSummary`.
+            alone); `passed_over`: what is not read, a sentence each; `labels`: value -> name; `ignore_label`: value or
+            null; `percentiles`: those of the intensities; `statistics`: `DataStatistics`; `advice`: `DataAdvice`;
+            `cases`: per labelled case `CaseSummary` and `CaseMeasures`; `validation`: names of the cases among them
+            that are set apart to validate; `unlabelled`: per other case `CaseSummary`.
         """
         measured = zip(self.summaries.cases, self.measures, strict=True)
         return {
@@ -62,6 +62,7 @@ class DataReport:
             "problems": [],
             "passed_over": self.case_list.passed_over,
             "labels": self.summaries.labels,
+            "ignore_label": self.case_list.ignore_label,
             "percentiles": PERCENTILES,
             "statistics": asdict(self.statistics),
             "advice": asdict(self.advice),
@@ -80,6 +81,7 @@ class DataReport:
                 f"{f' ({apart} of them set apart to validate)' if apart else ''}"
                 f"{f' and {others} others' if others else ''}, every file read, no problem.",
                 *(passed_over if self.case_list.passed_over else ()),
+                *_ignored(self.case_list.ignore_label, self.statistics),
                 "Below are medians (smallest to largest) over the labelled cases, or over all components.",
                 *_tables(self.statistics),
                 *_paragraphs(self.advice, self.case_list.folder),
@@ -104,8 +106,21 @@ def data_report(folder: str | Path) -> DataReport:
     summaries, measures = measure_cases(case_list)
     refuse_empty_labels(case_list.folder, summaries)
     statistics = data_statistics(summaries, measures)
-    advice = data_advice(summaries, statistics, count_folds(case_list.cases, None))
+    folds = count_folds(case_list.cases, None)
+    advice = data_advice(summaries, statistics, folds, case_list.regions or ())
     return DataReport(case_list, summaries, measures, statistics, advice)
+
+
+def _ignored(ignore_label: int | None, statistics: DataStatistics) -> Iterable[str]:
+    if ignore_label is None:
+        return
+    if not statistics.ignored_cases:
+        yield f"The ignore label {ignore_label} is declared, and no case has a voxel of it."
+        return
+    yield (
+        f"The ignore label {ignore_label} marks {statistics.ignored_share:.2%} of all voxels, in "
+        f"{statistics.ignored_cases} of {statistics.cases} cases, as without annotation; they are left out below."
+    )
 
 
 def _tables(statistics: DataStatistics) -> Iterable[str]:

@@ -18,6 +18,7 @@ from monai_extra_losses.report.names import shown_name
 
 # Okabe and Ito's palette without black: told apart by colour-blind readers, and bright enough on grey.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+_WITHOUT_ANNOTATION = "#999999"
 _PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))  # name, axis cut, horizontal, vertical
 _AXES = "xyz"
 _SIDES = ("LR", "PA", "FH")  # where each axis of a NIfTI affine comes from and goes to: left, posterior, feet
@@ -36,6 +37,7 @@ def draw_overlay(
     out: str | Path,
     title: str = "",
     affine: _Volume | None = None,
+    ignored: _Volume | None = None,
 ) -> Path:
     """Draw the contours of target (solid) and prediction (dashed) over three planes of the image.
 
@@ -53,6 +55,7 @@ def draw_overlay(
         affine: (4, 4), voxel indices to mm of right, anterior, superior, as NIfTI has it; the sides of the patient are
             marked by it: R and L, A and P, H (head) and F (feet). None: no marks, for a volume whose orientation is not
             known.
+        ignored: mask (X, Y, Z) of voxels without annotation, whose border is drawn dotted.
 
     Returns:
         The file written.
@@ -84,6 +87,8 @@ def draw_overlay(
         Line2D([], [], color="black", linestyle="solid", label="target"),
         Line2D([], [], color="black", linestyle="dashed", label="prediction"),
     ]
+    if ignored is not None and ignored.any():
+        handles.append(Line2D([], [], color=_WITHOUT_ANNOTATION, linestyle="dotted", label="not annotated"))
     entries = [str(handle.get_label()) for handle in handles]
     figure, panels = _lay_out(size, entries)
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
@@ -94,6 +99,9 @@ def draw_overlay(
             for volume, style in ((target, "solid"), (predicted, "dashed")):
                 plane = volume[value].take(index, axis=cut).T
                 _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), colour, style)
+        if ignored is not None:
+            plane = ignored.take(index, axis=cut).T
+            _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), _WITHOUT_ANNOTATION, "dotted")
         if affine is not None:
             _mark_sides(axes, affine[:3, horizontal], affine[:3, vertical])
         axes.set(

@@ -10,7 +10,6 @@ import socket
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.versions import version_of
 
 if sys.platform != "win32":
     import fcntl
@@ -227,7 +227,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {"monai-extra-losses": __version__, **{name: metadata.version(name) for name in used}},
+        "packages": {"monai-extra-losses": __version__, **{name: version_of(name) for name in used}},
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,

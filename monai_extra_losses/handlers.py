@@ -37,6 +37,7 @@ from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord
+from monai_extra_losses.tensor_files import record_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -710,6 +711,7 @@ def items_of(engine: Engine) -> list[dict[str, Any]]:
 def _save_whole(state: Mapping[str, Any], path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
     torch.save(state, draft)
+    record_checksum(draft, path)
     draft.replace(path)
 
 

@@ -42,6 +42,11 @@ class RunFolder:
         return self.root / "models" / "last.pt"
 
     @property
+    def checksums(self) -> Path:
+        """Of model.pt and last.pt; `tensor_files.record_checksum`."""
+        return self.root / "models" / "checksums.json"
+
+    @property
     def record(self) -> Path:
         """What evaluation and inference must share with the training."""
         return self.root / "models" / "run.json"
@@ -102,7 +107,7 @@ class RunFolder:
 
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment)
+        models = (self.model, self.last, self.checksums, self.record, self.datalist, self.config, self.environment)
         for path in (*models, self.training_csv, self.curves, self.summary, self.results.log):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.cache):

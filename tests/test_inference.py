@@ -418,8 +418,9 @@ def test_a_network_of_regions_writes_labels_and_a_probability_per_region(
     record = RunRecord.read(run.record)
     torch.manual_seed(0)
     network = UNet(3, 1, 2, record.channels, record.strides, num_res_units=record.num_res_units, norm="instance")
-    torch.save(network.state_dict(), run.model)
-    infer(run, phantom_folder / IMAGE, tmp_path / "out", probabilities=True, test_time_flips=[0])
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    options: dict[str, Any] = {"model_file": str(tmp_path / "model.pt"), "test_time_flips": [0]}
+    infer(run, phantom_folder / IMAGE, tmp_path / "out", probabilities=True, **options)
     found = voxels_of(tmp_path / "out" / "phantom_test_000_prob.nii.gz")
     assert found.shape == (32, 32, 16, 2)
     whole, core = found[..., 0] > 0.5, found[..., 1] > 0.5

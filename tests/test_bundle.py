@@ -571,7 +571,9 @@ def test_damaged_weights_are_never_taken(
         flip_a_bit(file)
         sentence = "as the training wrote it, got a damaged or another file .* bring back that of this run, or "
         if file == elsewhere or not with_checksum:
-            sentence = r"to be a whole file, got .*, which is damaged: its part '[\w.]+/data/\d+' has another checksum; "
+            sentence = (
+                r"to be a whole file, got .*, which is damaged: its part '[\w.]+/data/\d+' has another checksum; "
+            )
         with pytest.raises(StartUpRefused, match=sentence):
             start()
         file.write_bytes(whole)
@@ -782,7 +784,7 @@ def test_the_configs_agree_on_network_and_preparation() -> None:
     def for_the_image(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
         of_image = []
         for transform in transforms:
-            if "image" in transform["keys"] and "names" not in transform:
+            if "image" in transform.get("keys", ()) and "names" not in transform:
                 mode = transform.get("mode")
                 mode = {"mode": mode[0] if isinstance(mode, list) else mode} if mode else {}
                 of_image.append({**transform, "keys": "image", **mode})

@@ -56,7 +56,8 @@ from monai_extra_losses.run_folder import (
     write_whole,
 )
 from monai_extra_losses.schedules import LossWeightSchedule
-from monai_extra_losses.segmentation_record import SegmentationRecord, model_stamp
+from monai_extra_losses.segmentation_record import SegmentationRecord
+from monai_extra_losses.tensor_files import damage, not_finite, refuse_changed, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -266,6 +267,7 @@ class TrainingSetUp(RunSetUp):
             _refuse_other_run(RunRecord.read(folder.record), record)
             self.nothing_to_do = _is_finished(read_checkpoint(folder.last), record)
             if folder.model.exists():
+                refuse_changed(folder.model, "bring back that of this run, or train again with --overwrite True")
                 _state_dict_of(folder.model, folder.model.name)  # refused now
         super().__init__(folder, record, training, validation, going_on)
         # a resumed training has its own weights
@@ -443,9 +445,11 @@ class InferenceSetUp:
         self.made_of: dict[str, dict[str, Any]] = {}
         overwrite = yes_or_no("overwrite", overwrite)
         if input is None:
+            if trained and (model_file is not None or self.folder.model.exists()):
+                _state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
             return
         _state_dict_of(self.model_file, "model_file")  # refused now
-        model = model_stamp(self.model_file)
+        model = sha256(self.model_file)
         precision = literal(amp)
         options = {
             "test_time_flips": sorted(self.flips),
@@ -903,14 +907,22 @@ def _refuse_other_data(summaries: CaseSummaries, record: RunRecord, folder: Path
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """The content of last.pt; another or a damaged one is refused with a sentence."""
-    content = _content_of(file, file.name, "train again with --overwrite True")
+    hint = "train again with --overwrite True"
+    refuse_changed(file, f"bring back that of this run, or {hint}")
+    content = _content_of(file, file.name, hint)
     if not isinstance(content, dict) or not isinstance(content.get("epoch"), int):
         raise StartUpRefused(f"{file}: expected a checkpoint of a training, got something else; train again.")
+    if isinstance(network := content.get("network"), Mapping):
+        _refuse_not_finite(network, file, file.name, hint)
     return content
 
 
 def _content_of(file: str | Path, name: str, hint: str) -> Any:
     try:
+        if (problem := damage(file)) is not None:
+            raise StartUpRefused(
+                f"Expected {name} to be a whole file, got {file}, which is damaged: {problem}; {hint}."
+            )
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StartUpRefused(f"Expected {name} to be a file of weights, got {file}, which does not exist.") from None
@@ -923,20 +935,32 @@ def _content_of(file: str | Path, name: str, hint: str) -> Any:
 
 def _state_dict_of(file: str | Path, name: str = "pretrained") -> dict[str, torch.Tensor]:
     """The tensors of a file of weights: a state dict, or a checkpoint that holds one; also of a parallel network."""
-    content = _content_of(
-        file, name, "save a state dict" if name == "pretrained" else "give another file or train again"
-    )
+    hint = "save a state dict" if name == "pretrained" else "give another file or train again"
+    content = _content_of(file, name, hint)
     for key in ("network", "state_dict", "model", "model_state_dict"):  # last.pt, and what others call it
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = content.items() if isinstance(content, Mapping) else ()
-    return {str(name).removeprefix("module."): value for name, value in tensors if isinstance(value, torch.Tensor)}
+    state = {str(name).removeprefix("module."): value for name, value in tensors if isinstance(value, torch.Tensor)}
+    _refuse_not_finite(state, file, name, "give another file")
+    return state
+
+
+def _refuse_not_finite(tensors: Mapping[str, Any], file: str | Path, name: str, hint: str) -> None:
+    broken = not_finite(tensors)
+    if broken:
+        raise StartUpRefused(
+            f"Expected {name} to hold finite numbers, got {file} with NaN or infinity in {len(broken)} of "
+            f"{len(tensors)} tensors ({broken[0]} the first); {hint}."
+        )
 
 
 def _trained_weights(model_file: Any, folder: RunFolder) -> str:
     path = folder.model if model_file is None else Path(str(model_file))
     if not path.is_file():
         raise StartUpRefused(f"Expected trained weights in {path}, got no such file; train first.")
+    if model_file is None:
+        refuse_changed(path, f"bring back that of this run, or name weights of your own as such: --model_file {path}")
     return str(path)
 
 

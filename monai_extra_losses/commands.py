@@ -19,6 +19,7 @@ import monai_extra_losses
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.options import literal
+from monai_extra_losses.versions import version_of
 
 _DEMO_CASES = 24
 _DEMO_EPOCHS = 100
@@ -412,7 +413,7 @@ def version() -> None:
     """Print the versions of this package and of what it stands on."""
     click.echo(f"monai-extra-losses {monai_extra_losses.__version__}")
     for package in ("monai", "torch", "pytorch-ignite", "numpy", "nibabel"):
-        click.echo(f"{package} {metadata.version(package)}")
+        click.echo(f"{package} {version_of(package)}")
 
 
 @commands.command(context_settings=_with_overrides)
@@ -537,9 +538,13 @@ def _write_phantom(folder: Path, cases: int, seed: int) -> None:
 
 
 def _licence() -> str:
-    for file in metadata.files("monai-extra-losses") or []:
-        if file.name == "LICENSE":
-            return file.read_text(encoding="utf-8")
+    with contextlib.suppress(metadata.PackageNotFoundError):  # a checkout that is on the path alone
+        for file in metadata.files("monai-extra-losses") or []:
+            if file.name == "LICENSE":
+                return file.read_text(encoding="utf-8")
+    beside = monai_extra_losses.config_dir().parent / "LICENSE"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
     raise StartUpRefused("Expected the licence among the installed files, got none; install the package again.")
 
 

@@ -37,6 +37,7 @@ from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord
+from monai_extra_losses.tensor_files import record_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,11 @@ _CASE_COLUMNS = ("case", "label", "dice", "hd95_mm", "surface_dice", "target_ml"
 
 def loss_of_output(output: Any) -> torch.Tensor:
     """The loss in a trainer's output: one dictionary, or a list of them where the trainer takes the batch apart."""
-    first = output[0] if isinstance(output, list) else output
-    return torch.as_tensor(first["loss"]).detach()  # taken apart, it is a number
+    return torch.as_tensor(_of_first(output)["loss"]).detach()  # taken apart, it is a number
+
+
+def _of_first(output: Any) -> Mapping[str, Any]:
+    return output[0] if isinstance(output, list) else output
 
 
 class EmptyAwareDice(DiceMetric):
@@ -147,15 +151,15 @@ class ListedOutput:
 
 
 class FiniteLossGuard:
-    """Ends a training whose loss is no number any more, before the network it leaves is validated or saved.
+    """Ends a training whose loss or image is no number any more, before the network it leaves is validated or saved.
 
     Attach before the validation.
 
     Args:
-        learning_rate: that the sentence names.
+        learning_rate: that the sentence about the loss names.
 
     Raises:
-        TrainingStopped: by `engine.run()`, with the epoch, the iteration and what to try.
+        TrainingStopped: by `engine.run()`, with the epoch, the iteration and what to try; of an image with its case.
     """
 
     _INTERVAL = 20  # iterations between two looks at a GPU's losses: each look waits for it
@@ -172,16 +176,31 @@ class FiniteLossGuard:
     def _start(self, engine: Engine) -> None:
         self._done = 0
         self._first = torch.zeros(())  # iteration of the first loss that is no number; 0: none
+        self._images: list[tuple[int, torch.Tensor, list[str]]] = []  # iteration, whether each is finite, its case
 
     def _look(self, engine: Engine) -> None:
         loss = loss_of_output(engine.state.output)
         self._done += 1
         first = self._first.to(loss.device)
         self._first = torch.where((first == 0) & ~loss.isfinite(), float(self._done), first)
+        images, batch = _of_first(engine.state.output).get("image"), engine.state.batch
+        if isinstance(images, torch.Tensor) and isinstance(batch, Mapping):  # else the trainer took the batch apart
+            finite = images.detach().flatten(1).isfinite().all(dim=1)
+            cases = batch.get("case") or [f"item {number} of the batch" for number in range(len(finite))]
+            self._images.append((self._done, finite, cases))
         if loss.device.type == "cpu" or self._done % self._INTERVAL == 0:
             self._stop(engine)
 
     def _stop(self, engine: Engine) -> None:
+        for iteration, finite, cases in self._images:
+            if not finite.all():
+                raise TrainingStopped(
+                    f"Expected finite intensities in the patches, got NaN or infinity in that of "
+                    f"{cases[finite.tolist().index(False)]} (epoch {engine.state.epoch}, iteration {iteration}); a "
+                    "transform makes them, for the files were looked at when they were loaded. The checkpoints of the "
+                    "epochs before are as they were."
+                )
+        self._images.clear()
         iteration = int(self._first)
         if iteration:
             raise TrainingStopped(
@@ -753,6 +772,7 @@ def items_of(engine: Engine) -> list[dict[str, Any]]:
 def _save_whole(state: Mapping[str, Any], path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
     torch.save(state, draft)
+    record_checksum(draft, path)
     draft.replace(path)
 
 

@@ -1,16 +1,18 @@
 """Parts of `configs/inference.yaml`: cases that may fail one by one, flips, stitching, label maps of scores."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
-from monai.transforms import MapTransform
+from monai.transforms import Compose, Invertd, MapTransform
+from monai.transforms.traits import InvertibleTrait, LazyTrait
 
-from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,63 @@ def _free_memory(device: torch.device) -> int:
     """Bytes that the GPU has left, with what torch keeps for itself and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+class InvertGeometryd(Invertd):
+    """Brings scores to the grid of the file: MONAI's `Invertd` of the transforms that move voxels, and of no other.
+
+    Scores share the image's geometry and not its intensities, so that whatever changes intensities must never be
+    inverted on them. A transform moves voxels where MONAI can carry it out lazily (`LazyTrait`), which takes an affine
+    matrix or a grid that describes it: all of MONAI's for space, crops and padding can.
+
+    Args:
+        keys: of the scores.
+        transform: the preprocessing of the image.
+        orig_keys: key of the image.
+        nearest_interp: interpolate with nearest neighbours, whatever the preprocessing did.
+
+    Raises:
+        StartUpRefused: scores that are not on the grid of the file afterwards, for a transform of the preprocessing
+            moved voxels in a way that cannot be inverted.
+    """
+
+    def __init__(
+        self, keys: str | Sequence[str], transform: Compose, orig_keys: str, nearest_interp: bool = False
+    ) -> None:
+        self.moving = list(_moving_voxels(transform))
+        super().__init__(keys, Compose(self.moving), orig_keys=orig_keys, nearest_interp=nearest_interp)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Put the scores on the grid of the file into a copy of `data`."""
+        changed = cast(dict[Hashable, Any], super().__call__(data) if self.moving else dict(data))
+        for key in self.key_iterator(changed):
+            _refuse_other_grid(changed[key])
+        return changed
+
+
+def _moving_voxels(transform: Any) -> Iterator[Any]:
+    if type(transform) is Compose:  # itself lazy, whatever is in it
+        for part in transform.transforms:
+            yield from _moving_voxels(part)
+    elif isinstance(transform, LazyTrait) and isinstance(transform, InvertibleTrait):
+        yield transform
+
+
+def _refuse_other_grid(scores: MetaTensor) -> None:
+    meta = scores.meta
+    if "spatial_shape" not in meta or "original_affine" not in meta:  # no file
+        return
+    shape = tuple(torch.as_tensor(meta["spatial_shape"]).tolist())
+    expected = torch.as_tensor(meta["original_affine"]).double().numpy()
+    found = scores.affine.double().numpy()
+    spacing = (expected[:3, :3] ** 2).sum(axis=0) ** 0.5
+    if tuple(scores.shape[1:]) != shape or corner_distance_mm(shape, found, expected) > TOLERANCE * spacing.min():
+        raise StartUpRefused(
+            f"Expected scores on the grid of {meta.get('filename_or_obj', 'the image')}, {shape}, got "
+            f"{tuple(scores.shape[1:])}{' in another place' if tuple(scores.shape[1:]) == shape else ''}; a transform "
+            "of the preprocessing moves voxels and cannot be inverted: take one that is lazy and invertible in MONAI's "
+            "sense (LazyTransform, InvertibleTransform)."
+        )
 
 
 class SegmentationOfScoresd(MapTransform):

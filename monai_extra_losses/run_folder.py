@@ -10,7 +10,6 @@ import socket
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -19,6 +18,7 @@ import torch
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
+from monai_extra_losses.versions import version_of
 
 if sys.platform != "win32":
     import fcntl
@@ -41,6 +41,11 @@ class RunFolder:
     def last(self) -> Path:
         """Everything that `--resume True` needs."""
         return self.root / "models" / "last.pt"
+
+    @property
+    def checksums(self) -> Path:
+        """Of model.pt and last.pt; `tensor_files.record_checksum`."""
+        return self.root / "models" / "checksums.json"
 
     @property
     def record(self) -> Path:
@@ -103,7 +108,7 @@ class RunFolder:
 
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment)
+        models = (self.model, self.last, self.checksums, self.record, self.datalist, self.config, self.environment)
         for path in (*models, self.training_csv, self.curves, self.summary, self.results.log):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.cache):
@@ -228,7 +233,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {"monai-extra-losses": __version__, **{name: metadata.version(name) for name in used}},
+        "packages": {"monai-extra-losses": __version__, **{name: version_of(name) for name in used}},
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,

@@ -1,6 +1,5 @@
 """The record beside segmentations: which model, options and files each was made of. It tells a restart what is done."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,9 +65,3 @@ class SegmentationRecord:
         ]
         self._cases[case] = {**made_of, "files": sorted([*files, *kept])}
         write_whole(self.file, json.dumps({"format": _FORMAT, "cases": self._cases}, indent=1) + "\n")
-
-
-def model_stamp(file: str | Path) -> str:
-    """Checksum of a file of weights."""
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

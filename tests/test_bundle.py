@@ -26,6 +26,7 @@ from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.run_folder import RunFolder, RunRecord
+from monai_extra_losses.tensor_files import record_checksum, refuse_changed
 from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
@@ -142,14 +143,19 @@ def test_a_second_training_in_a_folder_is_refused(phantom_folder: Path, tmp_path
 
 
 def test_a_damaged_checkpoint_is_one_sentence(copy_of: RunFolder, phantom_folder: Path) -> None:
+    copy_of.checksums.unlink()  # as in runs of earlier versions
     whole = copy_of.last.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"text"):
         copy_of.last.write_bytes(damaged)
-        with pytest.raises(StartUpRefused, match=r"Expected last\.pt to be a file of tensors .* --overwrite True"):
+        with pytest.raises(
+            StartUpRefused, match=r"Expected last\.pt to be a (file of tensors|whole file).* --overwrite True"
+        ):
             train(phantom_folder, copy_of.root, resume=True, epochs=2)
     copy_of.last.write_bytes(whole)
     copy_of.model.write_bytes(whole[:100])
-    with pytest.raises(StartUpRefused, match=r"Expected model\.pt to be a file of tensors alone, got .*model\.pt"):
+    with pytest.raises(
+        StartUpRefused, match=r"Expected model\.pt to be a whole file, got .*model\.pt, which is damaged"
+    ):
         train(phantom_folder, copy_of.root, resume=True, epochs=2)
 
 
@@ -157,6 +163,7 @@ def test_resuming_remembers_the_best_score(copy_of: RunFolder, phantom_folder: P
     state = torch.load(copy_of.last, weights_only=True)
     state["best_metric"] = 0.99
     torch.save(state, copy_of.last)
+    copy_of.checksums.unlink()
     best = copy_of.model.read_bytes()
     train(phantom_folder, copy_of.root, resume=True, epochs=2)
     assert copy_of.model.read_bytes() == best
@@ -518,18 +525,103 @@ def test_evaluation_refuses_what_does_not_fit(trained: RunFolder, phantom_folder
 
 
 def test_missing_or_foreign_weights_are_one_sentence(copy_of: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    copy_of.checksums.unlink()
     torch.save({"other.weight": torch.zeros(1)}, copy_of.model)
     with pytest.raises(StartUpRefused, match="expected weights of this network, got others"):
         infer(copy_of, phantom_folder / "imagesTs", tmp_path / "out")
     copy_of.model.write_bytes(copy_of.last.read_bytes()[:1000])
     before = sorted(copy_of.root.rglob("*"))
     for start in (lambda: infer(copy_of, phantom_folder / "imagesTs", tmp_path / "out"), lambda: evaluate(copy_of)):
-        with pytest.raises(StartUpRefused, match=r"Expected model_file to be a file of tensors alone, got .*model\.pt"):
+        with pytest.raises(
+            StartUpRefused, match=r"Expected model_file to be a whole file, got .*model\.pt, which is damaged"
+        ):
             start()
     assert sorted(copy_of.root.rglob("*")) == before
     copy_of.model.unlink()
     with pytest.raises(StartUpRefused, match=r"Expected trained weights in .*model\.pt, got no such file; train first"):
         evaluate(copy_of)
+
+
+def flip_a_bit(file: Path) -> None:
+    """In the middle of the tensors, where torch.load does not notice."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("with_checksum", [True, False])
+def test_damaged_weights_are_never_taken(
+    copy_of: RunFolder, phantom_folder: Path, tmp_path: Path, with_checksum: bool
+) -> None:
+    if not with_checksum:
+        copy_of.checksums.unlink()
+    elsewhere = Path(shutil.copy(copy_of.model, tmp_path / "weights.pt"))
+    starts: dict[str, tuple[Path, Callable[[], object]]] = {
+        "model.pt": (copy_of.model, lambda: evaluate(copy_of)),
+        "model.pt ": (copy_of.model, lambda: infer(copy_of, phantom_folder / "imagesTs", tmp_path / "out")),
+        "model.pt of an export": (copy_of.model, lambda: InferenceSetUp(bundle_root=copy_of.root, metadata={})),
+        "model.pt of a training": (copy_of.model, lambda: train(phantom_folder, copy_of.root, resume=True, epochs=2)),
+        "last.pt": (copy_of.last, lambda: train(phantom_folder, copy_of.root, resume=True, epochs=2)),
+        "weights.pt": (elsewhere, lambda: evaluate(copy_of, model_file=str(elsewhere))),
+        "weights.pt ": (elsewhere, lambda: train(phantom_folder, tmp_path / "new", pretrained=str(elsewhere))),
+    }
+    for file, start in starts.values():
+        whole = file.read_bytes()
+        flip_a_bit(file)
+        sentence = "as the training wrote it, got a damaged or another file .* bring back that of this run, or "
+        if file == elsewhere or not with_checksum:
+            sentence = (
+                r"to be a whole file, got .*, which is damaged: its part '[\w.]+/data/\d+' has another checksum; "
+            )
+        with pytest.raises(StartUpRefused, match=sentence):
+            start()
+        file.write_bytes(whole)
+    InferenceSetUp(bundle_root=copy_of.root, metadata={})
+
+
+def test_weights_that_are_no_numbers_are_never_taken(copy_of: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    state = torch.load(copy_of.model, weights_only=True)
+    *_, last = state
+    for value in (float("nan"), float("-inf")):
+        broken = tmp_path / "broken.pt"
+        torch.save({**state, last: state[last].clone().fill_(value)}, broken)
+        sentence = (
+            rf"to hold finite numbers, got .*broken\.pt with NaN or infinity in 1 of {len(state)} tensors \({last} "
+        )
+        with pytest.raises(StartUpRefused, match=f"Expected model_file {sentence}"):
+            evaluate(copy_of, model_file=str(broken))
+        with pytest.raises(StartUpRefused, match=f"Expected pretrained {sentence}"):
+            train(phantom_folder, tmp_path / "new", pretrained=str(broken))
+    checkpoint = torch.load(copy_of.last, weights_only=True)
+    checkpoint["network"][last].fill_(float("nan"))
+    torch.save(checkpoint, copy_of.last)
+    copy_of.checksums.unlink()
+    with pytest.raises(StartUpRefused, match=r"Expected last\.pt to hold finite numbers"):
+        train(phantom_folder, copy_of.root, resume=True, epochs=2)
+
+
+def test_weights_of_ones_own_are_named_as_such(copy_of: RunFolder) -> None:
+    torch.save(
+        {name: value * 0.9 for name, value in torch.load(copy_of.model, weights_only=True).items()}, copy_of.model
+    )
+    with pytest.raises(StartUpRefused, match=rf"name weights of your own as such: --model_file {copy_of.model}\."):
+        evaluate(copy_of, overlays=False)
+    evaluate(copy_of, overlays=False, model_file=str(copy_of.model))
+
+
+def test_a_training_killed_while_it_saves_leaves_files_that_are_known(tmp_path: Path) -> None:
+    file, draft = tmp_path / "model.pt", tmp_path / "draft"
+    for content in (b"first", b"second"):
+        draft.write_bytes(content)
+        record_checksum(draft, file)
+        if file.exists():
+            refuse_changed(file, "copy it")  # killed before it is moved
+        draft.replace(file)
+        refuse_changed(file, "copy it")  # killed after it
+    file.write_bytes(b"third")
+    with pytest.raises(StartUpRefused, match=r"model\.pt as the training wrote it, got .*; copy it\."):
+        refuse_changed(file, "copy it")
 
 
 # ---- inference -----------------------------------------------------------------------
@@ -692,7 +784,7 @@ def test_the_configs_agree_on_network_and_preparation() -> None:
     def for_the_image(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
         of_image = []
         for transform in transforms:
-            if "image" in transform["keys"] and "names" not in transform:
+            if "image" in transform.get("keys", ()) and "names" not in transform:
                 mode = transform.get("mode")
                 mode = {"mode": mode[0] if isinstance(mode, list) else mode} if mode else {}
                 of_image.append({**transform, "keys": "image", **mode})

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import nibabel
@@ -90,6 +91,27 @@ def test_list_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name} " in listed
     succeeds("version")
     assert f"monai-extra-losses {monai_extra_losses.__version__}" in capsys.readouterr().out
+
+
+def test_packages_under_other_names_have_versions_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import monai
+
+    from monai_extra_losses.run_folder import describe_environment
+
+    def not_installed(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    # as under monai-weekly, or in a checkout that nobody installed
+    monkeypatch.setattr(metadata, "version", not_installed)
+    monkeypatch.setattr(metadata, "files", not_installed)
+    succeeds("version")
+    assert f"monai {monai.__version__}\n" in capsys.readouterr().out
+    packages = describe_environment()["packages"]
+    assert (packages["monai"], packages["edt"]) == (monai.__version__, "unknown")
+    succeeds("config-dir", "--copy", tmp_path / "copy")
+    assert "Apache License" in (tmp_path / "copy" / "LICENSE").read_text()
 
 
 def test_the_copied_bundle_trains(phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,16 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceLoss
 from monai.networks.nets import UNet
+from monai.transforms import (
+    Compose,
+    InvertibleTransform,
+    LoadImaged,
+    NormalizeIntensityd,
+    Rotate90d,
+    Spacingd,
+    Transposed,
+)
+from runs import evaluate, table
 from volume_files import DIRECTIONS, volume, write, write_dicom
 
 import monai_extra_losses
@@ -28,7 +38,7 @@ from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs
-from monai_extra_losses.inference import CaseInferer, SegmentationOfScoresd
+from monai_extra_losses.inference import CaseInferer, InvertGeometryd, SegmentationOfScoresd
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 
 CONFIGS = monai_extra_losses.config_dir()
@@ -306,6 +316,83 @@ def test_a_missing_channel_is_refused(tmp_path: Path) -> None:
     assert {name: len(paths) for name, paths in find_inputs(tmp_path, 2).cases.items()} == {"a": 2, "b": 1}
 
 
+class InvertibleScaling(NormalizeIntensityd, InvertibleTransform):
+    """Intensities that leave a trace and can be inverted, as all of MONAI's may be in its next version."""
+
+    inverted = 0
+
+    def __call__(self, data: Any) -> Any:
+        changed = super().__call__(data)
+        for key in self.key_iterator(changed):
+            self.push_transform(changed, key)
+        return changed
+
+    def inverse(self, data: Any) -> Any:
+        type(self).inverted += 1
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            self.pop_transform(changed, key)
+            offsets = torch.tensor([7.0, -7.0, 0.0])[: len(changed[key])].view(-1, 1, 1, 1)
+            changed[key] = changed[key] * -3 + offsets
+        return changed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_intensity_transform_is_never_inverted_on_scores(
+    changed: Callable[..., RunFolder],
+    phantom_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    run = changed(pixdim=(1.3, 0.9, 2.0))
+    image = write(
+        volume(voxels_to_segment(phantom_folder), DIRECTIONS["oblique"], spacing=(1, 1.1, 3)), tmp_path / "a.nii"
+    )
+
+    def results(name: str) -> tuple[list[np.ndarray], list[dict[str, str]]]:
+        infer(run, image, tmp_path / name, probabilities=True, num_workers=workers)
+        evaluate(run, output_dir=str(tmp_path / name / "eval"), overlays=False, num_workers=workers)
+        files = [tmp_path / name / f"a_{ending}.nii.gz" for ending in ("seg", "prob")]
+        return [voxels_of(file) for file in files], table(tmp_path / name / "eval" / "cases.csv")
+
+    plain, plain_table = results("plain")
+
+    def scaling(keys: str, hu_window: Any) -> InvertibleScaling:
+        return InvertibleScaling(keys, channel_wise=True)
+
+    monkeypatch.setattr("monai_extra_losses.bundle.intensity_scaling", scaling)
+    found, found_table = results("invertible")
+    assert len(np.unique(plain[0])) > 1
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found_table == plain_table
+    assert InvertibleScaling.inverted == 0
+
+
+def test_what_an_overlay_adds_is_inverted_where_it_moves_voxels(phantom_folder: Path) -> None:
+    scaling = InvertibleScaling("image", channel_wise=True)
+    parts: list[Any] = [Compose([scaling, Rotate90d("image", k=1, spatial_axes=(0, 1))], map_items=False)]
+    parts += [Spacingd("image", pixdim=(2, 1, 3)), scaling]
+    transform = Compose([LoadImaged("image", ensure_channel_first=True), *parts])
+    item = transform({"image": phantom_folder / IMAGE})
+    item["pred"] = MetaTensor(torch.ones(2, *item["image"].shape[1:]), meta=item["image"].meta)
+    found = InvertGeometryd("pred", transform, "image")(item)["pred"]
+    assert found.shape == (2, 32, 32, 16) != item["pred"].shape
+    np.testing.assert_allclose(found.affine, found.meta["original_affine"], atol=1e-6)
+    assert InvertibleScaling.inverted == 0
+
+
+def test_scores_that_stay_off_the_grid_of_the_file_are_refused(phantom_folder: Path) -> None:
+    transform = Compose([LoadImaged("image", ensure_channel_first=True), Transposed("image", (0, 3, 2, 1))])
+    item = transform({"image": phantom_folder / IMAGE})
+    item["pred"] = MetaTensor(torch.ones(2, *item["image"].shape[1:]), meta=item["image"].meta)
+    with pytest.raises(
+        StartUpRefused, match=r"on the grid of .*phantom_test_000.*, \(32, 32, 16\), got \(16, 32, 32\); a"
+    ):
+        InvertGeometryd("pred", transform, "image")(item)
+
+
 # ---- label ids -----------------------------------------------------------------------
 
 
@@ -429,8 +516,9 @@ def test_a_network_of_regions_writes_labels_and_a_probability_per_region(
     record = RunRecord.read(run.record)
     torch.manual_seed(0)
     network = UNet(3, 1, 2, record.channels, record.strides, num_res_units=record.num_res_units, norm="instance")
-    torch.save(network.state_dict(), run.model)
-    infer(run, phantom_folder / IMAGE, tmp_path / "out", probabilities=True, test_time_flips=[0])
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    options: dict[str, Any] = {"model_file": str(tmp_path / "model.pt"), "test_time_flips": [0]}
+    infer(run, phantom_folder / IMAGE, tmp_path / "out", probabilities=True, **options)
     found = voxels_of(tmp_path / "out" / "phantom_test_000_prob.nii.gz")
     assert found.shape == (32, 32, 16, 2)
     whole, core = found[..., 0] > 0.5, found[..., 1] > 0.5

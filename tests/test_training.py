@@ -529,6 +529,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_and_resumed(
     state = torch.load(old.last, weights_only=True)
     del state["validations_since_best"]
     torch.save(state, old.last)
+    old.checksums.unlink()
     now = RunRecord.read(uninterrupted.record)
     assert RunRecord.read(old.record) == dataclasses.replace(now, loss_options=None)
     evaluate(old, overlays=False)

@@ -22,6 +22,19 @@ class DatasetError(ValueError):
         return "\n".join([f"The data set has {len(self.problems)} problems:", *(f"  {line}" for line in self.problems)])
 
 
+class CaseFailed(DatasetError):
+    """A case that cannot be loaded any more, though the data set was checked at the start.
+
+    Args:
+        problem: one sentence that names the file.
+    """
+
+    def __init__(self, problem: str) -> None:
+        if problem.startswith("Caught "):  # a loader process hands on a traceback, which ends in the sentence
+            problem = problem.rpartition(f"{type(self).__name__}: ")[2].strip()
+        super().__init__(problem)
+
+
 class TrainingStopped(SystemExit):
     """A training that cannot go on: the interpreter prints the sentence to stderr and exits with 1."""
 

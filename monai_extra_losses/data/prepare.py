@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +40,7 @@ from monai_extra_losses.data.manifest import (
 )
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
 from monai_extra_losses.data.volumes import VolumeGrid
+from monai_extra_losses.versions import version_of
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
 _SECONDS_BETWEEN_RECORDS = 5.0
@@ -226,7 +226,7 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     _refuse_ignored_labels(read, plan, options.ignore_label)
     planned = Manifest(
         options=options.as_json(),
-        versions={package: metadata.version(package) for package in _PACKAGES},
+        versions={package: version_of(package) for package in _PACKAGES},
         cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read),
     )
     refuse_foreign_files(out, planned, earlier)

@@ -1,0 +1,89 @@
+"""Files of tensors, which are refused where anything in them has changed since they were written."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.run_folder import write_whole
+
+CHECKSUMS = "checksums.json"
+"""Beside files of tensors: file name -> the SHA-256 that it may have."""
+
+_KEPT = 5  # checksums of one name
+_ZIP = b"PK\x03\x04"  # what a file of torch.save starts with since torch 1.6; older ones have no checksum inside
+
+
+def record_checksum(draft: Path, path: Path) -> None:
+    """Record the checksum of a file that is about to take the place of `path`.
+
+    Those of the last few files of that name stay known, so that a process that is killed before or after the file is
+    moved leaves one whose checksum is recorded.
+    """
+    known = _checksums(path.parent)
+    known[path.name] = [sha256(draft), *known.get(path.name, ())][:_KEPT]
+    write_whole(path.parent / CHECKSUMS, json.dumps(known, indent=1) + "\n")
+
+
+def refuse_changed(file: Path, hint: str) -> None:
+    """Refuse a file that is not one that the training wrote; one without a checksum beside it passes.
+
+    Args:
+        file: model.pt or last.pt of a run.
+        hint: what to do; ends the sentence.
+
+    Raises:
+        StartUpRefused: another file, or a damaged one.
+    """
+    known = _checksums(file.parent).get(file.name)
+    if known is not None and file.is_file() and sha256(file) not in known:
+        raise StartUpRefused(
+            f"Expected {file} as the training wrote it, got a damaged or another file (its checksum is not that in "
+            f"{CHECKSUMS} beside it); {hint}."
+        )
+
+
+def damage(file: str | Path) -> str | None:
+    """What is wrong with the bytes of a file of `torch.save`, by the checksums inside it, which torch does not verify;
+    None where nothing is, or where the file has none.
+    """
+    with Path(file).open("rb") as stream:
+        if stream.read(len(_ZIP)) != _ZIP:
+            return None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+    except Exception as error:  # a flipped bit in its directory may ask for anything, a password for one
+        return f"its directory cannot be read ({type(error).__name__})"
+    return None if broken is None else f"its part {broken!r} has another checksum"
+
+
+def not_finite(tensors: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [
+        name
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+        and (value.is_floating_point() or value.is_complex())
+        and not value.isfinite().all()
+    ]
+
+
+def sha256(file: str | Path) -> str:
+    """Checksum of a file."""
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, list[str]]:
+    """Those kept in a folder; none where the file is damaged, as its loss must not end a training."""
+    try:
+        content = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return {str(name): [str(one) for one in of] for name, of in content.items() if isinstance(of, list)}
+    except (OSError, ValueError, AttributeError):
+        return {}

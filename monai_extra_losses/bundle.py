@@ -39,6 +39,7 @@ from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.file_content import short, typed
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -49,6 +50,7 @@ from monai_extra_losses.run_folder import (
     hold_lock,
     log_to,
     open_folder,
+    read_training_csv,
     refuse_unwritable,
     write_whole,
 )
@@ -70,6 +72,20 @@ _CHANGE_ON_RESUME = {
     "loss_options",  # compared one by one
 }
 
+
+# what is in last.pt
+_CHECKPOINT: dict[str, Any] = {
+    "epoch": int,
+    "best_metric": float,
+    "best_metric_epoch": int,
+    "validations_since_best": int,
+    "network": dict[str, Any],
+    "loss": dict[str, Any],
+    "optimizer": dict[str, Any],
+    "lr_scheduler": dict[str, Any],
+    "scaler": dict[str, Any],
+}
+_ADDED_LATER = ("validations_since_best", "scaler")
 
 # what torch.load raises of bytes that are no file of its own
 _UNREADABLE = (
@@ -243,8 +259,15 @@ class TrainingSetUp(RunSetUp):
             _refuse_loss_of_classes(loss, record.num_classes)
         self.nothing_to_do = False
         if continued := going_on and folder.last.exists():
-            _refuse_other_run(RunRecord.read(folder.record), record)
-            self.nothing_to_do = _is_finished(read_checkpoint(folder.last), record)
+            recorded, checkpoint = RunRecord.read(folder.record), read_checkpoint(folder.last)
+            _refuse_other_run(recorded, record)
+            if checkpoint["epoch"] > recorded.epochs:
+                raise StartUpRefused(
+                    f"{folder.last}: expected a checkpoint of the {recorded.epochs} epochs of {folder.record}, got one "
+                    f"of epoch {checkpoint['epoch']}; bring back the file as it was, or train again with --overwrite True."
+                )
+            read_training_csv(folder.training_csv)  # refused now
+            self.nothing_to_do = _is_finished(checkpoint, record)
             if folder.model.exists():
                 _state_dict_of(folder.model, folder.model.name)  # refused now
         super().__init__(folder, record, training, validation, going_on)
@@ -260,6 +283,10 @@ class TrainingSetUp(RunSetUp):
         open_folder("bundle_root (--run)", self.folder.model.parent)
         hold_lock(self.folder.lock)
         refuse_run_folder(self.folder, self.resume, self.overwrite)  # what another process left since
+        self.folder.remove_drafts()
+        stopped = self.resume and self.folder.stopped_in_first_epoch()
+        if stopped:
+            self.folder.remove_first_epoch()
         if self.overwrite and not self.resume:
             self.folder.remove_run()
         open_folder("bundle_root (--run)", self.folder.results.root)
@@ -267,7 +294,9 @@ class TrainingSetUp(RunSetUp):
         if self.nothing_to_do:
             return
         if self.resume and not self.folder.last.exists():
-            logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1")
+            begun = stopped or self.folder.record.exists()
+            why = "the training there ended before its first checkpoint" if begun else "no training was begun there"
+            logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1: {why}")
         self.record.write(self.folder.record)
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
@@ -339,6 +368,7 @@ class EvaluationSetUp(RunSetUp):
         """Make the folder of the results, without those of an earlier evaluation."""
         if is_first_process():
             self.results.remove()
+            self.results.remove_drafts()
             open_folder("output_dir", self.results.root)
             log_to(self.results.log, append=True)
 
@@ -511,7 +541,7 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that cannot be written, or that holds a run which is neither to go on nor to be replaced."""
     refuse_unwritable("bundle_root (--run)", folder.root)
     found = folder.existing_run()
-    if resume and found and not folder.last.exists():
+    if resume and found and not folder.last.exists() and not folder.stopped_in_first_epoch():
         raise StartUpRefused(f"Expected {folder.last} to resume from, got none; train again with --overwrite True.")
     if found and not resume and not overwrite:
         raise StartUpRefused(
@@ -770,9 +800,28 @@ def _refuse_other_data(summaries: CaseSummaries, record: RunRecord, folder: Path
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """The content of last.pt; another or a damaged one is refused with a sentence."""
     content = _content_of(file, file.name, "train again with --overwrite True")
-    if not isinstance(content, dict) or not isinstance(content.get("epoch"), int):
-        raise StartUpRefused(f"{file}: expected a checkpoint of a training, got something else; train again.")
+    problem = None if isinstance(content, dict) else f"{type(content).__name__} content"
+    for name, hint in _CHECKPOINT.items():
+        if problem is None:
+            problem = _problem_of(name, hint, content)
+    if problem is None and content["epoch"] < 1:
+        problem = f"epoch {short(content['epoch'])}"
+    if problem is not None:
+        raise StartUpRefused(
+            f"{file}: expected a checkpoint of a training, got {problem}; bring back the file as it was, or train "
+            "again with --overwrite True."
+        )
     return content
+
+
+def _problem_of(name: str, hint: Any, content: Mapping[str, Any]) -> str | None:
+    if name not in content:
+        return None if name in _ADDED_LATER else f"none of its {name}"
+    try:
+        typed(hint, content[name])
+    except TypeError as error:
+        return f"a value of another type: {name} should be {error}"
+    return None
 
 
 def _content_of(file: str | Path, name: str, hint: str) -> Any:

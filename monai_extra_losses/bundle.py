@@ -41,7 +41,17 @@ from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.file_content import short, typed
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
-from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
+from monai_extra_losses.options import (
+    as_given,
+    file_or_folder,
+    file_or_folder_or_none,
+    literal,
+    numbers_per_axis,
+    positive_number,
+    whole_number,
+    window,
+    yes_or_no,
+)
 from monai_extra_losses.run_folder import (
     ResultsFolder,
     RunFolder,
@@ -208,9 +218,9 @@ class TrainingSetUp(RunSetUp):
             "limit": _whole_number_or_none("limit", limit),
             "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
             "cache": cache_kind(cache),
-            "cache_dir": None if literal(cache_dir) is None else os.path.abspath(str(cache_dir)),
+            "cache_dir": _absolute("cache_dir", cache_dir),
             "hu_window": window("hu_window", hu_window, example="[-175, 250]"),
-            "pretrained": None if literal(pretrained) is None else os.path.abspath(str(pretrained)),
+            "pretrained": _absolute("pretrained", pretrained),
             "amp": _half_precision_option(amp),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
@@ -223,7 +233,7 @@ class TrainingSetUp(RunSetUp):
         with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
-        folder = RunFolder(Path(str(bundle_root)))
+        folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         refuse_run_folder(folder, going_on, self.overwrite)
         if chosen["cache"] == "disk" and chosen["cache_dir"] is not None:
             refuse_unwritable("cache_dir", Path(chosen["cache_dir"]))
@@ -236,6 +246,7 @@ class TrainingSetUp(RunSetUp):
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
             training, validation = _dealt_cases(case_list, chosen)
+            refuse_processes(training=training, validation=validation)
             case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
             summaries = check_cases(case_list)
         record = RunRecord(
@@ -264,7 +275,8 @@ class TrainingSetUp(RunSetUp):
             if checkpoint["epoch"] > recorded.epochs:
                 raise StartUpRefused(
                     f"{folder.last}: expected a checkpoint of the {recorded.epochs} epochs of {folder.record}, got one "
-                    f"of epoch {checkpoint['epoch']}; bring back the file as it was, or train again with --overwrite True."
+                    f"of epoch {checkpoint['epoch']}; bring back the file as it was, or train again with --overwrite "
+                    "True."
                 )
             read_training_csv(folder.training_csv)  # refused now
             self.nothing_to_do = _is_finished(checkpoint, record)
@@ -343,20 +355,21 @@ class EvaluationSetUp(RunSetUp):
         num_workers: Any = 0,
     ) -> None:
         refuse_machinery(device, num_workers)
-        folder = RunFolder(Path(str(bundle_root)))
+        folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         record = RunRecord.read(folder.record)
         self.model_file = _trained_weights(model_file, folder)
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.overlays = yes_or_no("overlays", overlays)
-        self.results = ResultsFolder(folder.results.root if output_dir is None else Path(str(output_dir)))
+        self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)
         if self.results.cases_csv.exists() and not yes_or_no("overwrite", overwrite):
             raise StartUpRefused(
                 f"{self.results.cases_csv} exists; replace it by --overwrite True, or choose another --output_dir."
             )
         _state_dict_of(self.model_file, "model_file")  # refused now
-        case_list = _cases_of(record.dataset_dir if dataset_dir is None else dataset_dir)
+        case_list = _cases_of(Path(record.dataset_dir) if dataset_dir is None else dataset_dir)
         chosen = _chosen_cases(case_list, split, record)
+        refuse_processes(evaluated=chosen)
         with _problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, record, case_list.folder)
@@ -424,12 +437,12 @@ class InferenceSetUp:
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
             raise StartUpRefused(f'Expected stitch_on to be "cpu", "device" or null, got {stitch_on!r}.')
-        self.series = None if series is None else str(series)
-        self.folder = RunFolder(Path(str(bundle_root)))
+        self.series = None if series is None else as_given("series", str(series))
+        self.folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         trained = input is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
         self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
-        self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
+        self.output_dir = file_or_folder_or_none("output_dir", output_dir) or self.folder.root / "segmentations"
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
@@ -453,7 +466,7 @@ class InferenceSetUp:
         }
         options = json.loads(json.dumps(options, default=str))  # as the record has them
         refuse_unwritable("output_dir", self.output_dir)
-        source = Path(str(input))
+        source = file_or_folder("input", input)
         own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
         with _problems_as_refusal():
             cases = find_inputs(source, self.record.in_channels, leave_out=own)
@@ -597,6 +610,11 @@ def _whole_number_or_none(name: str, value: Any) -> int | None:
     return None if literal(value) is None else whole_number(name, value, least=1)
 
 
+def _absolute(name: str, value: Any) -> str | None:
+    path = file_or_folder_or_none(name, value)
+    return None if path is None else os.path.abspath(path)
+
+
 def _levels(channels: Any) -> tuple[int, ...]:
     given = literal(channels)
     if not isinstance(given, list | tuple) or len(given) < 2:
@@ -717,7 +735,7 @@ def _cases_of(dataset_dir: Any) -> CaseList:
             "give the folder with dataset.json, or with imagesTr/ and labelsTr/."
         )
     with _problems_as_refusal():
-        return read_case_list(str(dataset_dir))
+        return read_case_list(str(file_or_folder("dataset_dir", dataset_dir)))
 
 
 def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
@@ -849,7 +867,7 @@ def _state_dict_of(file: str | Path, name: str = "pretrained") -> dict[str, torc
 
 
 def _trained_weights(model_file: Any, folder: RunFolder) -> str:
-    path = folder.model if model_file is None else Path(str(model_file))
+    path = file_or_folder_or_none("model_file", model_file) or folder.model
     if not path.is_file():
         raise StartUpRefused(f"Expected trained weights in {path}, got no such file; train first.")
     return str(path)
@@ -888,14 +906,44 @@ def is_first_process() -> bool:
 
 
 def device_of_process() -> torch.device:
-    """The GPU of this process in a distributed run, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    """The GPU of this process in a distributed run, or the CPU.
+
+    Raises:
+        StartUpRefused: more processes on this machine than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= count:
+        raise StartUpRefused(
+            f"Expected a GPU for each process, got {count} for {index + 1} processes or more on this machine; start "
+            "fewer (--nproc_per_node), or give --device cpu."
+        )
+    return torch.device("cuda", index)
 
 
-def join_processes(device: torch.device) -> None:
-    """Join the processes that torchrun started; NCCL between GPUs, gloo between CPU processes."""
+def join_processes(device: Any) -> None:
+    """Join the processes that torchrun started; NCCL between GPUs, gloo between CPU processes.
+
+    Args:
+        device: of this process, or "cpu".
+
+    Raises:
+        StartUpRefused: torchrun did not start this process, or one GPU is given for several.
+    """
+    refuse_machinery(device, 0)
+    device = torch.device(device)
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and not torch.distributed.is_initialized():
+        raise StartUpRefused(
+            f"Expected a process that torchrun started, got one without {missing[0]} in its environment; start it by "
+            "torchrun, or leave multi_gpu_*.yaml away."
+        )
+    if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and device != device_of_process():
+        raise StartUpRefused(
+            f"Expected a GPU for each process, got {str(device)!r} for all; leave --device away, and each process "
+            "takes one, or give cpu."
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
@@ -905,9 +953,34 @@ def join_processes(device: torch.device) -> None:
     idist.sync()
 
 
+def refuse_processes(**cases: Sequence[Any]) -> None:
+    """Refuse processes that would have no case, and several that nobody joined.
+
+    Args:
+        cases: what they are for -> the cases.
+    """
+    distributed = torch.distributed
+    joined = distributed.is_available() and distributed.is_initialized()
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and not joined:
+        raise StartUpRefused(
+            f"Expected one process, got {started} by torchrun; add configs/multi_gpu_train.yaml (for an evaluation "
+            "multi_gpu_evaluate.yaml) to the config files, or start without torchrun."
+        )
+    count = distributed.get_world_size() if joined else 1
+    for purpose, chosen in cases.items():
+        if len(chosen) < count:
+            raise StartUpRefused(
+                f"Expected at least a {purpose} case for each of the {count} processes, got {len(chosen)}; start fewer "
+                "(--nproc_per_node)."
+            )
+
+
 def has_regions(dataset_dir: Any, regions: Any) -> bool:
     """Whether the data set's regions are to be segmented; the loss asks, which is built before the data are read."""
-    return yes_or_no("regions", regions) and dataset_dir is not None and declares_regions(str(dataset_dir))
+    if not yes_or_no("regions", regions) or dataset_dir is None:
+        return False
+    return declares_regions(str(file_or_folder("dataset_dir", dataset_dir)))
 
 
 def decision(keys: str, regions: Mapping[str, Any] | None) -> AsDiscreted:

@@ -34,11 +34,11 @@ from monai.utils import set_determinism
 
 from monai_extra_losses.bundle import is_first_process, read_checkpoint
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped, WritingFailed
+from monai_extra_losses.data.storage import storage_sentence, whole_file
 from monai_extra_losses.losses.compound import CompoundLoss
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, read_training_csv, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord
-from monai_extra_losses.storage import storage_sentence, whole_file
 
 logger = logging.getLogger(__name__)
 

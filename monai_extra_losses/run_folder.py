@@ -21,8 +21,8 @@ import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.storage import remove_drafts, storage_reason, whole_file, writing
 from monai_extra_losses.file_content import short, typed
-from monai_extra_losses.storage import remove_drafts, storage_reason, whole_file, writing
 
 if sys.platform != "win32":
     import fcntl

@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -32,9 +33,10 @@ from monai.transforms import Orientation
 from monai.utils import set_determinism
 
 from monai_extra_losses.bundle import is_first_process, read_checkpoint
-from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
+from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped, WritingFailed
+from monai_extra_losses.data.storage import storage_sentence, whole_file
 from monai_extra_losses.losses.compound import CompoundLoss
-from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
+from monai_extra_losses.run_folder import ResultsFolder, RunFolder, read_training_csv, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord
 from monai_extra_losses.tensor_files import record_checksum
@@ -305,6 +307,7 @@ class TrainingRecord:
         """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row, and before the
         checkpoints, which no row may be missing of.
         """
+        end_in_a_sentence(engine, self.folder.root)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
@@ -313,16 +316,18 @@ class TrainingRecord:
 
     def _start(self, engine: Engine) -> None:
         self._iterations = 0
+        # Read once: what somebody does to the file meanwhile must not end the training.
+        self._rows = read_training_csv(self.folder.training_csv) if is_first_process() else []
         self._seconds: list[float] = []  # of the epochs of this process
 
     def _rows_before(self, epoch: int) -> list[dict[str, str]]:
         """A training that resumes keeps the rows of its epochs; another one finds no file."""
-        if not self.folder.training_csv.exists():
-            return []
-        with self.folder.training_csv.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) < epoch]
         # without the columns of parts that the loss no longer has
-        return [{column: row.get(column) or "" for column in self.columns} for row in rows]
+        return [
+            {column: row.get(column) or "" for column in self.columns}
+            for row in self._rows
+            if int(row["epoch"]) < epoch
+        ]
 
     def _start_epoch(self, engine: Engine) -> None:
         self._epoch_started = time.perf_counter()
@@ -366,7 +371,8 @@ class TrainingRecord:
             row |= {f"val_dice_{label}": _cell(dice) for label, dice in zip(self.names, per_class, strict=True)}
             line += f"  validation Dice {self.evaluator.state.metrics[name]:.4f} ({listed_dice(self.names, per_class)})"
         if is_first_process():
-            write_whole(self.folder.training_csv, _csv_text(self.columns, [*self._rows_before(state.epoch), row]))
+            self._rows = [*self._rows_before(state.epoch), row]
+            write_whole(self.folder.training_csv, _csv_text(self.columns, self._rows))
             self._seconds.append(float(row["seconds"]))
             epochs_left = cast(int, state.max_epochs) - state.epoch
             left = f", about {shown_duration(epochs_left * float(np.mean(self._seconds)))} left" if epochs_left else ""
@@ -378,6 +384,8 @@ class TrainingRecord:
         state, best = engine.state, self.evaluator.state
         stopped = f"{best.validations_since_best} validations without a better mean Dice"
         early = state.epoch < cast(int, state.max_epochs)
+        rows = self._rows_before(state.epoch + 1)
+        summary = self._summary(engine, rows, f" of {state.max_epochs} ({stopped})" if early else "")
         if not self._iterations:
             logger.info(
                 f"Nothing to do: the training stopped early after epoch {state.epoch} ({stopped}); "
@@ -385,29 +393,48 @@ class TrainingRecord:
                 if early
                 else f"Nothing to do: {state.epoch} epochs are trained; ask for more by --epochs."
             )
-            return
+            if not rows or (self.folder.curves.exists() and self._has_summary(state.epoch)):
+                return
+            logger.info("The training was stopped before it wrote its summary and curves, which are made now.")
         from monai_extra_losses.report.curves import draw_curves
 
-        draw_curves(self.folder.training_csv, self.folder.curves)
-        rows = self._rows_before(state.epoch + 1)
+        with whole_file(self.folder.curves) as draft:
+            draw_curves(self.folder.training_csv, draft)
+        write_whole(self.folder.summary, summary + "\n")
+        logger.info(summary)
+
+    def _has_summary(self, epoch: int) -> bool:
+        """Whether summary.txt is there, and not that of an earlier end."""
+        try:
+            told = re.search(r" epoch (\d+)", self.folder.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return told is not None and int(told[1]) == epoch
+
+    def _summary(self, engine: Engine, rows: Sequence[Mapping[str, str]], stopped: str) -> str:
+        """The training in a few lines.
+
+        Args:
+            engine: the trainer.
+            rows: of its epochs.
+            stopped: of how many epochs and why, where it ended early.
+        """
+        best = self.evaluator.state
         of_best = next((row for row in rows if int(row["epoch"]) == best.best_metric_epoch), {})
         classes = listed_dice(self.names, [float(of_best.get(f"val_dice_{name}") or "nan") for name in self.names])
-        summary = (
-            f"{'Stopped early at' if early else 'Trained to'} epoch {state.epoch}"
-            f"{f' of {state.max_epochs} ({stopped})' if early else ''} "
-            f"in {sum(float(row['seconds']) for row in rows):.0f} s; "
+        root = shlex.quote(str(self.folder.root))
+        return (
+            f"{'Stopped early at' if stopped else 'Trained to'} epoch {engine.state.epoch}{stopped} "
+            f"in {sum(float(row['seconds'] or 0) for row in rows):.0f} s; "
             f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch} ({classes}).\n"
             f"  this Dice       a quick one{_windows(self.evaluator)}, on the grid of the training; that of evaluate "
             "(0.5, on the files' grids) differs\n"
             f"  best model      {self.folder.model}\n"
             f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
             f"  TensorBoard     tensorboard --logdir {shlex.quote(str(self.folder.tensorboard))}\n"
-            f"  evaluate        monai-extra-losses evaluate --run {shlex.quote(str(self.folder.root))}\n"
-            f"  segment         monai-extra-losses infer --run {shlex.quote(str(self.folder.root))} "
-            "--input FILES --output FOLDER"
+            f"  evaluate        monai-extra-losses evaluate --run {root}\n"
+            f"  segment         monai-extra-losses infer --run {root} --input FILES --output FOLDER"
         )
-        write_whole(self.folder.summary, summary + "\n")
-        logger.info(summary)
 
 
 class RunCheckpoints:
@@ -478,14 +505,14 @@ class RunCheckpoints:
             self.network.load_state_dict(state["network"])
             self.loss.load_state_dict(state["loss"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0]
+            self._restore_schedule(state["lr_scheduler"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise StartUpRefused(
                 f"{self.folder.last}: expected a checkpoint of this network, loss and optimizer, got another "
                 f"({first}); "
                 "resume with the options of the first start."
             ) from None
-        self._restore_schedule(state["lr_scheduler"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         self.evaluator.state.validations_since_best = state.get("validations_since_best", 0)
@@ -540,6 +567,7 @@ class CaseReport:
 
     def attach(self, engine: Engine) -> None:
         """Measure the output of each of `engine`'s iterations."""
+        end_in_a_sentence(engine, self.folder.root)
         engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
@@ -746,6 +774,7 @@ class FinishedSegmentations:
 
     def attach(self, engine: Engine) -> None:
         """Move what each of `engine`'s iterations wrote."""
+        end_in_a_sentence(engine, self.output_dir)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._move)
         engine.add_event_handler(Events.COMPLETED, lambda _: shutil.rmtree(self.unfinished, ignore_errors=True))
 
@@ -763,6 +792,24 @@ class FinishedSegmentations:
             logger.info(f"{item['case']}: {endings} in {folder}")
 
 
+def end_in_a_sentence(engine: Engine, place: Path) -> None:
+    """Let `engine` say what the storage refused, and not with a traceback; nor what it raises anyhow, a second time.
+
+    Args:
+        engine: any.
+        place: what is written, where the error does not name a file.
+    """
+
+    def raise_as_sentence(_: Engine, error: BaseException) -> None:
+        sentence = storage_sentence(error, place) if isinstance(error, Exception) else None
+        if sentence is not None:
+            raise WritingFailed(sentence) from None
+        raise error
+
+    engine.add_event_handler(Events.EXCEPTION_RAISED, raise_as_sentence)
+    engine.logger.addFilter(lambda record: "is terminating due to exception" not in record.msg)
+
+
 def items_of(engine: Engine) -> list[dict[str, Any]]:
     """The cases of an evaluator's last batch, each with what was loaded and what was predicted."""
     batch, output = cast(list[dict[str, Any]], engine.state.batch), cast(list[dict[str, Any]], engine.state.output)
@@ -770,10 +817,11 @@ def items_of(engine: Engine) -> list[dict[str, Any]]:
 
 
 def _save_whole(state: Mapping[str, Any], path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    torch.save(state, draft)
-    record_checksum(draft, path)
-    draft.replace(path)
+    # through Python's file, for torch's own does not say that the disk is full
+    with whole_file(path) as draft:
+        with draft.open("wb") as stream:
+            torch.save(state, stream)
+        record_checksum(draft, path)
 
 
 def listed_dice(names: Sequence[str], dice: Sequence[float]) -> str:

@@ -11,15 +11,18 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_extra_losses
 from monai_extra_losses.cli import main
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.options import file_or_folder
 from monai_extra_losses.workflow import checked_overrides
 
 CONFIGS = monai_extra_losses.config_dir()
@@ -154,6 +157,141 @@ def test_a_plain_installation_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "monai_extra_losses.commands", raising=False)
     assert "needs click" in (said := sentence_of("list"))
     assert "pip install 'monai-extra-losses[bundle]'" in said
+
+
+# ---- names of files ---------------------------------------------------------------------------------------------
+
+NAMES = {
+    "the parser's signs": "R#1 a@#b %#c",
+    "an id of the parser": "x::y",
+    "a macro": "%losses",
+    "a reference": "@loss",
+    "an expression": "$1+1",
+    "quotes and a break": "q'u\"o\ntick`",
+    "not Latin": " é ñ 脳 ",
+    "a number": "1e5",
+    "a list": "[a,b]",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_any_name_of_a_folder_is_taken_as_it_is(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Relative names too; and nothing is written but into the folders asked for."""
+    monkeypatch.chdir(tmp_path)
+    name = NAMES[kind]
+    data, run, cache, results, found = (f"{name} {part}" for part in ("data", "run", "cache", "eval", "out"))
+    run = name  # alone, as the parser would read it
+    shutil.copytree(phantom_folder, data)
+    succeeds("train", "--data", data, "--run", run, "--cache", "disk", "--cache_dir", cache, *QUICK)
+    succeeds("evaluate", "--run", run, "--output_dir", results, "--overlays", "False")
+    model = Path(run) / "models" / "model.pt"
+    shutil.copy(model, f"{name}.pt")
+    source = f"{data}/imagesTs/phantom_test_000.nii.gz"
+    succeeds("infer", "--run", run, "--input", source, "--output", found, "--model_file", f"{name}.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {data, run, cache, results, found, f"{name}.pt"}
+    assert list(Path(cache).iterdir())
+    assert (Path(results) / "cases.csv").exists()
+    assert (Path(found) / "phantom_test_000_seg.nii.gz").exists()
+    record = json.loads((Path(run) / "models" / "run.json").read_text())
+    assert record["dataset_dir"] == str(tmp_path / data)
+    # the config, as it was run, names the same folders
+    parser = ConfigParser()
+    parser.read_config(Path(run) / "models" / "config.yaml")
+    assert [os.fspath(parser.get_parsed_content(key)) for key in ("bundle_root", "dataset_dir", "cache_dir")] == [
+        str(tmp_path / run),
+        str(tmp_path / data),
+        cache,
+    ]
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, sentence in {
+        "": "Expected --run to be the name of a file or folder, got ''",  # of a variable that is not set
+        "~no one/run": "Expected --run to begin with the home of a user, got '~no one/run'; write ./~no one/run for it",
+        "\udcff": "Expected --run to be a name in UTF-8",
+        "n" * 300: "got: name too long; choose a shorter one",
+    }.items():
+        assert sentence in sentence_of("train", "--data", phantom_folder, "--run", name, *QUICK)
+    run = ("--data", phantom_folder, "--run", "run", *QUICK)
+    assert "Expected pretrained to be the name of a file or folder, got ''" in sentence_of(
+        "train", *run, "--pretrained="
+    )
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    succeeds("phantom", "--out", "~/phantom", "--cases", "1")
+    assert (tmp_path / "home" / "phantom" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--seed", "$1/0"],
+            "Expected seed to be an expression that Python can evaluate, got '$1/0' (ZeroDi",
+        ),
+        (["--seed", "$("], "Expected seed to be an expression that Python can evaluate, got '$('"),
+        (
+            ["--seed", "@epoch"],
+            "Expected seed to refer to a value of the config, got '@epoch' (did you mean 'epochs'?)",
+        ),
+        (["--seed", "%epoch"], "Expected seed to be a macro (%) that names a value of the config or of another file"),
+        (["--seed", "%gone.yaml::x"], "Expected seed to be a macro (%) that names a value of the config or of another"),
+        (["--loss", "tversky", "--loss::reduction", "me#an"], "Unsupported reduction: me#an, available options are"),
+    ],
+)
+def test_what_the_parser_cannot_follow_is_one_sentence(
+    phantom_folder: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    said = sentence_of("train", "--data", phantom_folder, "--run", tmp_path / "run", *arguments)
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_macros_and_references_of_monai_still_work(phantom_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("rate: 0.5\n")
+    options = ("--learning_rate", f"%{tmp_path}/other.yaml#rate", "--batch_size", "$1 + 1", "--val_interval", "@epochs")
+    succeeds("train", "--data", phantom_folder, "--run", tmp_path / "run", *QUICK, *options)
+    record = json.loads((tmp_path / "run" / "models" / "run.json").read_text())
+    assert (record["learning_rate"], record["batch_size"], record["val_interval"]) == (0.5, 2, 1)
+
+
+def test_monai_s_own_workflow_refuses_a_name_that_its_parser_changes(phantom_folder: Path, tmp_path: Path) -> None:
+    for key, name in (("bundle_root", "R#1"), ("dataset_dir", "da#ta"), ("cache_dir", "c#d"), ("pretrained", "m#.pt")):
+        options = {"dataset_dir": str(phantom_folder), "bundle_root": str(tmp_path / "run"), key: str(tmp_path / name)}
+        workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), **options)
+        with pytest.raises(
+            StartUpRefused, match=f"Expected {key} to be a name without ::, got .*; MONAI's parser makes"
+        ):
+            workflow.initialize()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "arrived"), [("R#1", "R"), ("1e5", 100000.0), ("0x10", 16), ("'q'", "q"), ("/r/a@#b", "/r/a@b")]
+)
+@pytest.mark.parametrize("form", [["--bundle_root", "{}"], ["--bundle_root={}"], ["--bundle-root", "{}"]])
+def test_a_name_that_monai_s_command_line_changes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, form: list[str], given: str, arrived: Any
+) -> None:
+    words = [word.format(given) for word in form]
+    monkeypatch.setattr(sys, "argv", ["/lib/monai/bundle/__main__.py", "run", *words, "--epochs", "3"])
+    with pytest.raises(StartUpRefused, match=r"Expected bundle_root to be .* as it was given, got .*monai-extra-l"):
+        file_or_folder("bundle_root", arrived)
+    assert file_or_folder("dataset_dir", "123") == Path("123")
+    monkeypatch.setattr(sys, "argv", ["/home/me/program.py", *words])  # which may do with it what it likes
+    assert file_or_folder("bundle_root", arrived) == Path(str(arrived))
+
+
+def test_a_name_given_as_a_list_is_refused() -> None:
+    for value in (["a", "b"], ("a", "b"), {"a"}, True):
+        with pytest.raises(StartUpRefused, match=r"Expected input to be the name of a file or folder, got .*in quotes"):
+            file_or_folder("input", value)
 
 
 # ---- options and losses that do not exist ------------------------------------------------------------------------

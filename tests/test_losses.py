@@ -1255,12 +1255,110 @@ def test_compound_loss_refuses() -> None:
         losses.CompoundLoss(["FusedDiceLoss"])
     with pytest.raises(ValueError, match="expected 2 weights, one per loss, got 1"):
         losses.CompoundLoss([dice, dice], [1.0])
-    with pytest.raises(ValueError, match=r"expected weights >= 0, got \[-1.0\]"):
+    with pytest.raises(ValueError, match=r"expected weights >= 0 and finite, got \[-1.0\]"):
         losses.CompoundLoss([dice], [-1.0])
-    with pytest.raises(ValueError, match="expected weights >= 0, got"):
-        losses.CompoundLoss([dice], [float("nan")])
     with pytest.raises(ValueError, match="expected reduction 'mean' or 'sum' of every part, got 'none' of FusedDice"):
         losses.CompoundLoss([FusedDiceLoss(reduction="none")])
+
+
+WRONG_WEIGHTS: dict[str, tuple[Any, type[Exception], str]] = {
+    "NaN": ([1.0, float("nan")], ValueError, r"expected weights >= 0 and finite, got \[1.0, nan\]"),
+    "infinite": ([float("inf"), 1.0], ValueError, r"expected weights >= 0 and finite, got \[inf, 1.0\]"),
+    "negative": ([1.0, -0.5], ValueError, r"expected weights >= 0 and finite, got \[1.0, -0.5\]"),
+    "too few": ([1.0], ValueError, "expected 2 weights, one per loss, got 1"),
+    "too many": ([1.0, 1.0, 1.0], ValueError, "expected 2 weights, one per loss, got 3"),
+    "none": ([], ValueError, "expected 2 weights, one per loss, got 0"),
+    "a number": (0.5, TypeError, "expected a list of weights, one number per loss, got 0.5"),
+    "a dict": ({"a": 1, "b": 2}, TypeError, "expected a list of weights, one number per loss, got"),
+    "words": (["a", "b"], TypeError, "expected weights that are one number each, got 'a'"),
+    "vectors": ([torch.ones(2), 1.0], TypeError, "expected weights that are one number each, got tensor"),
+    "negative parameters": (nn.Parameter(torch.tensor([1.0, -2.0])), ValueError, "expected weights >= 0 and finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_WEIGHTS)
+def test_wrong_weights_of_a_compound_are_refused_at_once_and_when_they_are_set_later(kind: str) -> None:
+    weights, error, match = WRONG_WEIGHTS[kind]
+    parts = [FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)]
+    with pytest.raises(error, match=match):
+        losses.CompoundLoss(parts, weights)
+    later = losses.CompoundLoss(parts)
+    later.weights = weights
+    with pytest.raises(error, match=match):
+        later(torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5))
+    if isinstance(weights, list) and len(weights) == 2:
+        one_by_one = losses.CompoundLoss(parts)
+        one_by_one.weights[:] = weights
+        with pytest.raises(error, match=match):
+            one_by_one(torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5))
+
+
+@pytest.mark.parametrize("form", ["one of the list", "all"])
+def test_a_parameter_as_weight_of_a_compound_is_learnt(form: str) -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
+    parts = [FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)]
+    values = [part(scores, labels).item() for part in parts]
+    weight = nn.Parameter(torch.tensor(0.25) if form == "one of the list" else torch.tensor([2.0, 0.25]))
+    compound = losses.CompoundLoss(parts, [2.0, weight] if form == "one of the list" else weight)
+    assert [id(parameter) for parameter in compound.parameters()] == [id(weight)]
+    value = compound(scores, labels)
+    assert value.item() == pytest.approx(2 * values[0] + 0.25 * values[1])
+    assert compound.weight_values == [2.0, 0.25]
+    value.backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == pytest.approx(values[1] if weight.ndim == 0 else values)
+    name = "weights.1" if form == "one of the list" else "weights"
+    assert list(compound.state_dict()) == [name]
+    state = {name: torch.full_like(weight.detach(), 3.0)}
+    compound.load_state_dict(state)
+    other = 3.0 if weight.ndim else 2.0
+    for same in (compound, copy.deepcopy(compound), pickle.loads(pickle.dumps(compound))):
+        assert same(scores, labels).item() == pytest.approx(other * values[0] + 3 * values[1])
+    with torch.no_grad():
+        weight.fill_(-1.0)  # as an optimizer might
+    with pytest.raises(ValueError, match="expected weights >= 0 and finite"):
+        compound(scores, labels)
+
+
+def test_a_weight_of_a_compound_that_another_module_learns_keeps_its_gradient() -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
+    compound = losses.CompoundLoss([FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)])
+    uncertainty = torch.zeros(2, requires_grad=True)
+    compound.weights = list((-uncertainty).exp())
+    compound(scores, labels).backward()
+    assert uncertainty.grad is not None
+    expected = [-value.item() for value in compound.components.values()]
+    assert uncertainty.grad.tolist() == pytest.approx(expected)
+    compound.weights = [1.0, nn.Parameter(torch.tensor(1.0))]  # in no state, of no optimizer
+    with pytest.raises(ValueError, match=r"expected a learnt weight to be registered.*torch\.nn\.ParameterList"):
+        compound(scores, labels)
+
+
+def test_every_part_of_a_compound_checks_its_input_in_whatever_order() -> None:
+    flat, flat_target = torch.randn(4, 3), (torch.rand(4, 3) > 0.5).float()
+    volumes, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5)
+    nan = float("nan")
+    refused: list[tuple[list[nn.Module], tuple[Tensor, Tensor], str]] = [
+        ([FusedFocalLoss(), FusedDiceLoss(sigmoid=True)], (flat, flat_target), "with 1 to 3 spatial axes, got shape"),
+        (
+            [CrossEntropyLoss(**SOFTMAX), FusedDiceLoss(softmax=True)],
+            (volumes, labels),
+            r"expected target \(1, 3, 4, 5\)",
+        ),
+        (
+            [CrossEntropyLoss(ignore_index=255, **SOFTMAX), FusedDiceLoss(**SOFTMAX)],
+            (volumes, labels.masked_fill(torch.rand(4, 5) > 0.5, 255)),
+            "expected whole labels in 0..2 .*got 255",
+        ),
+        ([losses.SurfaceLoss(), FusedDiceLoss()], (volumes, torch.full((1, 3, 4, 5), nan)), r"with values in \[0, 1\]"),
+    ]
+    for parts, data, match in refused:
+        for ordered in (parts, parts[::-1]):
+            with pytest.raises(ValueError, match=match):
+                losses.CompoundLoss(ordered)(*data)
+    assert losses.CompoundLoss([FusedFocalLoss(), FusedFocalLoss()], [1.0, 0.5])(flat, flat_target).item() == (
+        pytest.approx(1.5 * FusedFocalLoss()(flat, flat_target).item())
+    )
 
 
 def test_compound_loss_is_as_lean_as_its_parts() -> None:

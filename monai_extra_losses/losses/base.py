@@ -11,7 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.inputs import CudaLabelCheck, LossInputs, Source, check_shapes, plain
+from monai_extra_losses.losses.inputs import (
+    CudaLabelCheck,
+    LossInputs,
+    Source,
+    check_shapes,
+    one_channel,
+    plain_data,
+)
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -162,7 +169,6 @@ class SegmentationLoss(nn.Module):
     class_weight: Tensor | None
     target_gradient = True  # whether a target of C channels may require a gradient
     unsyncable: ClassVar[str | None] = None  # why `sync_batch` cannot work, where it cannot
-    shares_inputs = True  # whether `terms` and `value` of LossInputs are all there is
     _spatial = range(1, 4)
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -239,24 +245,36 @@ class SegmentationLoss(nn.Module):
     ) -> LossInputs:
         """Check one call's data and wrap it."""
         affine = getattr(target, "affine", None)  # of a MetaTensor
-        scores, target = plain("input", input), plain("target", target)
-        mask = None if mask is None else plain("mask", mask)
-        distance = None if distance is None else plain("distance", distance)
-        one_channel = scores.ndim > 1 and scores.shape[1] == 1
-        if one_channel:
-            self.warn_of_one_channel(stacklevel=6)
-        labels = self.to_onehot_y and not one_channel
-        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
-            target = target.to(torch.int64)
+        scores, target, mask, distance = plain_data(input, target, mask, distance)
+        self.check(scores, target, mask, distance, stacklevel=7)
+        return self.wrap(scores, target, mask, distance, affine)
+
+    def check(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, *, stacklevel: int
+    ) -> None:
+        """Refuse plain tensors that this loss cannot use; what labels they hold is seen later."""
+        if one_channel(scores):
+            self.warn_of_one_channel(stacklevel)
         check_shapes(
             scores,
             target,
             mask,
             distance,
-            labels=labels,
+            labels=self.to_onehot_y and not one_channel(scores),
             spatial=self._spatial,
             target_gradient=self.target_gradient,
         )
+
+    def wrap(
+        self,
+        scores: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        distance: Tensor | None,
+        affine: Tensor | None,
+    ) -> LossInputs:
+        """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
+        labels = self.to_onehot_y and not one_channel(scores)
         if labels:
             self._check_labels(target, scores.shape[1], self.ignore_index)
         return LossInputs(

@@ -229,6 +229,22 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
+def plain_data(
+    input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The data of a call as plain tensors."""
+    scores, target = plain("input", input), plain("target", target)
+    if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
+        target = target.to(torch.int64)
+    mask = None if mask is None else plain("mask", mask)
+    return scores, target, mask, None if distance is None else plain("distance", distance)
+
+
+def one_channel(scores: Tensor) -> bool:
+    """Whether scores (B, C, *spatial) are of one channel, which is a target of its own."""
+    return scores.ndim > 1 and scores.shape[1] == 1
+
+
 def refuse_gradient(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that requires a gradient where there is none."""
     if tensor.requires_grad:

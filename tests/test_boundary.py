@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import references as ref
 import torch
+import torch.nn.functional as F
 from loss_list import labels_like, one_hot, value_and_gradient
 from monai.data import MetaTensor, list_data_collate
+from monai.losses import DeepSupervisionLoss
+from monai.transforms import CenterSpatialCropd, Compose, RandFlipd, RandSpatialCropd, SpatialPadd, Zoomd
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
@@ -205,6 +208,131 @@ def test_spacing_comes_from_the_affine_of_each_item() -> None:
     voxels = SurfaceLoss(spacing=None, **SOFTMAX)
     torch.testing.assert_close(voxels(scores, batch), SurfaceLoss(**SOFTMAX)(scores, batch.as_tensor()))
     assert not torch.isclose(voxels(scores, batch), torch.stack(alone).mean())
+
+
+IN_MM = {
+    name: getattr(losses, name)
+    for name in (
+        "SurfaceLoss",
+        "GeneralizedSurfaceLoss",
+        "HausdorffLoss",
+        "LogHausdorffLoss",
+        "DistancePenaltyCrossEntropyLoss",
+        "ShapeAwareLoss",
+    )
+}
+LEVELS = ((12, 16, 6), (6, 8, 3), (3, 8, 2))  # the last by unequal factors
+
+
+def collated(spacing: tuple[float, ...] = (1.0, 2.0, 3.0)) -> MetaTensor:
+    """Two labels as MONAI's loader gives them."""
+    affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    label = torch.zeros(1, *LEVELS[0])
+    label[:, 3:9, 3:12, 1:5] = 1
+    return list_data_collate([{"label": MetaTensor(label.roll(n, 2), affine=affine)} for n in range(2)])["label"]
+
+
+def resized(label: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(label, size=size, mode="nearest-exact")
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["from the whole", "from half the size"])
+@pytest.mark.parametrize("how", ["collated", "by hand", "compound", "spacing given", "spacing given to a MetaTensor"])
+@pytest.mark.parametrize("name", IN_MM)
+def test_each_level_of_deep_supervision_measures_on_its_own_grid(name: str, how: str, first: int) -> None:
+    """MONAI interpolates the target to each level, and leaves the affine of the whole."""
+    loss, label = IN_MM[name], collated()
+    spacing = {"spacing": (1.0, 2.0, 3.0)} if "given" in how else {}
+    if how == "by hand":
+        label = MetaTensor(label.as_tensor(), affine=label.affine[0])
+    given = label.as_tensor() if how == "spacing given" else label
+    scores = [torch.randn(2, 2, *size) for size in LEVELS[first:]]
+    weights = [1.0, 0.5, 0.25][first:]
+    one = loss(**SOFTMAX, **spacing)
+    supervised = DeepSupervisionLoss(CompoundLoss([one]) if how == "compound" else one, weights=weights)
+    expected = torch.zeros(())
+    for weight, x in zip(weights, scores, strict=True):
+        mm = [s * whole / part for s, whole, part in zip((1.0, 2.0, 3.0), LEVELS[0], x.shape[2:], strict=True)]
+        expected = expected + weight * loss(spacing=mm, **SOFTMAX)(x, resized(label.as_tensor(), x.shape[2:]))
+    torch.testing.assert_close(supervised(scores, given), expected)
+    voxels = DeepSupervisionLoss(loss(**SOFTMAX, spacing=None), weights=weights)(scores, given)
+    of_plain = DeepSupervisionLoss(loss(**SOFTMAX), weights=weights)(scores, label.as_tensor())
+    torch.testing.assert_close(voxels, of_plain)  # voxels stay voxels
+    assert not torch.isclose(voxels, expected)
+
+
+class WithMap(nn.Module):
+    """Hands a loss the map that fits the level."""
+
+    def __init__(self, loss: nn.Module, maps: dict[tuple[int, ...], Tensor]) -> None:
+        super().__init__()
+        self.loss, self.maps = loss, maps
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.loss(input, target, distance=self.maps[tuple(input.shape[2:])])
+
+
+@pytest.mark.parametrize("name", sorted(IN_MM.keys() - {"ShapeAwareLoss"}))
+def test_levels_with_a_map_measure_the_rest_on_their_own_grid(name: str) -> None:
+    loss, label = IN_MM[name], collated()
+    scores = [torch.randn(2, 2, *size) for size in LEVELS]
+    maps = {size: torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(0)) for size in LEVELS}
+    got = DeepSupervisionLoss(WithMap(loss(**SOFTMAX), maps), weights=[1.0] * 3)(scores, label)
+    expected = torch.zeros(())
+    for x in scores:
+        mm = [s * whole / part for s, whole, part in zip((1.0, 2.0, 3.0), LEVELS[0], x.shape[2:], strict=True)]
+        target = resized(label.as_tensor(), x.shape[2:])
+        expected = expected + loss(spacing=mm, **SOFTMAX)(x, target, distance=maps[tuple(x.shape[2:])])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", IN_MM)
+def test_a_target_interpolated_by_hand_is_noticed(name: str) -> None:
+    loss, label = IN_MM[name](**SOFTMAX), collated()
+    whole, half = torch.randn(2, 2, *LEVELS[0]), torch.randn(2, 2, *LEVELS[1])
+    for order in ((0, 1), (1, 0)):
+        label = collated()
+        calls = [(whole, label), (half, resized(label, LEVELS[1]))]
+        assert loss(*calls[order[0]]).isfinite()
+        with pytest.raises(ValueError, match=r"expected an affine of the target's own grid, got that of a target of"):
+            loss(*calls[order[1]])
+        loss(*calls[order[0]])
+        IN_MM[name](spacing=(2.0, 4.0, 6.0), **SOFTMAX)(half, resized(label, LEVELS[1]))
+        IN_MM[name](spacing=None, **SOFTMAX)(half, resized(label, LEVELS[1]))
+    own = MetaTensor(resized(label.as_tensor(), LEVELS[1]), affine=torch.diag(torch.tensor([2.0, 4.0, 6.0, 1.0])))
+    torch.testing.assert_close(
+        loss(half, own), IN_MM[name](spacing=(2.0, 4.0, 6.0), **SOFTMAX)(half, own.as_tensor()), rtol=1e-6, atol=0
+    )
+
+
+def test_crops_and_pads_keep_the_spacing_of_their_file() -> None:
+    """Their shape is none that the file or another item of the data set has."""
+    affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+
+    def item(n: int) -> dict[str, MetaTensor]:
+        label = MetaTensor(torch.zeros(1, 20, 22, 12), affine=affine, meta={"spatial_shape": np.array([20, 22, 12])})
+        label[:, 6:15, 5:14, 3:9] = n % 2
+        return {"label": label}
+
+    pipelines = [
+        RandSpatialCropd("label", (16, 12, 8), random_size=False),
+        SpatialPadd("label", (32, 32, 16)),
+        Compose([RandSpatialCropd("label", (10, 12, 8), random_size=False), SpatialPadd("label", (16, 16, 8))]),
+        CenterSpatialCropd("label", (8, 8, 4)),
+        RandFlipd("label", prob=1.0, spatial_axis=0),
+    ]
+    for transform in pipelines:
+        batch = list_data_collate([transform(item(n)) for n in (1, 1)])["label"]
+        # parts by indexing, as a loop over windows takes them, too
+        parts = [batch[..., 2:6], batch[:, :, 1:, 2:].clone()]
+        for target in (*parts, batch, batch.to(torch.uint8), batch[:1], *parts):
+            scores = torch.randn(target.shape[0], 2, *target.shape[2:])
+            expected = SurfaceLoss(spacing=(1.0, 2.0, 3.0), **SOFTMAX)(scores, target.as_tensor())
+            torch.testing.assert_close(SurfaceLoss(**SOFTMAX)(scores, target), expected)
+    zoomed = Zoomd("label", 0.5, mode="nearest", keep_size=False)(item(1))["label"].unsqueeze(0)
+    scores = torch.randn(1, 2, *zoomed.shape[2:])
+    expected = SurfaceLoss(spacing=(2.0, 4.0, 6.0), **SOFTMAX)(scores, zoomed.as_tensor())
+    torch.testing.assert_close(SurfaceLoss(**SOFTMAX)(scores, zoomed), expected)
 
 
 def test_the_surface_loss_subtracts_the_smallest_spacing() -> None:

@@ -45,7 +45,10 @@ class DistanceLoss(SegmentationLoss):
         spacing: "auto": the voxel size in mm, from the affine of a MetaTensor target, per sample; voxels where the
             target has none. None: voxels always. A sequence: mm per spatial axis (for slices cut by indexing, whose
             affine is still that of the volume). An affine with skewed axes, as RandAffined makes of anisotropic voxels,
-            warns: distances are then approximate.
+            warns: distances are then approximate. In MONAI's DeepSupervisionLoss "auto" and a sequence are the voxel
+            size of the target that it was given, and each level measures with that of its own grid. Elsewhere an
+            interpolated target wants an affine of its own: F.interpolate leaves that of the whole, which is refused
+            where the loss has seen the whole, and cannot be noticed otherwise.
         **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised. "mean"
             is over samples and classes kept; a sample in which everything is ignored leaves it. "none" gives
             (B, C', 1, ..), or (1, C', 1, ..) with `batch`. An ignored voxel belongs to no class, and adds nothing; a

@@ -86,6 +86,10 @@ def shape_aware(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spaci
 FORMULAS: dict[str, tuple[Callable[..., nn.Module], Reference]] = {
     "surface": (SurfaceLoss, of_pairs(ref.surface)),
     "generalized surface": (GeneralizedSurfaceLoss, of_pairs(ref.generalized_surface)),
+    "generalized surface, skip": (
+        lambda **options: GeneralizedSurfaceLoss(absent_class="skip", **options),
+        of_pairs(ref.generalized_surface, skip=True),
+    ),
     "Hausdorff": (
         lambda **options: HausdorffLoss(include_background=True, **options),
         of_pairs(ref.hausdorff),
@@ -553,10 +557,50 @@ def test_shape_aware_counts_how_far_the_contour_is_off() -> None:
     assert got.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_weights_of_the_generalized_surface_loss_are_those_given(activation: str, skip: bool) -> None:
+    shape = (3, 3, 6, 7)
+    scores, labels = torch.randn(shape, dtype=torch.float64), blobs(shape)  # the last sample lacks a class
+    weight = [0.2, 3.0, 1.5]
+    options: dict[str, Any] = {**LABELS, activation: True, "absent_class": "skip" if skip else "smooth"}
+    x, g, w = scores.numpy(), ref.one_hot(labels.numpy(), 3), np.ones((3, 1, 6, 7))
+
+    def formula(moved: ref.Array) -> float:
+        p = ref.activated(moved, activation)
+        return float(ref.generalized_surface(p, g, w, None, class_weight=np.array(weight), skip=skip).mean())
+
+    value, gradient = value_and_gradient(GeneralizedSurfaceLoss(weight=weight, **options), scores, labels)
+    assert value.item() == pytest.approx(formula(x), rel=2e-6)
+    np.testing.assert_allclose(gradient.numpy(), ref.gradient(formula, x), atol=1e-7)
+    plain = GeneralizedSurfaceLoss(**options)(scores, labels)
+    assert abs(plain - value) > 1e-3
+    ones = GeneralizedSurfaceLoss(weight=2.0, smooth=2e-5, **options)(scores, labels)  # one number for all
+    torch.testing.assert_close(ones, GeneralizedSurfaceLoss(weight=[1.0, 1.0, 1.0], **options)(scores, labels))
+    kept = GeneralizedSurfaceLoss(weight=weight[1:], include_background=False, **options)(scores, labels)
+    p = ref.activated(x, activation)[:, 1:]
+    alone = ref.generalized_surface(p, g[:, 1:], w, None, class_weight=np.array(weight[1:]), skip=skip).mean()
+    assert kept.item() == pytest.approx(alone, rel=2e-6)
+
+
+def test_weights_of_the_training_set_give_a_large_object_a_say_beside_a_small_one() -> None:
+    """Missing half of the large one: with the weights of the patch it costs next to nothing."""
+    target = torch.zeros(1, 2, 20, 20)
+    target[:, 0, 2:18, 2:18], target[:, 1, 0, 0] = 1, 1
+    prediction = target.clone()
+    prediction[:, 0, 10:18] = 0
+    of_patch = GeneralizedSurfaceLoss()(prediction, target)
+    of_training_set = GeneralizedSurfaceLoss(weight=[0.5, 0.5])(prediction, target)
+    assert of_patch < 0.01
+    assert of_training_set > 10 * of_patch
+
+
 @pytest.mark.parametrize("name", ["SurfaceLoss", "GeneralizedSurfaceLoss", "HausdorffLoss", "LogHausdorffLoss"])
 def test_a_class_without_a_boundary_adds_nothing(name: str) -> None:
     """No distance is defined for a class without a voxel, or with all."""
-    loss = getattr(losses, name)(one_sided=True) if "Hausdorff" in name else getattr(losses, name)()
+    options = {"one_sided": True} if "Hausdorff" in name else {}
+    options = {"absent_class": "skip"} if name == "GeneralizedSurfaceLoss" else options
+    loss = getattr(losses, name)(**options)
     for target in (torch.zeros(2, 1, 6, 7), torch.ones(2, 1, 6, 7)):
         value, gradient = value_and_gradient(loss, torch.rand(2, 1, 6, 7), target)
         assert value == 0

@@ -298,6 +298,86 @@ def test_absent_class_skip_with_all_present_is_smooth(case: LossCase) -> None:
     assert_same(value_and_gradient(case(absent_class="skip"), scores, labels), expected)
 
 
+# Where a false positive of an absent class may cost no more though it is surer, or has more voxels, and why.
+NOT_SURER = {
+    "SurfaceLoss": "no boundary to measure from",
+    "HausdorffLoss": "below 0.5 there is no predicted boundary",
+    "LogHausdorffLoss": "likewise",
+    "HausdorffERLoss": "an erosion leaves nothing",
+    "HingeLoss": "nothing within the margin",
+    "SquaredHingeLoss": "likewise",
+    "CategoricalHingeLoss": "likewise",
+    "NoiseRobustDiceLoss": "sum p^gamma / sum p^2 falls",
+}
+NOT_MORE = {
+    "SurfaceLoss": "no boundary to measure from",
+    "HausdorffERLoss": "an erosion leaves nothing",
+    "HausdorffLoss": "below 0.5 there is no predicted boundary",
+    "LogHausdorffLoss": "likewise",
+    "TopKLoss": "beyond k per cent",
+    "LovaszLoss": "the largest error",
+    "CorrelationMaximizedStructuralSimilarityLoss": "a mean over the voxels that differ",
+}
+
+
+def false_positive(case: LossCase, sure: float, voxels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Input that is right but for class 2, which the labels lack; the labels; and where class 2 is predicted."""
+    labels = torch.zeros(1, 1, 6, 6, dtype=torch.int64)
+    labels[..., 3:] = 1
+    where = torch.zeros(6, 6, dtype=torch.bool)
+    where[:, :3] = torch.arange(18).view(6, 3) < voxels  # a block that grows row by row, in class 0
+    p = one_hot(labels, 3, torch.float64)
+    p[0, 2, where] = sure
+    if case.activation != "sigmoid":
+        p[0, 0, where] = 1 - sure
+    if case.entry.raw_scores:
+        return 6 * p - 3, labels, where
+    scores = {"softmax": p.log(), "sigmoid": p.logit(), "none": p}[case.activation]
+    return scores.clamp(-80, 80), labels, where
+
+
+@every_case()
+def test_a_false_positive_of_an_absent_class_costs_more_the_more_is_predicted(case: LossCase) -> None:
+    if case.variant in ("skip", "range") or "label_smoothing" in case.options:
+        pytest.skip("left out, or of weight 0 as in the paper, or right in no case")
+    if case.activation == "none" and case.entry.name in ("FusedDiceCELoss", "FusedDiceFocalLoss"):
+        pytest.skip("probabilities are no scores")
+    of_true_class = case.entry.family == "distribution" and not case.entry.every_channel
+    of_true_class |= case.entry.name == "ExponentialLogarithmicLoss"
+    reads_class = case.activation != "none" or not of_true_class  # else what is missing from the true class
+
+    def cost(sure: float, voxels: int) -> float:
+        scores, labels, where = false_positive(case, sure, voxels)
+        value, gradient = value_and_gradient(case(), scores, labels)
+        if voxels and case.entry.name not in NOT_SURER:
+            assert gradient[0, 2 if reads_class else 0, where].abs().max() > 0
+        return value.item()
+
+    nothing = cost(0.0, 0)
+    if case.entry.smallest is not None:
+        assert 0 <= nothing <= case.entry.smallest
+    surer = [nothing, *(cost(sure, 6) for sure in (0.02, 0.1, 0.3, 0.6, 0.9))]
+    more = [nothing, *(cost(0.5, voxels) for voxels in (1, 3, 6, 12, 18))]
+    assert surer == sorted(set(surer)) or case.entry.name in NOT_SURER, surer
+    assert more == sorted(set(more)) or case.entry.name in NOT_MORE, more
+
+
+@every_case(accepts="absent_class")
+def test_skip_leaves_an_absent_class_out(case: LossCase) -> None:
+    """Whatever is predicted of it: under a softmax the others see what is missing from them."""
+    if case.activation == "softmax" or case.entry.family == "compound":
+        pytest.skip("the class is read by the others too, or by a cross-entropy")
+    loss = case(absent_class="skip")
+    scores, labels, where = false_positive(case, 0.0, 0)
+    other = scores.clone()
+    other[0, 2, where.logical_not()] = 0.4
+    expected = value_and_gradient(loss, scores, labels)
+    got = value_and_gradient(loss, other, labels)
+    assert_same(got, expected, atol=0, rtol=0)
+    assert (got[1][0, 2] == 0).all()
+    assert loss(torch.full_like(scores, 0.5), torch.zeros_like(labels)) >= 0
+
+
 def test_only_the_other_part_of_a_compound_sees_an_absent_class() -> None:
     scores, labels = torch.randn(2, 3, 4, 5), torch.zeros(2, 1, 4, 5)
     options = {"to_onehot_y": True, "softmax": True, "include_background": False}

@@ -280,25 +280,43 @@ def test_structural_similarity_is_its_formula(shape: tuple[int, ...], masked: bo
 
 
 @pytest.mark.parametrize("kind", ["labels", "labels and mask", "onehot"])
+@pytest.mark.parametrize("batch", [False, True], ids=["samples", "batch"])
+@pytest.mark.parametrize("absent_class", ["smooth", "skip"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("shape", [(3, 3, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
-def test_lovasz_is_its_formula(shape: tuple[int, ...], activation: str, kind: str) -> None:
+@pytest.mark.parametrize("shape", [(3, 4, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
+def test_lovasz_is_its_formula(
+    shape: tuple[int, ...], activation: str, absent_class: str, batch: bool, kind: str
+) -> None:
     torch.manual_seed(0)
     scores = torch.randn(shape, dtype=torch.float64)
     scores = scores.softmax(1) if activation == "none" else scores
     active = {} if activation == "none" else {activation: True}
-    labels = labels_like(scores)
+    labels = labels_like(scores) % max(2, shape[1] - 1)  # of four classes one is absent from the batch
     labels[0] = labels[0] % 2
     mask = torch.rand(shape[0], 1, *shape[2:]) > 0.3 if "mask" in kind else None
     w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.double().numpy()
     g = ref.one_hot(labels.numpy(), shape[1])
     target = torch.from_numpy(g) if kind == "onehot" else labels
-    loss = losses.LovaszLoss(to_onehot_y=kind != "onehot", **active)
+    loss = losses.LovaszLoss(to_onehot_y=kind != "onehot", batch=batch, absent_class=absent_class, **active)
     value, gradient = value_and_gradient(loss, scores, target, mask)
+
+    def reference(moved: ref.Array) -> float:
+        return ref.lovasz(moved, g, activation, w, batch=batch, skip=absent_class == "skip")
+
     x = scores.numpy()
-    assert value.item() == pytest.approx(ref.lovasz(x, g, activation, w), rel=1e-12)
-    expected = ref.gradient(lambda moved: ref.lovasz(moved, g, activation, w), x, 1e-7)
-    np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-7)
+    assert value.item() == pytest.approx(reference(x), rel=1e-12)
+    np.testing.assert_allclose(gradient.numpy(), ref.gradient(reference, x, 1e-7), atol=1e-7)
+
+
+def test_an_absent_class_costs_lovasz_its_largest_error() -> None:
+    """As the authors' code for one channel of probabilities: 0.5 at p = 0.5."""
+    empty = torch.zeros(2, 1, 4, 5)
+    p = torch.full((2, 1, 4, 5), 0.2)
+    p[1, 0, 2, 3] = 0.7
+    assert losses.LovaszLoss(other_act=torch.clone)(torch.full_like(p, 0.5), empty).item() == pytest.approx(0.5)
+    assert losses.LovaszLoss(other_act=torch.clone)(p, empty).item() == pytest.approx((0.2 + 0.7) / 2)
+    assert losses.LovaszLoss(other_act=torch.clone, batch=True)(p, empty).item() == pytest.approx(0.7)
+    assert losses.LovaszLoss(other_act=torch.clone, absent_class="skip")(p, empty) == 0
 
 
 def test_lovasz_hinge_of_raw_scores_of_one_channel() -> None:
@@ -309,6 +327,9 @@ def test_lovasz_hinge_of_raw_scores_of_one_channel() -> None:
     first = ref.lovasz_of_set(errors[0].flatten().numpy(), g[0].flatten().numpy())
     expected = (first + errors[1].max().item()) / 2
     assert losses.LovaszLoss()(scores, g).item() == pytest.approx(expected, rel=1e-12)
+    assert losses.LovaszLoss(absent_class="skip")(scores, g).item() == pytest.approx(first, rel=1e-12)
+    pooled = ref.lovasz_of_set(errors.flatten().numpy(), g.flatten().numpy())
+    assert losses.LovaszLoss(batch=True)(scores, g).item() == pytest.approx(pooled, rel=1e-12)
     assert losses.LovaszLoss()(torch.full((1, 1, 4, 5), -2.0), torch.zeros(1, 1, 4, 5)) == 0
 
 

@@ -154,6 +154,19 @@ class SegmentationLoss(nn.Module):
             DistributedDataParallel's averaging the gradient, of one rank with all their samples. Without an initialised
             process group it does nothing.
 
+    Absent classes: a class without a voxel in the target costs 0 where none of it is predicted, and the more of it is
+    predicted the more it costs, with a gradient. `absent_class="skip"`, of the losses that are a mean over classes,
+    leaves it out. The rule has its limits where a formula does not allow it:
+
+    - `SurfaceLoss` costs nothing for it, nor do `HausdorffLoss` and `LogHausdorffLoss` up to a probability of 0.5, as
+      in MONAI: there is no boundary to measure from. `HausdorffERLoss` costs nothing for what its erosions remove.
+    - `TopKLoss` reads k per cent of the voxels, `LovaszLoss` the largest error, the hinge losses what is within their
+      margin: what is beyond that costs no more.
+    - `NoiseRobustDiceLoss` costs more for more voxels, but less for surer ones: sum p^gamma / sum p^2.
+    - `CorrelationMaximizedStructuralSimilarityLoss` costs more for surer voxels, but not always for more of them: it is
+      a mean over those that differ in structure.
+    - A cross-entropy of probabilities (no activation) reads what is missing from the true class instead.
+
     Shapes:
         input (B, C, *spatial) with 1, 2 or 3 spatial axes, target (B, 1, *spatial) with `to_onehot_y`, else
         (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too.
@@ -353,8 +366,9 @@ class RegionLoss(SegmentationLoss):
         smooth_dr: added to its denominator.
         soft_label: the target is soft: overlaps are sum min(p, g), so that a soft target is a perfect prediction of
             itself.
-        absent_class: "smooth" (MONAI's behaviour: a class without a voxel in the target is a ratio of the smoothing
-            terms) or "skip": it leaves the mean.
+        absent_class: of a class without a voxel in the target. "smooth": it costs what the formula says, 0 where none
+            of it is predicted (MONAI's behaviour: a ratio of the smoothing terms, soon close to 1). "skip": it leaves
+            the mean.
         **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised.
             `sync_batch` needs `batch=True`. "mean" is over samples and classes kept; a sample in which everything is
             ignored leaves it. "none" gives (B, C', 1, ..), or (1, C', 1, ..) with `batch`.

@@ -227,6 +227,17 @@ class SegmentationLoss(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take one weight for all classes from a state that has it once for each, as MONAI's has it after a call."""
+        name = f"{prefix}class_weight"
+        given = state_dict.get(name)
+        if self.class_weight is not None and self.class_weight.ndim == 0 and given is not None and given.ndim == 1:
+            if given.numel() and bool((given == given[0]).all()):
+                state_dict[name] = given[0]
+            else:
+                self.class_weight = self.class_weight.new_empty(given.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the loss.
 

@@ -378,6 +378,14 @@ class FusedDiceCELoss(_WeightedParts):
     def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
         return (self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the state of MONAI's class, too, which has the weights in one cross-entropy for each activation."""
+        softmax, sigmoid = (f"{prefix}{name}" for name in ("cross_entropy.weight", "binary_cross_entropy.pos_weight"))
+        if softmax in state_dict and torch.equal(state_dict[softmax], state_dict.get(sigmoid, state_dict[softmax])):
+            state_dict[f"{prefix}cross_entropy.class_weight"] = state_dict.pop(softmax)
+            state_dict.pop(sigmoid, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
 
 class FusedDiceFocalLoss(_WeightedParts):
     """Dice plus focal loss in one pass; a drop-in for `monai.losses.DiceFocalLoss`.

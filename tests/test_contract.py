@@ -24,6 +24,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_extra_losses.losses import (
+    CompoundLoss,
     CrossEntropyLoss,
     FusedDiceCELoss,
     FusedDiceLoss,
@@ -447,6 +448,26 @@ def test_weight_of_the_wrong_length_is_refused(case: LossCase) -> None:
         case(weight=[1.0, 2.0])(scores, labels_like(scores))
 
 
+def test_a_wrong_number_of_weights_is_told_what_the_loss_takes() -> None:
+    """Without background Dice takes one less than Dice + CE."""
+    scores, labels = torch.randn(SHAPE), torch.zeros(2, 1, *SHAPE[2:])
+    options = {"to_onehot_y": True, "include_background": False}
+    with_background = "classes, with the background, which only Dice leaves out: expected 3 numbers, got 2"
+    kept_alone = "the weight should not include the background category class 0: expected 2 numbers, got 3"
+    all_classes = r"should be the same as the number of classes: expected 3 numbers, got 2\."
+    told: list[tuple[nn.Module, str]] = []
+    for activation in ("softmax", "sigmoid"):
+        told.append((FusedDiceCELoss(weight=[1.0, 2.0], **options, **{activation: True}), with_background))
+        told.append((FusedDiceLoss(weight=[1.0, 2.0, 3.0], **options, **{activation: True}), kept_alone))
+    told.append((CrossEntropyLoss(weight=[1.0, 2.0, 3.0], sigmoid=True, **options), kept_alone))
+    with pytest.warns(UserWarning, match="no effect"):
+        told.append((CrossEntropyLoss(weight=[1.0, 2.0], softmax=True, **options), all_classes))
+    told.append((FusedDiceLoss(weight=[1.0, 2.0], softmax=True, to_onehot_y=True), all_classes))
+    for loss, match in told:
+        with pytest.raises(ValueError, match=match):
+            loss(scores, labels)
+
+
 @every_loss(accepts="weight")
 def test_bad_weights_are_refused(entry: LossEntry) -> None:
     with pytest.raises(ValueError, match="no less than 0"):
@@ -790,6 +811,34 @@ def test_signature_lists_every_option(entry: LossEntry) -> None:
 
 
 @every_loss()
+def test_an_unknown_option_is_refused_by_the_name_of_the_loss(entry: LossEntry) -> None:
+    """Not by that of a base or a part, which nobody has heard of."""
+    options = ", ".join(inspect.signature(entry.loss).parameters)
+    with pytest.raises(
+        TypeError, match=rf"^{entry.name}: got an unexpected keyword argument 'nothing'; its options are {options}\.$"
+    ):
+        entry.loss(nothing=1)
+    with pytest.raises(TypeError, match=rf"^{entry.name}: too many positional arguments; its options are {options}\.$"):
+        entry.loss(*[False] * 30)
+
+
+class _Own(FusedDiceLoss):
+    """A loss of somebody else, who hands options on."""
+
+    def __init__(self, **options: Any) -> None:
+        self_made = options.pop("self_made")
+        super().__init__(**options)
+        self.self_made = self_made
+
+
+def test_a_subclass_may_have_options_of_its_own() -> None:
+    loss = _Own(self_made=3, softmax=True)
+    assert (loss.self_made, loss.softmax) == (3, True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
+        _Own(self_made=3, nothing=1)
+
+
+@every_loss()
 def test_an_option_without_meaning_is_refused_with_its_reason(entry: LossEntry) -> None:
     for option, reason in entry.loss.left_out.items():
         with pytest.raises(TypeError, match=f"^{entry.name} has no option '{option}': .*{reason[-20:]}"):
@@ -911,6 +960,57 @@ def test_copies(case: LossCase) -> None:
     assert case.entry.extended or other(scores, labels) != expected
     other.load_state_dict(loss.state_dict())
     assert other(scores, labels) == expected
+
+
+def other_value(name: str, parameter: inspect.Parameter) -> Any:
+    """A value of an option that is not its default."""
+    known = {
+        "reduction": "sum",
+        "weight": [1.0, 2.0, 3.0],
+        "ignore_index": 255,
+        "absent_class": "skip",
+        "spacing": (1.0, 2.0),
+        "w_type": "simple",
+        "mode": "target",
+        "beta_range": (0.1, 0.9),
+        "class_frequencies": [0.5, 0.25, 0.25],
+        "other_act": torch.tanh,
+        "erosions": 3,
+    }
+    if name in known:
+        return known[name]
+    if isinstance(parameter.default, bool):
+        return not parameter.default
+    return 1.25 if parameter.default == 1.5 else 0.25  # within the range of each
+
+
+@every_loss()
+def test_repr_shows_the_options_that_differ_from_their_defaults(entry: LossEntry) -> None:
+    parts = entry.family == "compound"
+    assert parts or repr(entry.loss()) == f"{entry.name}()"
+    for name, parameter in inspect.signature(entry.loss).parameters.items():
+        value = other_value(name, parameter)
+        options = {name: value, **({"batch": True} if name == "sync_batch" and entry.accepts("batch") else {})}
+        if name == "sync_batch" and not entry.syncs:
+            continue
+        shown = f"{name}={getattr(value, '__name__', repr(value))}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a background without effect
+            text = repr(entry.loss(**options))
+        if parts and shown not in text:  # under the name that the part has for it
+            assert text != repr(entry.loss())
+        else:
+            assert shown in text
+
+
+def test_repr_of_a_compound_shows_its_weights_and_parts() -> None:
+    parts = {"overlap": FusedDiceLoss(softmax=True, batch=True), "voxels": CrossEntropyLoss(weight=2.0)}
+    text = repr(CompoundLoss(parts, [1.0, 0.5]))
+    for shown in ("weights=[1.0, 0.5]", "(overlap): FusedDiceLoss(softmax=True, batch=True)", "(weight=2.0)"):
+        assert shown in text
+    assert "weights" not in repr(CompoundLoss(parts))
+    act = nn.Softmax(1)
+    assert "(other_act): Softmax(dim=1)" in repr(FusedDiceLoss(other_act=act))
 
 
 @every_case()

@@ -188,6 +188,13 @@ class SegmentationLoss(nn.Module):
         for name, reason in cls.left_out.items():
             if name in options:
                 raise TypeError(f"{cls.__name__} has no option {name!r}: {reason}.")
+        if cls.__init__.__module__.startswith(__package__):  # else its options are its own business
+            signature = inspect.signature(cls)
+            try:
+                signature.bind(*args, **options)
+            except TypeError as error:  # the constructor would name a base, or a part
+                known = ", ".join(signature.parameters)
+                raise TypeError(f"{cls.__name__}: {error}; its options are {known}.") from None
         return super().__new__(cls)
 
     def __init__(
@@ -312,6 +319,19 @@ class SegmentationLoss(nn.Module):
             distance=distance,
         )
 
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults."""
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            default = getattr(parameter.default, "value", parameter.default)  # of an enum
+            value = getattr(self, "class_weight" if name == "weight" else name, default)  # else a part has it
+            if isinstance(value, Tensor):
+                value = value.tolist()
+            if isinstance(value, nn.Module) or value == default:  # a module is shown as a child
+                continue
+            shown.append(f"{name}={getattr(value, '__name__', repr(value))}")
+        return ", ".join(shown)
+
     def warn_of_one_channel(self, stacklevel: int) -> None:
         """Name the options that one channel leaves without effect; nn.Module adds two frames above `forward`."""
         for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
@@ -338,12 +358,17 @@ class SegmentationLoss(nn.Module):
         if weight.ndim == 0:
             return weight.expand(num_classes)
         if weight.shape[0] != num_classes:
+            dropped = ". If `include_background=False`, the weight should not include the background category class 0"
             raise ValueError(
-                "The length of the `weight` sequence should be the same as the number of classes. If "
-                "`include_background=False`, the weight should not include the background category class 0: "
-                f"expected {num_classes} numbers, got {weight.shape[0]}."
+                "The length of the `weight` sequence should be the same as the number of classes"
+                f"{dropped * self.weighs_kept}: expected {num_classes} numbers, got {weight.shape[0]}."
             )
         return weight
+
+    @property
+    def weighs_kept(self) -> bool:
+        """Whether `weight` has numbers for the classes kept alone, where the background is left out."""
+        return not self.include_background
 
     def reduced_pairs(self, values: Tensor, keep: Tensor | None, spatial_axes: int) -> Tensor:
         """Reduce (B, C') values of samples and classes, of which those in `keep` (B, C') or (B, 1) enter the mean."""
@@ -360,9 +385,25 @@ class SegmentationLoss(nn.Module):
         """`sums` added over the processes, with gradient, when `sync_batch`."""
         if not (self.sync_batch and dist.is_available() and dist.is_initialized()):
             return sums
-        from torch.distributed.nn.functional import all_reduce
+        return _SumOverRanks.apply(sums)
 
-        return all_reduce(sums)
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all processes. The loss of each depends on it: their gradients are added, too."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        return _all_reduced(sums)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _all_reduced(grad)
+
+
+def _all_reduced(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 SegmentationLoss.__signature__ = _full_signature(SegmentationLoss)  # type: ignore[attr-defined]
@@ -512,6 +553,10 @@ class DistributionLoss(SegmentationLoss):
     def by_class(self) -> bool:
         """Whether the sums of the classes are needed apart."""
         return self.class_weight is not None
+
+    @property
+    def weighs_kept(self) -> bool:
+        return super().weighs_kept and (self.every_channel or self.sigmoid)  # else the background counts
 
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         """Whether every channel is a decision of its own."""

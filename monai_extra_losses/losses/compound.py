@@ -78,9 +78,6 @@ class _ScoreCrossEntropy(CrossEntropyLoss):
             return super()._reduced(inputs, positive, negative)
         voxels = inputs[TARGET_SUMS][1]
         if self.class_weight is not None:
-            channels = positive.shape[1]
-            if self.class_weight.ndim and self.class_weight.shape[0] != channels:
-                raise ValueError(f"expected a weight of {channels} numbers, got {self.class_weight.shape[0]}.")
             positive = positive * self.class_weight.to(positive)
         loss, counts = (self.kept(positive + negative), self.kept(voxels)) if one_vs_rest else (positive, voxels[:, :1])
         return self._mean_or_sum(loss.sum(), counts.sum())
@@ -138,6 +135,10 @@ class CompoundLoss(nn.Module):
         self.weights = _weights([1.0] * len(named) if weights is None else weights)
         self._checked_weights()
         self.components: dict[str, Tensor] = {}
+
+    def extra_repr(self) -> str:
+        """The weights, where any is not 1."""
+        return "" if all(weight == 1 for weight in self.weight_values) else f"weights={self.weight_values}"
 
     def _checked_weights(self) -> list[float | Tensor]:
         """The weights, which anybody may have set since the last call."""
@@ -377,6 +378,16 @@ class FusedDiceCELoss(_WeightedParts):
 
     def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
         return (self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        weight, channels = self.cross_entropy.class_weight, inputs.scores.shape[1]
+        if weight is not None and weight.ndim and weight.shape[0] != channels:
+            background = "" if self.dice.include_background else ", with the background, which only Dice leaves out"
+            raise ValueError(
+                f"The length of the `weight` sequence should be the same as the number of classes{background}: "
+                f"expected {channels} numbers, got {weight.shape[0]}."
+            )
+        return super().value(inputs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take the state of MONAI's class, too, which has the weights in one cross-entropy for each activation."""

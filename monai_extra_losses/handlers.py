@@ -357,7 +357,7 @@ class TrainingRecord:
         line = f"epoch {state.epoch}/{state.max_epochs}  loss {loss:.4f}"
         if self.compound is not None:
             products = []
-            for name, value, weight in zip(self.parts, parts, self.compound.weights, strict=True):
+            for name, value, weight in zip(self.parts, parts, self.compound.weight_values, strict=True):
                 measured = {f"train_loss_{name}": value, f"weight_{name}": weight}
                 state.metrics |= measured  # where TensorBoard's handler finds them
                 row |= {column: _cell(number) for column, number in measured.items()}

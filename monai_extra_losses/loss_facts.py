@@ -41,7 +41,7 @@ def parts_of(loss: nn.Module, weight: float = 1.0) -> Iterator[tuple[float, nn.M
     if isinstance(loss, LossWithMaps | AnnotatedVoxelLoss):
         yield from parts_of(loss.loss, weight)
     elif isinstance(loss, CompoundLoss):
-        for factor, part in zip(loss.weights, loss.losses.values(), strict=True):
+        for factor, part in zip(loss.weight_values, loss.losses.values(), strict=True):
             yield from parts_of(part, weight * factor)
     else:
         yield weight, loss

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 from monai_extra_losses.losses.compound import CompoundLoss
 
@@ -120,6 +120,8 @@ class LossWeightSchedule:
         for name, ramp in (ramps or {}).items():
             if name not in self._names:
                 raise ValueError(f"expected parts of the loss, {', '.join(self._names)}, got {name!r}.")
+            if name in self._learnt:
+                raise ValueError(f"expected a weight that is a number, got that of {name!r}, which is learnt: no ramp.")
             self.ramps[name] = WeightRamp.of(name, ramp)
 
     def attach(self, engine: Engine) -> None:
@@ -134,10 +136,10 @@ class LossWeightSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """The ramps and the weights, for a checkpoint."""
-        weights = zip(self._names, self.loss.weights, strict=True) if isinstance(self.loss, CompoundLoss) else ()
+        weights = self.loss.weight_values if isinstance(self.loss, CompoundLoss) else []
         return {
             "ramps": {name: dataclasses.asdict(ramp) for name, ramp in self.ramps.items()},
-            "weights": dict(weights),
+            "weights": dict(zip(self._names, weights, strict=True)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -149,12 +151,18 @@ class LossWeightSchedule:
         mine = self.state_dict()
         if state["ramps"] != mine["ramps"] or list(state["weights"]) != list(mine["weights"]):
             raise ValueError(f"expected the checkpoint of the schedule {mine}, got {dict(state)}.")
-        for number, weight in enumerate(state["weights"].values()):
-            self.loss.weights[number] = weight  # type: ignore[operator]
+        for number, (name, weight) in enumerate(state["weights"].items()):
+            if name not in self._learnt:  # those are in the loss's own state
+                self.loss.weights[number] = weight  # type: ignore[operator]
 
     def _start_epoch(self, engine: Engine) -> None:
         assert engine.state.max_epochs is not None
         self.set_weights(engine.state.epoch, engine.state.max_epochs)
+
+    @property
+    def _learnt(self) -> set[str]:
+        weights = list(self.loss.weights) if isinstance(self.loss, CompoundLoss) else []
+        return {name for name, weight in zip(self._names, weights, strict=True) if isinstance(weight, Tensor)}
 
     @property
     def _names(self) -> list[str]:

@@ -203,7 +203,7 @@ LOSSES = [
         syncs=False,
         axis_of_one=False,
     ),
-    LossEntry("LovaszLoss", "structure", syncs=False),
+    LossEntry("LovaszLoss", "structure", variants={"skip": {"absent_class": "skip"}}, syncs=False),
     *(
         LossEntry(
             name,
@@ -220,7 +220,7 @@ LOSSES = [
         )
         for name, variants in {
             "SurfaceLoss": {},
-            "GeneralizedSurfaceLoss": {"smooth": {"smooth": 0.5}},
+            "GeneralizedSurfaceLoss": {"smooth": {"smooth": 0.5}, "skip": {"absent_class": "skip"}},
             "HausdorffLoss": {"one_sided": {"one_sided": True}, "alpha": {"alpha": 1.0}},
             "LogHausdorffLoss": {"one_sided": {"one_sided": True}},
             "HausdorffERLoss": {"knobs": {"alpha": 1.0, "erosions": 3}},

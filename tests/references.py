@@ -188,7 +188,8 @@ def boundary_dou_loss(p: Array, g: Array, w: Array, smooth: float = 1e-5) -> Arr
     a = np.minimum(1 - 2 * (contour_sizes(g, w) + smooth) / (over_voxels(g, w) + smooth), 0.8)
     squares = over_voxels(p**2, w) + over_voxels(g**2, w)
     overlap = over_voxels(p * g, w)
-    return (squares - 2 * overlap + smooth) / (squares - (1 + a) * overlap + smooth)
+    values = (squares - 2 * overlap + smooth) / (squares - (1 + a) * overlap + smooth)
+    return np.where(over_voxels(g, w) > 0, values, over_voxels(p**2, w) / over_voxels(w))
 
 
 # --- distribution ---
@@ -367,14 +368,16 @@ def lovasz_of_set(errors: Array, g: Array) -> float:
     return float(loss)
 
 
-def lovasz(x: Array, g: Array, activation: str, w: Array) -> float:
-    """Mean over the classes present of each sample, then over the samples; w selects voxels."""
+def lovasz(x: Array, g: Array, activation: str, w: Array, *, batch: bool = False, skip: bool = False) -> float:
+    """Mean over the classes of each sample (with `skip` those present), then over the samples; w selects voxels."""
     p = activated(x, activation)
+    if batch:
+        g, p, w = (np.concatenate([sample.reshape(len(sample), -1) for sample in maps], 1)[None] for maps in (g, p, w))
     samples = []
-    for n in range(len(x)):
+    for n in range(len(p)):
         keep = w[n, 0] > 0
-        present = [c for c in range(x.shape[1]) if g[n, c][keep].sum() > 0]
-        losses = [lovasz_of_set(np.abs(g[n, c] - p[n, c])[keep], g[n, c][keep]) for c in present]
+        chosen = [c for c in range(p.shape[1]) if not skip or g[n, c][keep].sum() > 0]
+        losses = [lovasz_of_set(np.abs(g[n, c] - p[n, c])[keep], g[n, c][keep]) for c in chosen]
         if losses:
             samples.append(np.mean(losses))
     return float(np.mean(samples))
@@ -410,13 +413,37 @@ def surface(p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None) -> 
     return over_voxels(p * phi, w) / over_voxels(w)
 
 
-def generalized_surface(p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None) -> Array:
-    """(B,)"""
-    d = np.abs(signed_distances(g, w, spacing))
-    weight = 1 / (over_voxels(g, w) ** 2 + 1)
-    numerator = (weight * over_voxels((d * (1 - (g + p))) ** 2, w)).sum(axis=1)
-    denominator = (weight * over_voxels((d * (1 - 2 * g)) ** 2, w)).sum(axis=1)
-    return 1 - (numerator + 1e-5) / (denominator + 1e-5)
+def generalized_surface(
+    p: Array,
+    g: Array,
+    w: Array,
+    spacing: tuple[float, ...] | None,
+    *,
+    class_weight: Array | None = None,
+    skip: bool = False,
+) -> Array:
+    """(B,); an absent class has the mean D^2 and the mean weight of the classes with a boundary, with `skip` none."""
+    d_squared = signed_distances(g, w, spacing) ** 2
+    volumes = over_voxels(g, w)
+    values = np.empty(len(g))
+    for n in range(len(g)):
+        absent = volumes[n] == 0
+        means = [(w[n, 0] * d).sum() / w[n, 0].sum() for d in d_squared[n]]
+        bounded = np.array(means) > 0
+        weight = 1 / (volumes[n] ** 2 + 1) if class_weight is None else np.array(class_weight, dtype=float)
+        if class_weight is None:
+            weight[absent] = weight[bounded].mean() if bounded.any() else 1.0
+        if skip:
+            weight[absent] = 0
+        numerator = denominator = 1e-5
+        for c in range(g.shape[1]):
+            d = d_squared[n, c]
+            if absent[c]:
+                d = np.full_like(d, np.mean(np.array(means)[bounded]) if bounded.any() else 1.0)
+            numerator += weight[c] * (w[n, 0] * d * (1 - (g[n, c] + p[n, c])) ** 2).sum()
+            denominator += weight[c] * (w[n, 0] * d * (1 - 2 * g[n, c]) ** 2).sum()
+        values[n] = 1 - numerator / denominator
+    return values
 
 
 def hausdorff(

@@ -97,7 +97,8 @@ def boundary_dou(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor
     a = (1 - 2 * (contour_sizes(g) + smooth) / (g.sum(axes) + smooth)).clamp_max(0.8)
     overlap = (p * g).sum(axes)
     squares = (p**2).sum(axes) + (g**2).sum(axes)
-    return ((squares - 2 * overlap + smooth) / (squares - (1 + a) * overlap + smooth)).mean()
+    loss = (squares - 2 * overlap + smooth) / (squares - (1 + a) * overlap + smooth)
+    return torch.where(g.sum(axes) > 0, loss, (p**2).mean(axes)).mean()
 
 
 # --- distribution ---
@@ -221,14 +222,12 @@ def structural_similarity(logits: Tensor, labels: Tensor, share: float = 0.5, th
 
 
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
-    """As the authors' code: the mean over the classes present, then over the images."""
+    """As the authors' code with `per_image=True, classes="all"`: the mean over the classes, then over the images."""
     images = []
     for p, label in zip(logits.softmax(1), labels[:, 0], strict=True):
         losses = []
         for c, p_class in enumerate(p):
             g = (label == c).to(p.dtype).flatten()
-            if g.sum() == 0:
-                continue
             errors, order = (g - p_class.flatten()).abs().sort(descending=True)
             losses.append(torch.dot(errors, lovasz_gradient(g[order])))
         images.append(torch.stack(losses).mean())

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import references as ref
 import torch
+import torch.nn.functional as F
 from loss_list import labels_like, one_hot, value_and_gradient
 from monai.data import MetaTensor, list_data_collate
+from monai.losses import DeepSupervisionLoss
+from monai.transforms import CenterSpatialCropd, Compose, RandFlipd, RandSpatialCropd, SpatialPadd, Zoomd
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
@@ -83,6 +86,10 @@ def shape_aware(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spaci
 FORMULAS: dict[str, tuple[Callable[..., nn.Module], Reference]] = {
     "surface": (SurfaceLoss, of_pairs(ref.surface)),
     "generalized surface": (GeneralizedSurfaceLoss, of_pairs(ref.generalized_surface)),
+    "generalized surface, skip": (
+        lambda **options: GeneralizedSurfaceLoss(absent_class="skip", **options),
+        of_pairs(ref.generalized_surface, skip=True),
+    ),
     "Hausdorff": (
         lambda **options: HausdorffLoss(include_background=True, **options),
         of_pairs(ref.hausdorff),
@@ -205,6 +212,131 @@ def test_spacing_comes_from_the_affine_of_each_item() -> None:
     voxels = SurfaceLoss(spacing=None, **SOFTMAX)
     torch.testing.assert_close(voxels(scores, batch), SurfaceLoss(**SOFTMAX)(scores, batch.as_tensor()))
     assert not torch.isclose(voxels(scores, batch), torch.stack(alone).mean())
+
+
+IN_MM = {
+    name: getattr(losses, name)
+    for name in (
+        "SurfaceLoss",
+        "GeneralizedSurfaceLoss",
+        "HausdorffLoss",
+        "LogHausdorffLoss",
+        "DistancePenaltyCrossEntropyLoss",
+        "ShapeAwareLoss",
+    )
+}
+LEVELS = ((12, 16, 6), (6, 8, 3), (3, 8, 2))  # the last by unequal factors
+
+
+def collated(spacing: tuple[float, ...] = (1.0, 2.0, 3.0)) -> MetaTensor:
+    """Two labels as MONAI's loader gives them."""
+    affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    label = torch.zeros(1, *LEVELS[0])
+    label[:, 3:9, 3:12, 1:5] = 1
+    return list_data_collate([{"label": MetaTensor(label.roll(n, 2), affine=affine)} for n in range(2)])["label"]
+
+
+def resized(label: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(label, size=size, mode="nearest-exact")
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["from the whole", "from half the size"])
+@pytest.mark.parametrize("how", ["collated", "by hand", "compound", "spacing given", "spacing given to a MetaTensor"])
+@pytest.mark.parametrize("name", IN_MM)
+def test_each_level_of_deep_supervision_measures_on_its_own_grid(name: str, how: str, first: int) -> None:
+    """MONAI interpolates the target to each level, and leaves the affine of the whole."""
+    loss, label = IN_MM[name], collated()
+    spacing = {"spacing": (1.0, 2.0, 3.0)} if "given" in how else {}
+    if how == "by hand":
+        label = MetaTensor(label.as_tensor(), affine=label.affine[0])
+    given = label.as_tensor() if how == "spacing given" else label
+    scores = [torch.randn(2, 2, *size) for size in LEVELS[first:]]
+    weights = [1.0, 0.5, 0.25][first:]
+    one = loss(**SOFTMAX, **spacing)
+    supervised = DeepSupervisionLoss(CompoundLoss([one]) if how == "compound" else one, weights=weights)
+    expected = torch.zeros(())
+    for weight, x in zip(weights, scores, strict=True):
+        mm = [s * whole / part for s, whole, part in zip((1.0, 2.0, 3.0), LEVELS[0], x.shape[2:], strict=True)]
+        expected = expected + weight * loss(spacing=mm, **SOFTMAX)(x, resized(label.as_tensor(), x.shape[2:]))
+    torch.testing.assert_close(supervised(scores, given), expected)
+    voxels = DeepSupervisionLoss(loss(**SOFTMAX, spacing=None), weights=weights)(scores, given)
+    of_plain = DeepSupervisionLoss(loss(**SOFTMAX), weights=weights)(scores, label.as_tensor())
+    torch.testing.assert_close(voxels, of_plain)  # voxels stay voxels
+    assert not torch.isclose(voxels, expected)
+
+
+class WithMap(nn.Module):
+    """Hands a loss the map that fits the level."""
+
+    def __init__(self, loss: nn.Module, maps: dict[tuple[int, ...], Tensor]) -> None:
+        super().__init__()
+        self.loss, self.maps = loss, maps
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.loss(input, target, distance=self.maps[tuple(input.shape[2:])])
+
+
+@pytest.mark.parametrize("name", sorted(IN_MM.keys() - {"ShapeAwareLoss"}))
+def test_levels_with_a_map_measure_the_rest_on_their_own_grid(name: str) -> None:
+    loss, label = IN_MM[name], collated()
+    scores = [torch.randn(2, 2, *size) for size in LEVELS]
+    maps = {size: torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(0)) for size in LEVELS}
+    got = DeepSupervisionLoss(WithMap(loss(**SOFTMAX), maps), weights=[1.0] * 3)(scores, label)
+    expected = torch.zeros(())
+    for x in scores:
+        mm = [s * whole / part for s, whole, part in zip((1.0, 2.0, 3.0), LEVELS[0], x.shape[2:], strict=True)]
+        target = resized(label.as_tensor(), x.shape[2:])
+        expected = expected + loss(spacing=mm, **SOFTMAX)(x, target, distance=maps[tuple(x.shape[2:])])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", IN_MM)
+def test_a_target_interpolated_by_hand_is_noticed(name: str) -> None:
+    loss, label = IN_MM[name](**SOFTMAX), collated()
+    whole, half = torch.randn(2, 2, *LEVELS[0]), torch.randn(2, 2, *LEVELS[1])
+    for order in ((0, 1), (1, 0)):
+        label = collated()
+        calls = [(whole, label), (half, resized(label, LEVELS[1]))]
+        assert loss(*calls[order[0]]).isfinite()
+        with pytest.raises(ValueError, match=r"expected an affine of the target's own grid, got that of a target of"):
+            loss(*calls[order[1]])
+        loss(*calls[order[0]])
+        IN_MM[name](spacing=(2.0, 4.0, 6.0), **SOFTMAX)(half, resized(label, LEVELS[1]))
+        IN_MM[name](spacing=None, **SOFTMAX)(half, resized(label, LEVELS[1]))
+    own = MetaTensor(resized(label.as_tensor(), LEVELS[1]), affine=torch.diag(torch.tensor([2.0, 4.0, 6.0, 1.0])))
+    torch.testing.assert_close(
+        loss(half, own), IN_MM[name](spacing=(2.0, 4.0, 6.0), **SOFTMAX)(half, own.as_tensor()), rtol=1e-6, atol=0
+    )
+
+
+def test_crops_and_pads_keep_the_spacing_of_their_file() -> None:
+    """Their shape is none that the file or another item of the data set has."""
+    affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+
+    def item(n: int) -> dict[str, MetaTensor]:
+        label = MetaTensor(torch.zeros(1, 20, 22, 12), affine=affine, meta={"spatial_shape": np.array([20, 22, 12])})
+        label[:, 6:15, 5:14, 3:9] = n % 2
+        return {"label": label}
+
+    pipelines = [
+        RandSpatialCropd("label", (16, 12, 8), random_size=False),
+        SpatialPadd("label", (32, 32, 16)),
+        Compose([RandSpatialCropd("label", (10, 12, 8), random_size=False), SpatialPadd("label", (16, 16, 8))]),
+        CenterSpatialCropd("label", (8, 8, 4)),
+        RandFlipd("label", prob=1.0, spatial_axis=0),
+    ]
+    for transform in pipelines:
+        batch = list_data_collate([transform(item(n)) for n in (1, 1)])["label"]
+        # parts by indexing, as a loop over windows takes them, too
+        parts = [batch[..., 2:6], batch[:, :, 1:, 2:].clone()]
+        for target in (*parts, batch, batch.to(torch.uint8), batch[:1], *parts):
+            scores = torch.randn(target.shape[0], 2, *target.shape[2:])
+            expected = SurfaceLoss(spacing=(1.0, 2.0, 3.0), **SOFTMAX)(scores, target.as_tensor())
+            torch.testing.assert_close(SurfaceLoss(**SOFTMAX)(scores, target), expected)
+    zoomed = Zoomd("label", 0.5, mode="nearest", keep_size=False)(item(1))["label"].unsqueeze(0)
+    scores = torch.randn(1, 2, *zoomed.shape[2:])
+    expected = SurfaceLoss(spacing=(2.0, 4.0, 6.0), **SOFTMAX)(scores, zoomed.as_tensor())
+    torch.testing.assert_close(SurfaceLoss(**SOFTMAX)(scores, zoomed), expected)
 
 
 def test_the_surface_loss_subtracts_the_smallest_spacing() -> None:
@@ -425,10 +557,50 @@ def test_shape_aware_counts_how_far_the_contour_is_off() -> None:
     assert got.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_weights_of_the_generalized_surface_loss_are_those_given(activation: str, skip: bool) -> None:
+    shape = (3, 3, 6, 7)
+    scores, labels = torch.randn(shape, dtype=torch.float64), blobs(shape)  # the last sample lacks a class
+    weight = [0.2, 3.0, 1.5]
+    options: dict[str, Any] = {**LABELS, activation: True, "absent_class": "skip" if skip else "smooth"}
+    x, g, w = scores.numpy(), ref.one_hot(labels.numpy(), 3), np.ones((3, 1, 6, 7))
+
+    def formula(moved: ref.Array) -> float:
+        p = ref.activated(moved, activation)
+        return float(ref.generalized_surface(p, g, w, None, class_weight=np.array(weight), skip=skip).mean())
+
+    value, gradient = value_and_gradient(GeneralizedSurfaceLoss(weight=weight, **options), scores, labels)
+    assert value.item() == pytest.approx(formula(x), rel=2e-6)
+    np.testing.assert_allclose(gradient.numpy(), ref.gradient(formula, x), atol=1e-7)
+    plain = GeneralizedSurfaceLoss(**options)(scores, labels)
+    assert abs(plain - value) > 1e-3
+    ones = GeneralizedSurfaceLoss(weight=2.0, smooth=2e-5, **options)(scores, labels)  # one number for all
+    torch.testing.assert_close(ones, GeneralizedSurfaceLoss(weight=[1.0, 1.0, 1.0], **options)(scores, labels))
+    kept = GeneralizedSurfaceLoss(weight=weight[1:], include_background=False, **options)(scores, labels)
+    p = ref.activated(x, activation)[:, 1:]
+    alone = ref.generalized_surface(p, g[:, 1:], w, None, class_weight=np.array(weight[1:]), skip=skip).mean()
+    assert kept.item() == pytest.approx(alone, rel=2e-6)
+
+
+def test_weights_of_the_training_set_give_a_large_object_a_say_beside_a_small_one() -> None:
+    """Missing half of the large one: with the weights of the patch it costs next to nothing."""
+    target = torch.zeros(1, 2, 20, 20)
+    target[:, 0, 2:18, 2:18], target[:, 1, 0, 0] = 1, 1
+    prediction = target.clone()
+    prediction[:, 0, 10:18] = 0
+    of_patch = GeneralizedSurfaceLoss()(prediction, target)
+    of_training_set = GeneralizedSurfaceLoss(weight=[0.5, 0.5])(prediction, target)
+    assert of_patch < 0.01
+    assert of_training_set > 10 * of_patch
+
+
 @pytest.mark.parametrize("name", ["SurfaceLoss", "GeneralizedSurfaceLoss", "HausdorffLoss", "LogHausdorffLoss"])
 def test_a_class_without_a_boundary_adds_nothing(name: str) -> None:
     """No distance is defined for a class without a voxel, or with all."""
-    loss = getattr(losses, name)(one_sided=True) if "Hausdorff" in name else getattr(losses, name)()
+    options = {"one_sided": True} if "Hausdorff" in name else {}
+    options = {"absent_class": "skip"} if name == "GeneralizedSurfaceLoss" else options
+    loss = getattr(losses, name)(**options)
     for target in (torch.zeros(2, 1, 6, 7), torch.ones(2, 1, 6, 7)):
         value, gradient = value_and_gradient(loss, torch.rand(2, 1, 6, 7), target)
         assert value == 0

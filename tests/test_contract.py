@@ -24,6 +24,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_extra_losses.losses import (
+    CompoundLoss,
     CrossEntropyLoss,
     FusedDiceCELoss,
     FusedDiceLoss,
@@ -298,6 +299,86 @@ def test_absent_class_skip_with_all_present_is_smooth(case: LossCase) -> None:
     assert_same(value_and_gradient(case(absent_class="skip"), scores, labels), expected)
 
 
+# Where a false positive of an absent class may cost no more though it is surer, or has more voxels, and why.
+NOT_SURER = {
+    "SurfaceLoss": "no boundary to measure from",
+    "HausdorffLoss": "below 0.5 there is no predicted boundary",
+    "LogHausdorffLoss": "likewise",
+    "HausdorffERLoss": "an erosion leaves nothing",
+    "HingeLoss": "nothing within the margin",
+    "SquaredHingeLoss": "likewise",
+    "CategoricalHingeLoss": "likewise",
+    "NoiseRobustDiceLoss": "sum p^gamma / sum p^2 falls",
+}
+NOT_MORE = {
+    "SurfaceLoss": "no boundary to measure from",
+    "HausdorffERLoss": "an erosion leaves nothing",
+    "HausdorffLoss": "below 0.5 there is no predicted boundary",
+    "LogHausdorffLoss": "likewise",
+    "TopKLoss": "beyond k per cent",
+    "LovaszLoss": "the largest error",
+    "CorrelationMaximizedStructuralSimilarityLoss": "a mean over the voxels that differ",
+}
+
+
+def false_positive(case: LossCase, sure: float, voxels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Input that is right but for class 2, which the labels lack; the labels; and where class 2 is predicted."""
+    labels = torch.zeros(1, 1, 6, 6, dtype=torch.int64)
+    labels[..., 3:] = 1
+    where = torch.zeros(6, 6, dtype=torch.bool)
+    where[:, :3] = torch.arange(18).view(6, 3) < voxels  # a block that grows row by row, in class 0
+    p = one_hot(labels, 3, torch.float64)
+    p[0, 2, where] = sure
+    if case.activation != "sigmoid":
+        p[0, 0, where] = 1 - sure
+    if case.entry.raw_scores:
+        return 6 * p - 3, labels, where
+    scores = {"softmax": p.log(), "sigmoid": p.logit(), "none": p}[case.activation]
+    return scores.clamp(-80, 80), labels, where
+
+
+@every_case()
+def test_a_false_positive_of_an_absent_class_costs_more_the_more_is_predicted(case: LossCase) -> None:
+    if case.variant in ("skip", "range") or "label_smoothing" in case.options:
+        pytest.skip("left out, or of weight 0 as in the paper, or right in no case")
+    if case.activation == "none" and case.entry.name in ("FusedDiceCELoss", "FusedDiceFocalLoss"):
+        pytest.skip("probabilities are no scores")
+    of_true_class = case.entry.family == "distribution" and not case.entry.every_channel
+    of_true_class |= case.entry.name == "ExponentialLogarithmicLoss"
+    reads_class = case.activation != "none" or not of_true_class  # else what is missing from the true class
+
+    def cost(sure: float, voxels: int) -> float:
+        scores, labels, where = false_positive(case, sure, voxels)
+        value, gradient = value_and_gradient(case(), scores, labels)
+        if voxels and case.entry.name not in NOT_SURER:
+            assert gradient[0, 2 if reads_class else 0, where].abs().max() > 0
+        return value.item()
+
+    nothing = cost(0.0, 0)
+    if case.entry.smallest is not None:
+        assert 0 <= nothing <= case.entry.smallest
+    surer = [nothing, *(cost(sure, 6) for sure in (0.02, 0.1, 0.3, 0.6, 0.9))]
+    more = [nothing, *(cost(0.5, voxels) for voxels in (1, 3, 6, 12, 18))]
+    assert surer == sorted(set(surer)) or case.entry.name in NOT_SURER, surer
+    assert more == sorted(set(more)) or case.entry.name in NOT_MORE, more
+
+
+@every_case(accepts="absent_class")
+def test_skip_leaves_an_absent_class_out(case: LossCase) -> None:
+    """Whatever is predicted of it: under a softmax the others see what is missing from them."""
+    if case.activation == "softmax" or case.entry.family == "compound":
+        pytest.skip("the class is read by the others too, or by a cross-entropy")
+    loss = case(absent_class="skip")
+    scores, labels, where = false_positive(case, 0.0, 0)
+    other = scores.clone()
+    other[0, 2, where.logical_not()] = 0.4
+    expected = value_and_gradient(loss, scores, labels)
+    got = value_and_gradient(loss, other, labels)
+    assert_same(got, expected, atol=0, rtol=0)
+    assert (got[1][0, 2] == 0).all()
+    assert loss(torch.full_like(scores, 0.5), torch.zeros_like(labels)) >= 0
+
+
 def test_only_the_other_part_of_a_compound_sees_an_absent_class() -> None:
     scores, labels = torch.randn(2, 3, 4, 5), torch.zeros(2, 1, 4, 5)
     options = {"to_onehot_y": True, "softmax": True, "include_background": False}
@@ -365,6 +446,26 @@ def test_weight_of_the_wrong_length_is_refused(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     with pytest.raises(ValueError, match=r"weight.*(number of|expected).*(classes|channels|numbers)"):
         case(weight=[1.0, 2.0])(scores, labels_like(scores))
+
+
+def test_a_wrong_number_of_weights_is_told_what_the_loss_takes() -> None:
+    """Without background Dice takes one less than Dice + CE."""
+    scores, labels = torch.randn(SHAPE), torch.zeros(2, 1, *SHAPE[2:])
+    options = {"to_onehot_y": True, "include_background": False}
+    with_background = "classes, with the background, which only Dice leaves out: expected 3 numbers, got 2"
+    kept_alone = "the weight should not include the background category class 0: expected 2 numbers, got 3"
+    all_classes = r"should be the same as the number of classes: expected 3 numbers, got 2\."
+    told: list[tuple[nn.Module, str]] = []
+    for activation in ("softmax", "sigmoid"):
+        told.append((FusedDiceCELoss(weight=[1.0, 2.0], **options, **{activation: True}), with_background))
+        told.append((FusedDiceLoss(weight=[1.0, 2.0, 3.0], **options, **{activation: True}), kept_alone))
+    told.append((CrossEntropyLoss(weight=[1.0, 2.0, 3.0], sigmoid=True, **options), kept_alone))
+    with pytest.warns(UserWarning, match="no effect"):
+        told.append((CrossEntropyLoss(weight=[1.0, 2.0], softmax=True, **options), all_classes))
+    told.append((FusedDiceLoss(weight=[1.0, 2.0], softmax=True, to_onehot_y=True), all_classes))
+    for loss, match in told:
+        with pytest.raises(ValueError, match=match):
+            loss(scores, labels)
 
 
 @every_loss(accepts="weight")
@@ -710,6 +811,34 @@ def test_signature_lists_every_option(entry: LossEntry) -> None:
 
 
 @every_loss()
+def test_an_unknown_option_is_refused_by_the_name_of_the_loss(entry: LossEntry) -> None:
+    """Not by that of a base or a part, which nobody has heard of."""
+    options = ", ".join(inspect.signature(entry.loss).parameters)
+    with pytest.raises(
+        TypeError, match=rf"^{entry.name}: got an unexpected keyword argument 'nothing'; its options are {options}\.$"
+    ):
+        entry.loss(nothing=1)
+    with pytest.raises(TypeError, match=rf"^{entry.name}: too many positional arguments; its options are {options}\.$"):
+        entry.loss(*[False] * 30)
+
+
+class _Own(FusedDiceLoss):
+    """A loss of somebody else, who hands options on."""
+
+    def __init__(self, **options: Any) -> None:
+        self_made = options.pop("self_made")
+        super().__init__(**options)
+        self.self_made = self_made
+
+
+def test_a_subclass_may_have_options_of_its_own() -> None:
+    loss = _Own(self_made=3, softmax=True)
+    assert (loss.self_made, loss.softmax) == (3, True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
+        _Own(self_made=3, nothing=1)
+
+
+@every_loss()
 def test_an_option_without_meaning_is_refused_with_its_reason(entry: LossEntry) -> None:
     for option, reason in entry.loss.left_out.items():
         with pytest.raises(TypeError, match=f"^{entry.name} has no option '{option}': .*{reason[-20:]}"):
@@ -831,6 +960,57 @@ def test_copies(case: LossCase) -> None:
     assert case.entry.extended or other(scores, labels) != expected
     other.load_state_dict(loss.state_dict())
     assert other(scores, labels) == expected
+
+
+def other_value(name: str, parameter: inspect.Parameter) -> Any:
+    """A value of an option that is not its default."""
+    known = {
+        "reduction": "sum",
+        "weight": [1.0, 2.0, 3.0],
+        "ignore_index": 255,
+        "absent_class": "skip",
+        "spacing": (1.0, 2.0),
+        "w_type": "simple",
+        "mode": "target",
+        "beta_range": (0.1, 0.9),
+        "class_frequencies": [0.5, 0.25, 0.25],
+        "other_act": torch.tanh,
+        "erosions": 3,
+    }
+    if name in known:
+        return known[name]
+    if isinstance(parameter.default, bool):
+        return not parameter.default
+    return 1.25 if parameter.default == 1.5 else 0.25  # within the range of each
+
+
+@every_loss()
+def test_repr_shows_the_options_that_differ_from_their_defaults(entry: LossEntry) -> None:
+    parts = entry.family == "compound"
+    assert parts or repr(entry.loss()) == f"{entry.name}()"
+    for name, parameter in inspect.signature(entry.loss).parameters.items():
+        value = other_value(name, parameter)
+        options = {name: value, **({"batch": True} if name == "sync_batch" and entry.accepts("batch") else {})}
+        if name == "sync_batch" and not entry.syncs:
+            continue
+        shown = f"{name}={getattr(value, '__name__', repr(value))}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a background without effect
+            text = repr(entry.loss(**options))
+        if parts and shown not in text:  # under the name that the part has for it
+            assert text != repr(entry.loss())
+        else:
+            assert shown in text
+
+
+def test_repr_of_a_compound_shows_its_weights_and_parts() -> None:
+    parts = {"overlap": FusedDiceLoss(softmax=True, batch=True), "voxels": CrossEntropyLoss(weight=2.0)}
+    text = repr(CompoundLoss(parts, [1.0, 0.5]))
+    for shown in ("weights=[1.0, 0.5]", "(overlap): FusedDiceLoss(softmax=True, batch=True)", "(weight=2.0)"):
+        assert shown in text
+    assert "weights" not in repr(CompoundLoss(parts))
+    act = nn.Softmax(1)
+    assert "(other_act): Softmax(dim=1)" in repr(FusedDiceLoss(other_act=act))
 
 
 @every_case()

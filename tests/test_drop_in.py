@@ -286,6 +286,75 @@ def test_monai_enums_are_accepted() -> None:
     assert ours.FusedDiceCELoss(reduction=monai.utils.DiceCEReduction.SUM).reduction == "sum"
 
 
+# --- states ---
+
+WEIGHTED: dict[str, list[tuple[dict[str, Any], Any, Any]]] = {
+    "DiceLoss": [
+        ({}, [0.5, 2.0, 3.0], [1.0, 1.0, 1.0]),
+        ({"include_background": False}, [2.0, 3.0], [1.0, 1.0]),
+        ({}, 2.0, 1.0),
+        ({}, [0.5, 2.0, 3.0], 1.0),
+    ],
+    "FocalLoss": [
+        ({}, [0.5, 2.0, 3.0], [1.0, 1.0, 1.0]),
+        ({"use_softmax": True}, [0.5, 2.0, 3.0], [1.0, 1.0, 1.0]),
+        ({}, 2.0, 1.0),
+    ],
+    "DiceCELoss": [
+        ({"softmax": True}, torch.tensor([0.5, 2.0, 3.0]), [1.0, 1.0, 1.0]),
+        ({"softmax": True, "include_background": False}, torch.tensor([0.5, 2.0, 3.0]), [1.0, 1.0, 1.0]),
+        ({}, torch.tensor([0.5, 2.0, 3.0]), torch.ones(3)),
+    ],
+    "DiceFocalLoss": [
+        ({"sigmoid": True}, [0.5, 2.0, 3.0], [1.0, 1.0, 1.0]),
+        ({"sigmoid": True, "include_background": False}, [2.0, 3.0], [1.0, 1.0]),
+        ({"sigmoid": True}, 2.0, 1.0),
+    ],
+    **{name: [({}, None, None)] for name in ("TverskyLoss", "GeneralizedDiceLoss", *MEASURES)},
+}
+STATES = [(name, *case) for name, cases in WEIGHTED.items() for case in cases]
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["fresh", "after a call"])
+@pytest.mark.parametrize(("name", "options", "weight", "other"), STATES)
+def test_the_state_of_monai_s_class_loads(
+    name: str, options: dict[str, Any], weight: Any, other: Any, called: bool
+) -> None:
+    """A module that holds its loss has the weights in its checkpoints."""
+    scores, target, _ = data((2, 3, 5, 6), "labels")
+    probabilities = not ACTIVATION_OPTIONS & options.keys() and name != "FocalLoss"
+    scores = scores.softmax(1) if probabilities else scores
+    options = {"to_onehot_y": True, **({} if name != "GeneralizedDiceLoss" else UNSMOOTHED), **options}
+    given, fresh = ({} if w is None else {"weight": w} for w in (weight, other))
+    theirs = getattr(monai.losses, name)(**options, **given)
+    expected = theirs(scores, target)
+    if not called:
+        theirs = getattr(monai.losses, name)(**options, **given)
+    mine = getattr(drop_in, name)(**options, **fresh)
+    if weight is not None:
+        assert not torch.isclose(mine(scores, target), expected)
+    assert mine.load_state_dict(theirs.state_dict(), strict=True).missing_keys == []
+    torch.testing.assert_close(mine(scores, target), expected, atol=1e-6, rtol=1e-6)
+    again = getattr(drop_in, name)(**options, **fresh)
+    again.load_state_dict(mine.state_dict(), strict=True)
+    assert torch.equal(again(scores, target), mine(scores, target))
+    nested = torch.nn.ModuleList([getattr(drop_in, name)(**options, **fresh)])
+    nested.load_state_dict(torch.nn.ModuleList([theirs]).state_dict(), strict=True)
+    torch.testing.assert_close(nested[0](scores, target), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    weight = torch.tensor([0.5, 2.0, 3.0])
+    theirs = monai.losses.DiceCELoss(weight=weight)
+    with pytest.raises(RuntimeError, match=r"size mismatch for dice\.class_weight"):
+        drop_in.DiceCELoss(weight=[1.0, 2.0]).load_state_dict(theirs.state_dict())
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        drop_in.DiceCELoss().load_state_dict(theirs.state_dict())
+    theirs.binary_cross_entropy.pos_weight = 2 * weight  # two weights where ours has one
+    with pytest.raises(RuntimeError, match=r"binary_cross_entropy\.pos_weight"):
+        drop_in.DiceCELoss(weight=weight).load_state_dict(theirs.state_dict())
+
+
 # --- warnings and errors ---
 
 

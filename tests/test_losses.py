@@ -280,25 +280,43 @@ def test_structural_similarity_is_its_formula(shape: tuple[int, ...], masked: bo
 
 
 @pytest.mark.parametrize("kind", ["labels", "labels and mask", "onehot"])
+@pytest.mark.parametrize("batch", [False, True], ids=["samples", "batch"])
+@pytest.mark.parametrize("absent_class", ["smooth", "skip"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("shape", [(3, 3, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
-def test_lovasz_is_its_formula(shape: tuple[int, ...], activation: str, kind: str) -> None:
+@pytest.mark.parametrize("shape", [(3, 4, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
+def test_lovasz_is_its_formula(
+    shape: tuple[int, ...], activation: str, absent_class: str, batch: bool, kind: str
+) -> None:
     torch.manual_seed(0)
     scores = torch.randn(shape, dtype=torch.float64)
     scores = scores.softmax(1) if activation == "none" else scores
     active = {} if activation == "none" else {activation: True}
-    labels = labels_like(scores)
+    labels = labels_like(scores) % max(2, shape[1] - 1)  # of four classes one is absent from the batch
     labels[0] = labels[0] % 2
     mask = torch.rand(shape[0], 1, *shape[2:]) > 0.3 if "mask" in kind else None
     w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.double().numpy()
     g = ref.one_hot(labels.numpy(), shape[1])
     target = torch.from_numpy(g) if kind == "onehot" else labels
-    loss = losses.LovaszLoss(to_onehot_y=kind != "onehot", **active)
+    loss = losses.LovaszLoss(to_onehot_y=kind != "onehot", batch=batch, absent_class=absent_class, **active)
     value, gradient = value_and_gradient(loss, scores, target, mask)
+
+    def reference(moved: ref.Array) -> float:
+        return ref.lovasz(moved, g, activation, w, batch=batch, skip=absent_class == "skip")
+
     x = scores.numpy()
-    assert value.item() == pytest.approx(ref.lovasz(x, g, activation, w), rel=1e-12)
-    expected = ref.gradient(lambda moved: ref.lovasz(moved, g, activation, w), x, 1e-7)
-    np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-7)
+    assert value.item() == pytest.approx(reference(x), rel=1e-12)
+    np.testing.assert_allclose(gradient.numpy(), ref.gradient(reference, x, 1e-7), atol=1e-7)
+
+
+def test_an_absent_class_costs_lovasz_its_largest_error() -> None:
+    """As the authors' code for one channel of probabilities: 0.5 at p = 0.5."""
+    empty = torch.zeros(2, 1, 4, 5)
+    p = torch.full((2, 1, 4, 5), 0.2)
+    p[1, 0, 2, 3] = 0.7
+    assert losses.LovaszLoss(other_act=torch.clone)(torch.full_like(p, 0.5), empty).item() == pytest.approx(0.5)
+    assert losses.LovaszLoss(other_act=torch.clone)(p, empty).item() == pytest.approx((0.2 + 0.7) / 2)
+    assert losses.LovaszLoss(other_act=torch.clone, batch=True)(p, empty).item() == pytest.approx(0.7)
+    assert losses.LovaszLoss(other_act=torch.clone, absent_class="skip")(p, empty) == 0
 
 
 def test_lovasz_hinge_of_raw_scores_of_one_channel() -> None:
@@ -309,6 +327,9 @@ def test_lovasz_hinge_of_raw_scores_of_one_channel() -> None:
     first = ref.lovasz_of_set(errors[0].flatten().numpy(), g[0].flatten().numpy())
     expected = (first + errors[1].max().item()) / 2
     assert losses.LovaszLoss()(scores, g).item() == pytest.approx(expected, rel=1e-12)
+    assert losses.LovaszLoss(absent_class="skip")(scores, g).item() == pytest.approx(first, rel=1e-12)
+    pooled = ref.lovasz_of_set(errors.flatten().numpy(), g.flatten().numpy())
+    assert losses.LovaszLoss(batch=True)(scores, g).item() == pytest.approx(pooled, rel=1e-12)
     assert losses.LovaszLoss()(torch.full((1, 1, 4, 5), -2.0), torch.zeros(1, 1, 4, 5)) == 0
 
 
@@ -1255,12 +1276,110 @@ def test_compound_loss_refuses() -> None:
         losses.CompoundLoss(["FusedDiceLoss"])
     with pytest.raises(ValueError, match="expected 2 weights, one per loss, got 1"):
         losses.CompoundLoss([dice, dice], [1.0])
-    with pytest.raises(ValueError, match=r"expected weights >= 0, got \[-1.0\]"):
+    with pytest.raises(ValueError, match=r"expected weights >= 0 and finite, got \[-1.0\]"):
         losses.CompoundLoss([dice], [-1.0])
-    with pytest.raises(ValueError, match="expected weights >= 0, got"):
-        losses.CompoundLoss([dice], [float("nan")])
     with pytest.raises(ValueError, match="expected reduction 'mean' or 'sum' of every part, got 'none' of FusedDice"):
         losses.CompoundLoss([FusedDiceLoss(reduction="none")])
+
+
+WRONG_WEIGHTS: dict[str, tuple[Any, type[Exception], str]] = {
+    "NaN": ([1.0, float("nan")], ValueError, r"expected weights >= 0 and finite, got \[1.0, nan\]"),
+    "infinite": ([float("inf"), 1.0], ValueError, r"expected weights >= 0 and finite, got \[inf, 1.0\]"),
+    "negative": ([1.0, -0.5], ValueError, r"expected weights >= 0 and finite, got \[1.0, -0.5\]"),
+    "too few": ([1.0], ValueError, "expected 2 weights, one per loss, got 1"),
+    "too many": ([1.0, 1.0, 1.0], ValueError, "expected 2 weights, one per loss, got 3"),
+    "none": ([], ValueError, "expected 2 weights, one per loss, got 0"),
+    "a number": (0.5, TypeError, "expected a list of weights, one number per loss, got 0.5"),
+    "a dict": ({"a": 1, "b": 2}, TypeError, "expected a list of weights, one number per loss, got"),
+    "words": (["a", "b"], TypeError, "expected weights that are one number each, got 'a'"),
+    "vectors": ([torch.ones(2), 1.0], TypeError, "expected weights that are one number each, got tensor"),
+    "negative parameters": (nn.Parameter(torch.tensor([1.0, -2.0])), ValueError, "expected weights >= 0 and finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_WEIGHTS)
+def test_wrong_weights_of_a_compound_are_refused_at_once_and_when_they_are_set_later(kind: str) -> None:
+    weights, error, match = WRONG_WEIGHTS[kind]
+    parts = [FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)]
+    with pytest.raises(error, match=match):
+        losses.CompoundLoss(parts, weights)
+    later = losses.CompoundLoss(parts)
+    later.weights = weights
+    with pytest.raises(error, match=match):
+        later(torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5))
+    if isinstance(weights, list) and len(weights) == 2:
+        one_by_one = losses.CompoundLoss(parts)
+        one_by_one.weights[:] = weights
+        with pytest.raises(error, match=match):
+            one_by_one(torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5))
+
+
+@pytest.mark.parametrize("form", ["one of the list", "all"])
+def test_a_parameter_as_weight_of_a_compound_is_learnt(form: str) -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
+    parts = [FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)]
+    values = [part(scores, labels).item() for part in parts]
+    weight = nn.Parameter(torch.tensor(0.25) if form == "one of the list" else torch.tensor([2.0, 0.25]))
+    compound = losses.CompoundLoss(parts, [2.0, weight] if form == "one of the list" else weight)
+    assert [id(parameter) for parameter in compound.parameters()] == [id(weight)]
+    value = compound(scores, labels)
+    assert value.item() == pytest.approx(2 * values[0] + 0.25 * values[1])
+    assert compound.weight_values == [2.0, 0.25]
+    value.backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == pytest.approx(values[1] if weight.ndim == 0 else values)
+    name = "weights.1" if form == "one of the list" else "weights"
+    assert list(compound.state_dict()) == [name]
+    state = {name: torch.full_like(weight.detach(), 3.0)}
+    compound.load_state_dict(state)
+    other = 3.0 if weight.ndim else 2.0
+    for same in (compound, copy.deepcopy(compound), pickle.loads(pickle.dumps(compound))):
+        assert same(scores, labels).item() == pytest.approx(other * values[0] + 3 * values[1])
+    with torch.no_grad():
+        weight.fill_(-1.0)  # as an optimizer might
+    with pytest.raises(ValueError, match="expected weights >= 0 and finite"):
+        compound(scores, labels)
+
+
+def test_a_weight_of_a_compound_that_another_module_learns_keeps_its_gradient() -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
+    compound = losses.CompoundLoss([FusedDiceLoss(**SOFTMAX), CrossEntropyLoss(**SOFTMAX)])
+    uncertainty = torch.zeros(2, requires_grad=True)
+    compound.weights = list((-uncertainty).exp())
+    compound(scores, labels).backward()
+    assert uncertainty.grad is not None
+    expected = [-value.item() for value in compound.components.values()]
+    assert uncertainty.grad.tolist() == pytest.approx(expected)
+    compound.weights = [1.0, nn.Parameter(torch.tensor(1.0))]  # in no state, of no optimizer
+    with pytest.raises(ValueError, match=r"expected a learnt weight to be registered.*torch\.nn\.ParameterList"):
+        compound(scores, labels)
+
+
+def test_every_part_of_a_compound_checks_its_input_in_whatever_order() -> None:
+    flat, flat_target = torch.randn(4, 3), (torch.rand(4, 3) > 0.5).float()
+    volumes, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5)
+    nan = float("nan")
+    refused: list[tuple[list[nn.Module], tuple[Tensor, Tensor], str]] = [
+        ([FusedFocalLoss(), FusedDiceLoss(sigmoid=True)], (flat, flat_target), "with 1 to 3 spatial axes, got shape"),
+        (
+            [CrossEntropyLoss(**SOFTMAX), FusedDiceLoss(softmax=True)],
+            (volumes, labels),
+            r"expected target \(1, 3, 4, 5\)",
+        ),
+        (
+            [CrossEntropyLoss(ignore_index=255, **SOFTMAX), FusedDiceLoss(**SOFTMAX)],
+            (volumes, labels.masked_fill(torch.rand(4, 5) > 0.5, 255)),
+            "expected whole labels in 0..2 .*got 255",
+        ),
+        ([losses.SurfaceLoss(), FusedDiceLoss()], (volumes, torch.full((1, 3, 4, 5), nan)), r"with values in \[0, 1\]"),
+    ]
+    for parts, data, match in refused:
+        for ordered in (parts, parts[::-1]):
+            with pytest.raises(ValueError, match=match):
+                losses.CompoundLoss(ordered)(*data)
+    assert losses.CompoundLoss([FusedFocalLoss(), FusedFocalLoss()], [1.0, 0.5])(flat, flat_target).item() == (
+        pytest.approx(1.5 * FusedFocalLoss()(flat, flat_target).item())
+    )
 
 
 def test_compound_loss_is_as_lean_as_its_parts() -> None:

@@ -128,6 +128,26 @@ def test_the_checkpoint_of_another_schedule_is_refused(loss: CompoundLoss, ramps
     assert loss.weights == before
 
 
+def test_a_weight_that_is_learnt_has_no_ramp_and_stays_with_the_loss() -> None:
+    def learnt() -> CompoundLoss:
+        weight = nn.Parameter(torch.tensor(0.5))
+        return CompoundLoss({"region": FusedDiceLoss(), "boundary": SurfaceLoss()}, [1.0, weight])
+
+    with pytest.raises(ValueError, match="expected a weight that is a number, got that of 'boundary', which is learnt"):
+        LossWeightSchedule(learnt(), {"boundary": WeightRamp(1.0, 0.2)})
+    ramps = {"region": WeightRamp(1.0, 0.2, last_epoch=3)}
+    schedule = LossWeightSchedule(learnt(), ramps)
+    schedule.set_weights(3, 3)
+    state = schedule.state_dict()
+    assert state["weights"] == {"region": 0.2, "boundary": 0.5}
+    again = LossWeightSchedule(learnt(), ramps)
+    with torch.no_grad():
+        again.loss.weights[1].fill_(2.0)
+    again.load_state_dict(state)
+    assert again.loss.weight_values == [0.2, 2.0]
+    assert len(list(again.loss.parameters())) == 1
+
+
 # ---- refusals ------------------------------------------------------------------------
 
 

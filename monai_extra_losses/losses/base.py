@@ -11,7 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.inputs import CudaLabelCheck, LossInputs, Source, check_shapes, plain
+from monai_extra_losses.losses.inputs import (
+    CudaLabelCheck,
+    LossInputs,
+    Source,
+    check_shapes,
+    one_channel,
+    plain_data,
+)
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -147,6 +154,19 @@ class SegmentationLoss(nn.Module):
             DistributedDataParallel's averaging the gradient, of one rank with all their samples. Without an initialised
             process group it does nothing.
 
+    Absent classes: a class without a voxel in the target costs 0 where none of it is predicted, and the more of it is
+    predicted the more it costs, with a gradient. `absent_class="skip"`, of the losses that are a mean over classes,
+    leaves it out. The rule has its limits where a formula does not allow it:
+
+    - `SurfaceLoss` costs nothing for it, nor do `HausdorffLoss` and `LogHausdorffLoss` up to a probability of 0.5, as
+      in MONAI: there is no boundary to measure from. `HausdorffERLoss` costs nothing for what its erosions remove.
+    - `TopKLoss` reads k per cent of the voxels, `LovaszLoss` the largest error, the hinge losses what is within their
+      margin: what is beyond that costs no more.
+    - `NoiseRobustDiceLoss` costs more for more voxels, but less for surer ones: sum p^gamma / sum p^2.
+    - `CorrelationMaximizedStructuralSimilarityLoss` costs more for surer voxels, but not always for more of them: it is
+      a mean over those that differ in structure.
+    - A cross-entropy of probabilities (no activation) reads what is missing from the true class instead.
+
     Shapes:
         input (B, C, *spatial) with 1, 2 or 3 spatial axes, target (B, 1, *spatial) with `to_onehot_y`, else
         (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too.
@@ -162,13 +182,19 @@ class SegmentationLoss(nn.Module):
     class_weight: Tensor | None
     target_gradient = True  # whether a target of C channels may require a gradient
     unsyncable: ClassVar[str | None] = None  # why `sync_batch` cannot work, where it cannot
-    shares_inputs = True  # whether `terms` and `value` of LossInputs are all there is
     _spatial = range(1, 4)
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         for name, reason in cls.left_out.items():
             if name in options:
                 raise TypeError(f"{cls.__name__} has no option {name!r}: {reason}.")
+        if cls.__init__.__module__.startswith(__package__):  # else its options are its own business
+            signature = inspect.signature(cls)
+            try:
+                signature.bind(*args, **options)
+            except TypeError as error:  # the constructor would name a base, or a part
+                known = ", ".join(signature.parameters)
+                raise TypeError(f"{cls.__name__}: {error}; its options are {known}.") from None
         return super().__new__(cls)
 
     def __init__(
@@ -208,6 +234,17 @@ class SegmentationLoss(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take one weight for all classes from a state that has it once for each, as MONAI's has it after a call."""
+        name = f"{prefix}class_weight"
+        given = state_dict.get(name)
+        if self.class_weight is not None and self.class_weight.ndim == 0 and given is not None and given.ndim == 1:
+            if given.numel() and bool((given == given[0]).all()):
+                state_dict[name] = given[0]
+            else:
+                self.class_weight = self.class_weight.new_empty(given.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the loss.
 
@@ -239,24 +276,36 @@ class SegmentationLoss(nn.Module):
     ) -> LossInputs:
         """Check one call's data and wrap it."""
         affine = getattr(target, "affine", None)  # of a MetaTensor
-        scores, target = plain("input", input), plain("target", target)
-        mask = None if mask is None else plain("mask", mask)
-        distance = None if distance is None else plain("distance", distance)
-        one_channel = scores.ndim > 1 and scores.shape[1] == 1
-        if one_channel:
-            self.warn_of_one_channel(stacklevel=6)
-        labels = self.to_onehot_y and not one_channel
-        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
-            target = target.to(torch.int64)
+        scores, target, mask, distance = plain_data(input, target, mask, distance)
+        self.check(scores, target, mask, distance, stacklevel=7)
+        return self.wrap(scores, target, mask, distance, affine)
+
+    def check(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, *, stacklevel: int
+    ) -> None:
+        """Refuse plain tensors that this loss cannot use; what labels they hold is seen later."""
+        if one_channel(scores):
+            self.warn_of_one_channel(stacklevel)
         check_shapes(
             scores,
             target,
             mask,
             distance,
-            labels=labels,
+            labels=self.to_onehot_y and not one_channel(scores),
             spatial=self._spatial,
             target_gradient=self.target_gradient,
         )
+
+    def wrap(
+        self,
+        scores: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        distance: Tensor | None,
+        affine: Tensor | None,
+    ) -> LossInputs:
+        """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
+        labels = self.to_onehot_y and not one_channel(scores)
         if labels:
             self._check_labels(target, scores.shape[1], self.ignore_index)
         return LossInputs(
@@ -269,6 +318,19 @@ class SegmentationLoss(nn.Module):
             affine=affine,
             distance=distance,
         )
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults."""
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            default = getattr(parameter.default, "value", parameter.default)  # of an enum
+            value = getattr(self, "class_weight" if name == "weight" else name, default)  # else a part has it
+            if isinstance(value, Tensor):
+                value = value.tolist()
+            if isinstance(value, nn.Module) or value == default:  # a module is shown as a child
+                continue
+            shown.append(f"{name}={getattr(value, '__name__', repr(value))}")
+        return ", ".join(shown)
 
     def warn_of_one_channel(self, stacklevel: int) -> None:
         """Name the options that one channel leaves without effect; nn.Module adds two frames above `forward`."""
@@ -296,12 +358,17 @@ class SegmentationLoss(nn.Module):
         if weight.ndim == 0:
             return weight.expand(num_classes)
         if weight.shape[0] != num_classes:
+            dropped = ". If `include_background=False`, the weight should not include the background category class 0"
             raise ValueError(
-                "The length of the `weight` sequence should be the same as the number of classes. If "
-                "`include_background=False`, the weight should not include the background category class 0: "
-                f"expected {num_classes} numbers, got {weight.shape[0]}."
+                "The length of the `weight` sequence should be the same as the number of classes"
+                f"{dropped * self.weighs_kept}: expected {num_classes} numbers, got {weight.shape[0]}."
             )
         return weight
+
+    @property
+    def weighs_kept(self) -> bool:
+        """Whether `weight` has numbers for the classes kept alone, where the background is left out."""
+        return not self.include_background
 
     def reduced_pairs(self, values: Tensor, keep: Tensor | None, spatial_axes: int) -> Tensor:
         """Reduce (B, C') values of samples and classes, of which those in `keep` (B, C') or (B, 1) enter the mean."""
@@ -318,9 +385,25 @@ class SegmentationLoss(nn.Module):
         """`sums` added over the processes, with gradient, when `sync_batch`."""
         if not (self.sync_batch and dist.is_available() and dist.is_initialized()):
             return sums
-        from torch.distributed.nn.functional import all_reduce
+        return _SumOverRanks.apply(sums)
 
-        return all_reduce(sums)
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all processes. The loss of each depends on it: their gradients are added, too."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        return _all_reduced(sums)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _all_reduced(grad)
+
+
+def _all_reduced(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 SegmentationLoss.__signature__ = _full_signature(SegmentationLoss)  # type: ignore[attr-defined]
@@ -335,8 +418,9 @@ class RegionLoss(SegmentationLoss):
         smooth_dr: added to its denominator.
         soft_label: the target is soft: overlaps are sum min(p, g), so that a soft target is a perfect prediction of
             itself.
-        absent_class: "smooth" (MONAI's behaviour: a class without a voxel in the target is a ratio of the smoothing
-            terms) or "skip": it leaves the mean.
+        absent_class: of a class without a voxel in the target. "smooth": it costs what the formula says, 0 where none
+            of it is predicted (MONAI's behaviour: a ratio of the smoothing terms, soon close to 1). "skip": it leaves
+            the mean.
         **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised.
             `sync_batch` needs `batch=True`. "mean" is over samples and classes kept; a sample in which everything is
             ignored leaves it. "none" gives (B, C', 1, ..), or (1, C', 1, ..) with `batch`.
@@ -469,6 +553,10 @@ class DistributionLoss(SegmentationLoss):
     def by_class(self) -> bool:
         """Whether the sums of the classes are needed apart."""
         return self.class_weight is not None
+
+    @property
+    def weighs_kept(self) -> bool:
+        return super().weighs_kept and (self.every_channel or self.sigmoid)  # else the background counts
 
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         """Whether every channel is a decision of its own."""

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from monai_extra_losses.losses.base import (
     TARGET_SUMS,
+    AbsentClass,
     OtherAct,
     Reduction,
     SegmentationLoss,
     SegmentationOptions,
     Terms,
     Weight,
+    one_of,
     refuse_negative,
 )
 from monai_extra_losses.losses.distribution import CrossEntropyLoss
@@ -27,7 +29,7 @@ from monai_extra_losses.ops.distance import (
     distance_to_mask,
     distance_to_other_label,
 )
-from monai_extra_losses.ops.terms import MapSums, Term, probabilities
+from monai_extra_losses.ops.terms import CountSums, MapSums, Term, probabilities
 
 
 class DistanceOptions(SegmentationOptions, total=False):
@@ -45,7 +47,10 @@ class DistanceLoss(SegmentationLoss):
         spacing: "auto": the voxel size in mm, from the affine of a MetaTensor target, per sample; voxels where the
             target has none. None: voxels always. A sequence: mm per spatial axis (for slices cut by indexing, whose
             affine is still that of the volume). An affine with skewed axes, as RandAffined makes of anisotropic voxels,
-            warns: distances are then approximate.
+            warns: distances are then approximate. In MONAI's DeepSupervisionLoss "auto" and a sequence are the voxel
+            size of the target that it was given, and each level measures with that of its own grid. Elsewhere an
+            interpolated target wants an affine of its own: F.interpolate leaves that of the whole, which is refused
+            where the loss has seen the whole, and cannot be noticed otherwise.
         **options: see `SegmentationLoss`. `weight` multiplies the loss of each class kept and is not normalised. "mean"
             is over samples and classes kept; a sample in which everything is ignored leaves it. "none" gives
             (B, C', 1, ..), or (1, C', 1, ..) with `batch`. An ignored voxel belongs to no class, and adds nothing; a
@@ -191,13 +196,21 @@ class GeneralizedSurfaceLoss(DistanceLoss):
 
     1 - (sum_c w_c sum (D (1-(g+p)))^2 + s) / (sum_c w_c sum (D (1-2g))^2 + s), w_c = 1 / (V_c^2 + 1), V_c = sum g
 
-    D is the distance to the other side of the class's boundary, 0 for a class that has no voxel in the target or all.
-    Between 0, perfect, and 1, all wrong. The paper has s in the denominator alone: a sample in which no class has a
-    boundary would cost 1, here it costs 0. One value per sample. Everything ignored gives 0.
+    D is the distance to the other side of the class's boundary. Between 0, perfect, and 1, all wrong. The paper has s
+    in the denominator alone: a sample in which no class has a boundary would cost 1, here it costs 0. One value per
+    sample. Everything ignored gives 0.
+
+    An absent class has no boundary. It enters with the mean D^2 and the mean w of the classes that have one, 1 where
+    none has (and with its own D where a `distance` is given). A class that fills the volume has D = 0.
 
     Args:
         smooth: s >= 0, in mm^2 (voxels^2 without spacing).
-        **options: see `DistanceLoss`; "none" gives (B, 1, 1, ..).
+        absent_class: "smooth": as above; or "skip": a class that is absent from the target has the weight 0, and a
+            sample without any class leaves the mean.
+        **options: see `DistanceLoss`; "none" gives (B, 1, 1, ..). `weight` is w, one number per class kept. Without, w
+            is as above, of the patch itself, so that beside a small object a large one has no say: the fallback of the
+            authors' code, too. Paper and authors' runs weight by the training set, w_k = (1/N_k) / sum_j (1/N_j) with
+            N_k voxels of class k.
 
     Shapes: see `SegmentationLoss`; forward(input, target, mask=None, distance=None), see `DistanceLoss.forward`.
 
@@ -214,28 +227,58 @@ class GeneralizedSurfaceLoss(DistanceLoss):
     Reference: Celaya et al. 2023, arXiv:2302.03868.
     """
 
-    left_out: ClassVar[dict[str, str]] = {"weight": "it weights the classes itself"}
-
-    def __init__(self, smooth: float = 1e-5, **options: Unpack[DistanceOptions]) -> None:
+    def __init__(
+        self,
+        smooth: float = 1e-5,
+        *,
+        absent_class: AbsentClass = "smooth",
+        **options: Unpack[DistanceOptions],
+    ) -> None:
         super().__init__(**options)
         refuse_negative(smooth=smooth)
         self.smooth = float(smooth)
+        self.absent_class = one_of("absent_class", absent_class, AbsentClass)
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
         return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "surface")
 
+    def terms(self, inputs: LossInputs) -> Terms:
+        return *super().terms(inputs), self._count_term(inputs)
+
     def value(self, inputs: LossInputs) -> Tensor:
         term = self.map_term(inputs)[1]
         assert isinstance(term, MapSums)
-        volumes, voxels = inputs[TARGET_SUMS]
-        parts = torch.stack([self.totals(inputs), inputs.sum_of_certain(term.map), volumes, voxels])
+        _, p, p_squared, _ = inputs[self._count_term(inputs)]
+        parts = torch.stack([self.totals(inputs), inputs.sum_of_certain(term.map), p, p_squared, *inputs[TARGET_SUMS]])
         if self.batch:
             parts = parts.sum(1, keepdim=True)
         # The difference of denominator and numerator is one sum: nothing cancels.
-        difference, denominator, volumes, voxels = self.kept(parts, axis=2)
-        w = 1 / (volumes**2 + 1)
+        difference, denominator, p, p_squared, volumes, voxels = self.kept(parts, axis=2)
+        present, bounded = volumes > 0, denominator > 0
+        keep = (voxels > 0) if self.absent_class == "smooth" else present.any(1, keepdim=True)
+        voxels = torch.where(voxels > 0, voxels, 1)
+        square = torch.where(bounded, denominator / voxels, 0)  # mean of D^2
+        apart = ~present & ~bounded  # D is one number
+        common = _mean_of(square, bounded)
+        difference = torch.where(apart, common * (2 * p - p_squared), difference)  # (1-2g)^2 - (1-(g+p))^2, g = 0
+        denominator = torch.where(apart, common * voxels, denominator)
+        w = self.weights_for(volumes.shape[1], volumes)
+        if w is None:
+            w = 1 / (volumes**2 + 1)
+            w = torch.where(present, w, _mean_of(w, present & bounded))
+        if self.absent_class == "skip":
+            w = torch.where(present, w, 0)
         values = (w * difference).sum(1) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
-        return self.reduced_pairs(values.unsqueeze(1), voxels[:, :1] > 0, inputs.scores.ndim - 2)
+        return self.reduced_pairs(values.unsqueeze(1), keep[:, :1], inputs.scores.ndim - 2)
+
+    def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
+        return "activated", CountSums(self.activation(inputs), squares=True)
+
+
+def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """(B, 1) mean of the values (B, C) of the chosen classes; 1 where there is none."""
+    number = chosen.sum(1, keepdim=True)
+    return torch.where(number > 0, torch.where(chosen, values, 0).sum(1, keepdim=True) / number.clamp_min(1), 1)
 
 
 class HausdorffLoss(DistanceLoss):

@@ -1,8 +1,9 @@
 """Compound losses: weighted sums whose parts share one pass over the data."""
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from monai_extra_losses.losses.distribution import (
     FusedFocalLoss,
     TopKLoss,
 )
-from monai_extra_losses.losses.inputs import LossInputs, Source, refuse_gradient
+from monai_extra_losses.losses.inputs import LossInputs, Source, plain_data
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula
 from monai_extra_losses.ops.terms import Activation, Term, VoxelFormula, VoxelSums
@@ -77,9 +78,6 @@ class _ScoreCrossEntropy(CrossEntropyLoss):
             return super()._reduced(inputs, positive, negative)
         voxels = inputs[TARGET_SUMS][1]
         if self.class_weight is not None:
-            channels = positive.shape[1]
-            if self.class_weight.ndim and self.class_weight.shape[0] != channels:
-                raise ValueError(f"expected a weight of {channels} numbers, got {self.class_weight.shape[0]}.")
             positive = positive * self.class_weight.to(positive)
         loss, counts = (self.kept(positive + negative), self.kept(voxels)) if one_vs_rest else (positive, voxels[:, :1])
         return self._mean_or_sum(loss.sum(), counts.sum())
@@ -95,7 +93,9 @@ class CompoundLoss(nn.Module):
     Args:
         losses: the parts: a list, or a dict of name and loss.
         weights: lambda of each part, >= 0; 1 each by default. `weights` of the object may be set at any time, by a
-            schedule say.
+            schedule say, and is checked at the next call. A torch.nn.Parameter in the list, or one of shape (parts,)
+            for all of it, is a weight to be learnt: it is a parameter of this module, in its state, and keeps its
+            gradient. (Alone it falls to 0, where the sum is least.) The number in a weight on a GPU is not looked at.
 
     Attributes:
         components: dict of name and last value of each part, detached, before its weight.
@@ -103,9 +103,9 @@ class CompoundLoss(nn.Module):
     Shapes: those of the parts, which must agree on the input.
 
     Raises:
-        TypeError: a part that is no torch.nn.Module.
-        ValueError: no parts, a number of weights other than that of the parts, a negative weight, a part with
-            reduction="none".
+        TypeError: a part that is no torch.nn.Module, a weight that is no number.
+        ValueError: no parts, a number of weights other than that of the parts, a weight that is negative, infinite or
+            NaN, a part with reduction="none".
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ class CompoundLoss(nn.Module):
     def __init__(
         self,
         losses: Sequence[nn.Module] | Mapping[str, nn.Module],
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float | Tensor] | Tensor | None = None,
     ) -> None:
         super().__init__()
         named = dict(losses) if isinstance(losses, Mapping) else _named(losses)
@@ -134,12 +134,35 @@ class CompoundLoss(nn.Module):
             if getattr(loss, "reduction", "mean") == "none":
                 raise ValueError(f"expected reduction 'mean' or 'sum' of every part, got 'none' of {name}.")
         self.losses = nn.ModuleDict(named)
-        self.weights = [1.0] * len(named) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(named):
-            raise ValueError(f"expected {len(named)} weights, one per loss, got {len(self.weights)}.")
-        if not all(weight >= 0 for weight in self.weights):
-            raise ValueError(f"expected weights >= 0, got {self.weights}.")
+        self.weights = _weights([1.0] * len(named) if weights is None else weights)
+        self._checked_weights()
         self.components: dict[str, Tensor] = {}
+
+    def extra_repr(self) -> str:
+        """The weights, where any is not 1."""
+        return "" if all(weight == 1 for weight in self.weight_values) else f"weights={self.weight_values}"
+
+    def _checked_weights(self) -> list[float | Tensor]:
+        """The weights, which anybody may have set since the last call."""
+        weights = _as_list(self.weights)
+        if len(weights) != len(self.losses):
+            raise ValueError(f"expected {len(self.losses)} weights, one per loss, got {len(weights)}.")
+        if torch.compiler.is_compiling():
+            return weights
+        if isinstance(self.weights, list) and any(isinstance(weight, nn.Parameter) for weight in weights):
+            raise ValueError(
+                "expected a learnt weight to be registered, got a torch.nn.Parameter in a list: give it to the "
+                "constructor, or set `weights` to a torch.nn.ParameterList."
+            )
+        known = [_number(weight) for weight in weights if not isinstance(weight, Tensor) or weight.device.type == "cpu"]
+        if not all(0 <= weight < math.inf for weight in known):  # NaN is neither
+            raise ValueError(f"expected weights >= 0 and finite, got {known}.")
+        return weights
+
+    @property
+    def weight_values(self) -> list[float]:
+        """The weights as numbers, those that are learnt too."""
+        return [_number(weight) for weight in self.weights]
 
     @property
     def reads_distance(self) -> bool:
@@ -156,32 +179,59 @@ class CompoundLoss(nn.Module):
         """
         if distance is not None and not self.reads_distance:
             raise ValueError(f"expected a part that reads `distance`, got {', '.join(self.losses)}: leave it out.")
-        shared: dict[object, tuple[LossInputs, list[SegmentationLoss]]] = {}
-        for loss in self.losses.values():
-            if isinstance(loss, SegmentationLoss) and loss.shares_inputs:
-                key = (loss.to_onehot_y, loss.ignore_index, loss.other_act)
-                if key not in shared:
-                    shared[key] = (loss.prepare(input, target, mask, distance), [])
-                elif shared[key][0].scores.shape[1] == 1:
-                    loss.warn_of_one_channel(stacklevel=5)
-                if not loss.target_gradient:
-                    refuse_gradient("target", target)
-                shared[key][1].append(loss)
-        for inputs, parts in shared.values():
-            inputs.compute([term for part in parts for term in part.terms(inputs)])
+        weights = self._checked_weights()
+        own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
+        shared: dict[object, LossInputs] = {}
+        if own:
+            affine = getattr(target, "affine", None)  # of a MetaTensor
+            data = plain_data(input, target, mask, distance)
+            for part in own.values():
+                part.check(*data, stacklevel=6)
+            for part in own.values():
+                if (key := _reading(part)) not in shared:
+                    shared[key] = part.wrap(*data, affine)
+        for key, inputs in shared.items():
+            inputs.compute(term for part in own.values() if _reading(part) == key for term in part.terms(inputs))
         values = {}
         for name, loss in self.losses.items():
-            if isinstance(loss, SegmentationLoss) and loss.shares_inputs:
-                inputs = shared[(loss.to_onehot_y, loss.ignore_index, loss.other_act)][0]
-                values[name] = loss.value(inputs)
+            if isinstance(loss, SegmentationLoss):
+                values[name] = loss.value(shared[_reading(loss)])
             else:
                 given = {"mask": mask, "distance": distance if _reads_distance(loss) else None}
                 values[name] = loss(input, target, **{key: value for key, value in given.items() if value is not None})
         self.components = {name: value.detach() for name, value in values.items()}
         total = torch.zeros((), device=input.device)
-        for weight, value in zip(self.weights, values.values(), strict=True):
-            total = total + weight * value
+        for weight, value in zip(weights, values.values(), strict=True):
+            total = total + (weight.reshape(()) if isinstance(weight, Tensor) else weight) * value
         return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _weights(given: Any) -> list[Any] | nn.Parameter | nn.ParameterList:
+    """The weights as a compound keeps them: numbers in a list, parameters where a module registers them."""
+    if isinstance(given, nn.Parameter):
+        return given
+    weights = [
+        weight if isinstance(weight, Tensor) and weight.requires_grad else _number(weight) for weight in _as_list(given)
+    ]
+    return nn.ParameterList(weights) if any(isinstance(weight, nn.Parameter) for weight in weights) else weights
+
+
+def _as_list(weights: Any) -> list[Any]:
+    if isinstance(weights, str | Mapping) or not isinstance(weights, Iterable):
+        raise TypeError(f"expected a list of weights, one number per loss, got {weights!r}.")
+    return list(weights)
+
+
+def _number(weight: Any) -> float:
+    try:
+        return float(weight.detach() if isinstance(weight, Tensor) else weight)  # YAML reads 1e-3 as a string
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"expected weights that are one number each, got {weight!r}.") from None
+
+
+def _reading(loss: SegmentationLoss) -> object:
+    """Losses of which this is equal read the target alike: one `LossInputs` serves them."""
+    return loss.to_onehot_y, loss.ignore_index, loss.other_act
 
 
 def _reads_distance(loss: nn.Module) -> bool:
@@ -330,6 +380,24 @@ class FusedDiceCELoss(_WeightedParts):
 
     def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
         return (self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)
+
+    def value(self, inputs: LossInputs) -> Tensor:
+        weight, channels = self.cross_entropy.class_weight, inputs.scores.shape[1]
+        if weight is not None and weight.ndim and weight.shape[0] != channels:
+            background = "" if self.dice.include_background else ", with the background, which only Dice leaves out"
+            raise ValueError(
+                f"The length of the `weight` sequence should be the same as the number of classes{background}: "
+                f"expected {channels} numbers, got {weight.shape[0]}."
+            )
+        return super().value(inputs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the state of MONAI's class, too, which has the weights in one cross-entropy for each activation."""
+        softmax, sigmoid = (f"{prefix}{name}" for name in ("cross_entropy.weight", "binary_cross_entropy.pos_weight"))
+        if softmax in state_dict and torch.equal(state_dict[softmax], state_dict.get(sigmoid, state_dict[softmax])):
+            state_dict[f"{prefix}cross_entropy.class_weight"] = state_dict.pop(softmax)
+            state_dict.pop(sigmoid, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class FusedDiceFocalLoss(_WeightedParts):

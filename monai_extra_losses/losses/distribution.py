@@ -200,14 +200,18 @@ class FusedFocalLoss(DistributionLoss):
         like = inputs.scores.new_zeros((), dtype=torch.float32)
         return VoxelMap(self.sums(inputs), *self._factors(inputs, like), spread=True)
 
-    def prepare(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+    def wrap(
+        self,
+        scores: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        distance: Tensor | None,
+        affine: Tensor | None,
     ) -> LossInputs:
-        inputs = super().prepare(input, target, mask, distance)
-        if inputs.scores.ndim == 2:  # (B, C): one voxel per sample
-            inputs.scores, inputs.target = inputs.scores.unsqueeze(-1), inputs.target.unsqueeze(-1)
-            inputs.mask = None if inputs.mask is None else inputs.mask.unsqueeze(-1)
-        return inputs
+        if scores.ndim == 2:  # (B, C): one voxel per sample
+            scores, target = scores.unsqueeze(-1), target.unsqueeze(-1)
+            mask = None if mask is None else mask.unsqueeze(-1)
+        return super().wrap(scores, target, mask, distance, affine)
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         loss = super().forward(input, target, mask)

@@ -1,10 +1,13 @@
 """The data of one call, shared by the parts of a compound loss: checked once, each sum computed at most once."""
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
@@ -87,9 +90,22 @@ class LossInputs:
     def spacing(self, option: SpacingOption) -> Tensor | Sequence[float] | None:
         """Mm per spatial axis, of each sample (B, D) or of all (D,); None where voxels are the unit.
 
+        Inside MONAI's `DeepSupervisionLoss`, which interpolates the target and leaves its affine, they are those of the
+        interpolated grid.
+
         Raises:
-            ValueError: a spacing or an affine of another number of axes, or an affine of another number of samples.
+            ValueError: a spacing or an affine of another number of axes, an affine of another number of samples, or one
+                that was another grid's before.
         """
+        size = self.scores.shape[2:]
+        whole = _size_before_levels()
+        spacing = self._spacing_of_whole(option, whole or size)
+        if spacing is None or whole is None or whole == size:
+            return spacing
+        steps = [before / now for before, now in zip(whole, size, strict=True)]
+        return torch.as_tensor(spacing, dtype=torch.float64) * torch.tensor(steps, dtype=torch.float64)
+
+    def _spacing_of_whole(self, option: SpacingOption, size: torch.Size) -> Tensor | Sequence[float] | None:
         batch, axes = self.scores.shape[0], self.scores.ndim - 2
         if option is not None and option != "auto" and len(option) != axes:
             raise ValueError(f"expected a spacing of {axes} positive numbers, one per spatial axis, got {option}.")
@@ -103,6 +119,14 @@ class LossInputs:
             raise ValueError(
                 f"expected the target's affine to be (4, 4) or ({batch}, 4, 4), got {tuple(affine.shape)}: "
                 "set spacing, in mm per axis, or None to measure in voxels."
+            )
+        cut_out = self.target.untyped_storage().nbytes() > self.target.nbytes  # of a larger target, by indexing
+        first = size if cut_out else _SIZES.setdefault(affine, size)
+        if first != size:
+            raise ValueError(
+                f"expected an affine of the target's own grid, got that of a target of {tuple(first)} voxels with one "
+                f"of {tuple(size)}, as F.interpolate leaves it: set the affine of the smaller target, call the loss in "
+                "monai.losses.DeepSupervisionLoss, or set spacing, in mm per axis."
             )
         return spacing_of_affine(affine, axes, to_measure=self.distance is None)
 
@@ -227,6 +251,45 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     if type(tensor) is Tensor or torch.compiler.is_compiling():  # a tracer's own tensors must stay what they are
         return tensor
     return tensor.as_subclass(Tensor)
+
+
+def _size_before_levels() -> torch.Size | None:
+    """Spatial size of the target that MONAI's DeepSupervisionLoss was given, where it calls; else None.
+
+    Nothing in an interpolated MetaTensor says that its affine is no longer that of its grid, so the callers are asked.
+    """
+    module = sys.modules.get("monai.losses.ds_loss")
+    if module is None:
+        return None
+    code = module.DeepSupervisionLoss.forward.__code__
+    frame = inspect.currentframe()
+    while frame is not None:
+        # Asking a frame for its locals keeps them alive with it: of this one alone.
+        if (frame.f_code.co_name, frame.f_code.co_filename) == (code.co_name, code.co_filename):
+            target = frame.f_locals.get("target")
+            return target.shape[2:] if isinstance(target, Tensor) else None
+        frame = frame.f_back
+    return None
+
+
+# Spatial size of the first target that a loss saw with an affine: a collated one shares it with what torch makes of it.
+_SIZES: MutableMapping[Tensor, torch.Size] = WeakIdKeyDictionary()
+
+
+def plain_data(
+    input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The data of a call as plain tensors."""
+    scores, target = plain("input", input), plain("target", target)
+    if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
+        target = target.to(torch.int64)
+    mask = None if mask is None else plain("mask", mask)
+    return scores, target, mask, None if distance is None else plain("distance", distance)
+
+
+def one_channel(scores: Tensor) -> bool:
+    """Whether scores (B, C, *spatial) are of one channel, which is a target of its own."""
+    return scores.ndim > 1 and scores.shape[1] == 1
 
 
 def refuse_gradient(name: str, tensor: Tensor) -> None:

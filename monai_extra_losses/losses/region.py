@@ -506,7 +506,8 @@ class BoundaryDoULoss(RegionLoss):
     (sum p^2 + sum g^2 - 2 sum pg + s) / (sum p^2 + sum g^2 - (1+a) sum pg + s), a = min(1 - 2 (K+s)/(sum g + s), 0.8)
 
     K is the number of target voxels with a face neighbour outside the class; the border of the volume counts as
-    outside, and so does an ignored voxel. Per sample and class, in 2D and 3D. An absent class has a = -1.
+    outside, and so does an ignored voxel. Per sample and class, in 2D and 3D; the authors' code pools the batch, which
+    is `batch=True`. An absent class costs the mean of p^2: the formula would be 1 for it, whatever is predicted.
 
     Args:
         **options: see `RegionLoss`; s is `smooth_nr` above the bar and `smooth_dr` below it.
@@ -533,6 +534,10 @@ class BoundaryDoULoss(RegionLoss):
         assert c.p_squared is not None
         assert c.g_squared is not None
         assert c.contour is not None
+        volume = c.tp + c.fn
         squares = c.p_squared + c.g_squared
-        a = (1 - 2 * self.ratio(c.contour, c.tp + c.fn)).clamp_max(0.8).detach()
-        return self.ratio(squares - 2 * c.tp, squares - (1 + a) * c.tp)
+        a = (1 - 2 * self.ratio(c.contour, volume)).clamp_max(0.8).detach()
+        present = volume > 0
+        # Without smoothing 0/0 of an absent class would be NaN in the gradient.
+        union = torch.where(present, squares - (1 + a) * c.tp, 1)
+        return torch.where(present, self.ratio(squares - 2 * c.tp, union), c.p_squared / (volume + c.fp + c.tn))

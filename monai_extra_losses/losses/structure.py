@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, SegmentationOptions, Terms
+from monai_extra_losses.losses.base import (
+    TARGET_SUMS,
+    AbsentClass,
+    SegmentationLoss,
+    SegmentationOptions,
+    Terms,
+    one_of,
+)
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.ops.terms import binary_log_probabilities, probabilities, sum_dtype
 
@@ -168,14 +175,20 @@ class LovaszLoss(_StructureLoss):
     errors sorted downwards, dot the discrete derivative of the Jaccard loss along that order
 
     softmax and sigmoid (or probabilities): errors |g - p| of each class; raw scores of one channel (no activation):
-    errors max(0, 1 - (2g-1) s), the hinge form. Per sample; a class that is absent from the target leaves the mean, as
-    in the authors' code (so a false positive costs nothing there: add a cross-entropy; not so in the hinge form, whose
-    loss is then the largest error). A widely used library sorts class indices instead of one-hot targets: not this. A
-    perfect prediction gives 0.
+    errors max(0, 1 - (2g-1) s), the hinge form. A perfect prediction gives 0. An absent class costs its largest error:
+    to IoU one false positive is as bad as many.
+
+    The authors' lovasz_softmax pools the batch and leaves absent classes out: `batch=True, absent_class="skip"`. With
+    their `per_image=True` it is `batch=False`, with their `classes="all"` it is `absent_class="smooth"`. Their
+    lovasz_hinge is that of one channel of raw scores with the defaults here.
 
     Args:
-        **options: see `SegmentationLoss`; "mean" is over the classes kept that are present in a sample, then over the
-            samples; "none" gives (B, C', 1, ..) with 0 for classes absent. A float mask counts a voxel that many times.
+        batch: pool the voxels of all samples.
+        absent_class: "smooth": as above; or "skip": a class without a voxel in the target leaves the mean, and a false
+            positive of it costs nothing.
+        **options: see `SegmentationLoss`; "mean" is over the classes kept that enter it of a sample, then over the
+            samples; "none" gives (B, C', 1, ..), or (1, C', 1, ..) with `batch`, with 0 for what is left out. A float
+            mask counts a voxel that many times.
 
     Shapes: see `SegmentationLoss`.
 
@@ -192,6 +205,13 @@ class LovaszLoss(_StructureLoss):
     Reference: Berman et al. 2018, arXiv:1705.08790.
     """
 
+    def __init__(
+        self, *, batch: bool = False, absent_class: AbsentClass = "smooth", **options: Unpack[SegmentationOptions]
+    ) -> None:
+        super().__init__(**options)
+        self.batch = batch
+        self.absent_class = one_of("absent_class", absent_class, AbsentClass)
+
     def values(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         v = inputs.whole()
         g = v.one_hot()
@@ -203,21 +223,24 @@ class LovaszLoss(_StructureLoss):
         )
         weight = torch.ones_like(g[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
         positives = weight * g
-        present = ((weight if hinge else positives).sum(2) > 0).expand(errors.shape[:2])
-        values = (errors * _slopes(errors, positives, weight, present)).sum(2, dtype=sum_dtype(errors.device))
-        return values, present
+        if self.batch:
+            errors, positives, weight = (x.transpose(0, 1).flatten(1).unsqueeze(0) for x in (errors, positives, weight))
+        enters = (positives if self.absent_class == "skip" else weight).sum(2) > 0
+        enters = enters.expand(errors.shape[:2])
+        values = (errors * _slopes(errors, positives, weight, enters)).sum(2, dtype=sum_dtype(errors.device))
+        return values, enters
 
 
 @torch.no_grad()
-def _slopes(errors: Tensor, positives: Tensor, weight: Tensor, present: Tensor) -> Tensor:
+def _slopes(errors: Tensor, positives: Tensor, weight: Tensor, enters: Tensor) -> Tensor:
     """(B, C, M) change of the Jaccard loss as each voxel joins those in error, from the largest error down.
 
     The loss is linear in the errors as long as their order stays, so this is its derivative, too. On the CPU, where
-    that costs no wait, classes that are not `present` (B, C) are left at 0 and not sorted.
+    that costs no wait, classes that do not enter the mean, by `enters` (B, C), are left at 0 and not sorted.
     """
     slopes = torch.zeros_like(errors)
     of_classes = itertools.product(range(errors.shape[0]), range(errors.shape[1]))
-    for sample, channel in present.nonzero().tolist() if present.device.type == "cpu" else of_classes:
+    for sample, channel in enters.nonzero().tolist() if enters.device.type == "cpu" else of_classes:
         order = errors[sample, channel].argsort(descending=True)
         # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
         missed = positives[sample, channel][order].cumsum(0, dtype=sum_dtype(errors.device))

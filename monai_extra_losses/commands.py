@@ -258,9 +258,9 @@ def prepare(
 
     Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
     have sub-folders. NAME_seg, NAME.seg, NAME-seg, NAME_label, NAME-label, NAME_mask and NAME_gt are labels of NAME;
-    NAME_0000, NAME_0001, ... are its channels. Files in other places are named by patterns, in which {case} stands for the name of the case,
-    and commas separate the channels; {label} in that of the labels stands for the name of a structure with a file of
-    its own.
+    NAME_0000, NAME_0001, ... are its channels. Files in other places are named by patterns, in which {case} stands for
+    the name of the case, and commas separate the channels; {label} in that of the labels stands for the name of a
+    structure with a file of its own.
 
     3D Slicer's .seg.nrrd names its segments: where numbers and names differ between files, ids follow the names. Layers
     and files of structures that do not overlap become one label.

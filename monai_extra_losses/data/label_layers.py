@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import named
+from monai_extra_losses.data.label_ids import count_ids
 from monai_extra_losses.data.volumes import VolumeSource, open_volume
 
 _FIELD = re.compile(rb"Segment(\d+)_(Name|LabelValue|Layer):=(.*)")
@@ -107,7 +108,7 @@ class LayeredLabel(VolumeSource):
             yield number, layers[segment.layer] == segment.value
         for place, layer in enumerate(layers):
             known = {0, *(segment.value for segment in self.segments if segment.layer == place)}
-            if foreign := sorted(set(np.unique(layer).tolist()) - known):
+            if foreign := sorted(count_ids(layer).voxels.keys() - known):
                 raise DatasetError(_without_segment(self.path, foreign))
 
 

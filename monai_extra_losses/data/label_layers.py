@@ -1,8 +1,8 @@
 """Labels that name their structures, or keep each in a layer or file of its own, as label maps.
 
 The .seg.nrrd of 3D Slicer and the .nrrd of MITK say in their header which value of which layer is which segment. Other
-volumes of several values per voxel have a layer per structure, and some data sets a file per structure. Layers and files
-that do not overlap make one label map; those that do are refused.
+volumes of several values per voxel have a layer per structure, and some data sets a file per structure. Layers and
+files that do not overlap make one label map; those that do are refused.
 """
 
 import json

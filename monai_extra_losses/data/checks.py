@@ -98,8 +98,9 @@ class _FileScan:
         return _spacing(self.affine)
 
     @property
-    def voxels(self) -> dict[int, int]:
-        return {} if self.label is None else self.label.voxels
+    def voxels(self) -> tuple[tuple[int, int], ...]:
+        """Label value, voxels."""
+        return () if self.label is None else tuple(self.label.voxels.items())
 
 
 def check_cases(
@@ -215,7 +216,7 @@ def _label_problems(
     if scan.label is not None:
         yield from (f"{case.label}: {sentence}" for sentence in refusals_of(scan.label))
     declared = case_list.labels
-    foreign = {v: count for v, count in scan.voxels.items() if (v not in declared if declared else v < 0)}
+    foreign = {value: count for value, count in scan.voxels if (value not in declared if declared else value < 0)}
     if foreign:
         shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(foreign.items())[:_SHOWN])
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import SimpleITK as sitk
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.intensities import intensity_problem
-from monai_extra_losses.data.label_ids import count_ids, refusals_of
+from monai_extra_losses.data.label_ids import LabelCount, count_ids, refusals_of, remarks_of
 from monai_extra_losses.data.manifest import Stamp, stamp_of
 from monai_extra_losses.data.nifti import TOLERANCE, corner_distance_mm, is_nifti
 from monai_extra_losses.data.pairing import SourceCase
@@ -25,6 +26,7 @@ class CheckedCase:
         label: None for a case to segment.
         voxels: label id of the sources -> voxels on the image's grid.
         sources: every file read -> its stamp.
+        remarks: path -> what is assumed of it, keys of `remarks.REMARKS`.
     """
 
     name: str
@@ -32,6 +34,7 @@ class CheckedCase:
     label: VolumeSource | None
     voxels: dict[int, int]
     sources: dict[str, Stamp]
+    remarks: dict[Path, tuple[str, ...]]
 
     @property
     def grid(self) -> VolumeGrid:
@@ -58,7 +61,7 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
         DatasetError: all problems of the case at once.
     """
     problems: list[str] = []
-    images, label, voxels = [], None, {}
+    images, label, count = [], None, LabelCount({})
     for path in case.images:
         try:
             images.append(image := open_volume(path, series))
@@ -70,14 +73,17 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
     try:
         label = open_volume(case.label) if case.label is not None else None
         if label is not None and len(images) == len(case.images):
-            voxels = _checked_label(label, images[0], resample_labels)
+            count = _checked_label(label, images[0], resample_labels)
     except DatasetError as error:
         problems += error.problems
     if problems:
         raise DatasetError(problems)
     files = [file for volume in (*images, *([label] if label else [])) for file in volume.files]
     sources = {str(file.absolute()): stamp_of(file) for file in files}
-    return CheckedCase(case.name, tuple(images), label, voxels, sources)
+    remarks = {volume.path: volume.remarks for volume in images}
+    if label is not None:
+        remarks[label.path] = (*label.remarks, *remarks_of(count))
+    return CheckedCase(case.name, tuple(images), label, count.voxels, sources, remarks)
 
 
 def _voxel_problems(image: VolumeSource) -> Iterable[str]:
@@ -88,8 +94,8 @@ def _voxel_problems(image: VolumeSource) -> Iterable[str]:
             yield f"{image.path}: {problem}"
 
 
-def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> dict[int, int]:
-    """Voxels per label id, on the image's grid."""
+def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> LabelCount:
+    """What the label holds on the image's grid."""
     if label.segmentations:
         raise DatasetError(
             f"{label.path}: expected label values as pixels, got {label.segmentations[0].name}, a DICOM-SEG or "
@@ -103,7 +109,7 @@ def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> 
     count = count_ids(sitk.GetArrayViewFromImage(loaded))
     if problems := [f"{label.path}: {sentence}" for sentence in refusals_of(count)]:
         raise DatasetError(problems)
-    return count.voxels
+    return count
 
 
 def _grid_problems(volume: VolumeSource, reference: VolumeSource, hint: str) -> Iterable[str]:

@@ -17,9 +17,9 @@ from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
-from monai_extra_losses.data.label_ids import LabelCount, count_ids, refusals_of
+from monai_extra_losses.data.label_ids import LabelCount, count_ids, refusals_of, remarks_of
 from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, open_nifti
-from monai_extra_losses.data.remarks import COARSE_LABELS, ROUNDED_LABELS, orientation_hint, remark_sentences
+from monai_extra_losses.data.remarks import orientation_hint, remark_sentences
 
 _logger = logging.getLogger(__name__)
 _SHOWN = 5  # label values or files named in one sentence
@@ -357,8 +357,7 @@ def _scan_file(path: Path, kind: _Kind) -> _FileScan:
     if kind == "image":
         return _FileScan(shape, rows, file.remarks, *_measured(file, data))
     count = count_ids(data, file.scaled if file.is_scaled else None)
-    found = {ROUNDED_LABELS: count.rounded > 0, COARSE_LABELS: count.coarse}
-    return _FileScan(shape, rows, (*file.remarks, *(key for key in found if found[key])), label=count)
+    return _FileScan(shape, rows, (*file.remarks, *remarks_of(count)), label=count)
 
 
 def read_voxels(path: Path, kind: _Kind) -> tuple[NiftiFile, NDArray[Any]]:

@@ -303,11 +303,13 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "folder",
         "name",
         "problems",
+        "passed_over",
         "labels",
         "percentiles",
         "statistics",
         "advice",
         "cases",
+        "validation",
         "unlabelled",
     ]
     report = data_report(phantom_folder)

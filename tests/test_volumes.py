@@ -22,6 +22,7 @@ from volume_files import (
 )
 
 from monai_extra_losses.data import DatasetError, open_volume, read_volume
+from monai_extra_losses.data.remarks import FOREIGN_FILES
 
 SEGMENTATION, STRUCTURES = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 STRUCTURED_REPORT, DIRECTORY = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.1.3.10"
@@ -105,6 +106,21 @@ def test_a_dicom_series(tmp_path: Path, direction: str) -> None:
     for entry, other in ((source.grid.spacing, read.GetSpacing()), (source.grid.direction, read.GetDirection())):
         assert entry == pytest.approx(other, abs=1e-6)
     assert not read.GetMetaDataKeys()
+
+
+def test_slices_without_preamble_or_suffix_are_slices(tmp_path: Path) -> None:
+    image = volume(random_image(), DIRECTIONS["straight"])
+    folder = write_dicom(image, tmp_path / "P")
+    for number, file in enumerate(sorted(folder.iterdir())):
+        content = file.read_bytes()
+        meta_end = 132 + 12 + int.from_bytes(content[140:144], "little")
+        # whole; without preamble; without the elements of the file too
+        (folder / f"IM{number:05d}").write_bytes(content[(0, 132, meta_end)[number % 3] :])
+        file.unlink()
+    assert np.array_equal(sitk.GetArrayFromImage(read_volume(folder)), sitk.GetArrayFromImage(image))
+    assert open_volume(folder).remarks == ()
+    (folder / "VERSION").write_bytes(b"\x08\x00\x10\x00 is no DICOM\n" * 50)
+    assert open_volume(folder).remarks == (FOREIGN_FILES,)
 
 
 def test_slices_of_a_left_handed_volume_are_read_from_the_other_end(tmp_path: Path) -> None:

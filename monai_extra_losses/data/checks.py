@@ -1,9 +1,10 @@
 """Read every file of a data set before training time is spent on it, and say everything that is wrong at once."""
 
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
-from monai_extra_losses.data.label_ids import LabelCount, count_ids, refusals_of, remarks_of
+from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of, remarks_of
 from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, open_nifti
 from monai_extra_losses.data.remarks import orientation_hint, remark_sentences
 
@@ -218,14 +219,13 @@ def _label_problems(
     declared = case_list.labels
     foreign = {value: count for value, count in scan.voxels if (value not in declared if declared else value < 0)}
     if foreign:
-        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(foreign.items())[:_SHOWN])
-        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
-        names = ", ".join(f"{value} {name}" for value, name in declared.items())
+        shown = _first_of([f"{value} ({count} voxels)" for value, count in foreign.items()])
+        names = _first_of([f"{value} {name}" for value, name in declared.items()])
         yield (
-            f"{case.label}: expected the declared label values ({names}), got {shown}{more}; "
+            f"{case.label}: expected the declared label values ({names}), got {shown}; "
             f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}."
             if declared
-            else f"{case.label}: expected label values of 0 and above, got {shown}{more}; correct the file."
+            else f"{case.label}: expected label values of 0 and above, got {shown}; correct the file."
         )
     if case.image[0] in scans:
         yield from _grid_problems(case.label, case.image[0], scans)
@@ -273,16 +273,51 @@ def _found_labels(case_list: CaseList, labelled: Iterable[CaseSummary]) -> dict[
         voxels.update(summary.voxels)
     found = sorted(value for value in voxels if voxels[value])
     if case_list.labels:
-        for value, name in case_list.labels.items():
-            if value not in found:
-                _logger.warning("%s: no case has a voxel of the declared label %d (%s).", case_list.folder, value, name)
+        missing = [f"{value} ({name})" for value, name in case_list.labels.items() if value not in found]
+        if missing:
+            _logger.warning(
+                "%s: no case has a voxel of the declared label%s %s.",
+                case_list.folder,
+                "s" if len(missing) > 1 else "",
+                _first_of(missing),
+            )
         return dict(case_list.labels)
-    if len(found) < 2 or found != list(range(len(found))):
+    names = {value: f"label_{value}" if value else "background" for value in sorted({0, *found})}
+    if found == [0]:
+        raise DatasetError(_all_empty(case_list.folder, len(case_list.cases)))
+    if found != list(range(len(found))):
+        declaration = json.dumps({"labels": {str(value): name for value, name in names.items()}})
         raise DatasetError(
-            f"{case_list.folder}: expected label values 0 to n without a gap, got {', '.join(map(str, found))}; "
-            'write a dataset.json that names them: {"labels": {"0": "background", "1": NAME, ...}}.'
+            f"{case_list.folder}: expected label values 0 to n without a gap, got {listed_ids(found)}; "
+            + (
+                f"write a dataset.json that names them: {declaration}"
+                if len(found) <= MOST_IDS
+                else "are these label volumes?"
+            )
         )
-    return {value: f"label_{value}" if value else "background" for value in found}
+    return names
+
+
+def refuse_empty_labels(folder: Path, summaries: CaseSummaries) -> None:
+    """Refuse a data set of which nothing can be learned, because no label has a voxel of any class.
+
+    Raises:
+        DatasetError: all labels are empty.
+    """
+    if not any(value and count for case in summaries.cases for value, count in case.voxels.items()):
+        raise DatasetError(_all_empty(folder, len(summaries.cases)))
+
+
+def _all_empty(folder: Path, number: int) -> str:
+    return (
+        f"{folder}: expected a structure in some label, got the background 0 in every voxel of all {number} labels; "
+        "are these the labels, and do they hold label values and not grey values below 1?"
+    )
+
+
+def _first_of(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _scan_files(

@@ -17,7 +17,10 @@ NEARLY_WHOLE = 1e-3
 
 LARGEST_ID = np.iinfo(np.int64).max
 
-_SHOWN = 20  # ids in one sentence
+MOST_IDS = 1000
+"""Ids of a data set for which new ones or names are proposed; an image has more values."""
+
+_SHOWN = 20  # ids in one sentence one by one, and runs of more
 _SLAB = 1 << 22  # voxels looked at together
 _EXACT_IN = {"float32": 1 << 24, "float64": 1 << 53}  # every whole number up to here
 
@@ -156,23 +159,26 @@ def new_label_ids(found: Iterable[int], remap: Mapping[int, int]) -> dict[int, i
     unused = sorted(remap.keys() - new_ids.keys())
     if unused:
         raise DatasetError(
-            f"expected label ids of the sources to be given others, got {_listed(unused)}, which no label has; "
-            f"the labels have {_listed(new_ids)}."
+            f"expected label ids of the sources to be given others, got {listed_ids(unused)}, which no label has; "
+            f"the labels have {listed_ids(new_ids)}."
         )
     values = sorted(set(new_ids.values()))
     if len(values) < 2:
-        raise DatasetError(f"expected labels with background and one structure at least, got {_listed(new_ids)} alone.")
+        hint = "are these the labels?" if len(new_ids) < 2 else "remap fewer ids to one."
+        raise DatasetError(
+            f"expected labels with background and one structure at least, got {listed_ids(values)} alone in every "
+            f"voxel of every label{' after the remap' if remap else ''}; {hint}"
+        )
     if values == list(range(len(values))):
         return new_ids
     order = sorted(values, key=lambda value: (value != 0, value < 0, value))  # the background stays the background
     closed = {old: order.index(new) for old, new in new_ids.items()}
     proposal = ",".join(f"{old}:{new}" for old, new in closed.items() if old != new)
-    hint = f'--remap "{proposal}" closes the gap' if len(values) <= _SHOWN else "are these label volumes?"
+    hint = f'--remap "{proposal}" closes the gap' if len(values) <= MOST_IDS else "are these label volumes?"
     if 0 not in values:
         hint += f", with {order[0]} as background"
-    raise DatasetError(
-        f"expected label ids 0 to n without a gap{' after the remap' if remap else ''}, got {_listed(values)}; {hint}."
-    )
+    after = " after the remap" if remap else ""
+    raise DatasetError(f"expected label ids 0 to n without a gap{after}, got {listed_ids(values)}; {hint}.")
 
 
 def label_names(new_ids: Mapping[int, int], names: Mapping[int, str]) -> dict[int, str]:
@@ -183,7 +189,7 @@ def label_names(new_ids: Mapping[int, int], names: Mapping[int, str]) -> dict[in
     """
     values = sorted(set(new_ids.values()))
     if unknown := sorted(names.keys() - set(values)):
-        raise DatasetError(f"expected names for the label ids {_listed(values)}, got one for {_listed(unknown)}.")
+        raise DatasetError(f"expected names for the label ids {listed_ids(values)}, got one for {listed_ids(unknown)}.")
     labels = {value: f"label_{value}" if value else "background" for value in values} | dict(names)
     if len(set(labels.values())) != len(labels):
         raise DatasetError(f"expected another name for each label id, got {', '.join(labels.values())}.")
@@ -209,7 +215,16 @@ def renumber(label: NDArray[Any], new_ids: Mapping[int, int]) -> NDArray[Any]:
     return renumbered
 
 
-def _listed(values: Iterable[int]) -> str:
-    values = list(values)
-    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-    return ", ".join(map(str, values[:_SHOWN])) + more
+def listed_ids(values: Iterable[int]) -> str:
+    """All of some ids for a sentence; of many those in a row as `4 to 9`."""
+    values = sorted(values)
+    if len(values) <= _SHOWN:
+        return ", ".join(map(str, values))
+    starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1] + 1]
+    ends = [*(start - 1 for start in starts[1:]), len(values) - 1]
+    runs = [
+        str(values[start]) if start == end else f"{values[start]} to {values[end]}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    more = f" and {len(runs) - MOST_IDS} more" if len(runs) > MOST_IDS else ""
+    return f"{len(values)} ids, {', '.join(runs[:MOST_IDS])}{more}"

@@ -12,6 +12,7 @@ NO_FRAME = "no frame"
 NO_SPACING = "no spacing"
 ROUNDED_LABELS = "rounded labels"
 COARSE_LABELS = "coarse labels"
+FOREIGN_FILES = "foreign files"
 
 REMARKS = {
     NO_ORIENTATION: "the header gives no orientation (qform_code and sform_code are 0), so the first axis is taken to "
@@ -27,6 +28,7 @@ REMARKS = {
     ROUNDED_LABELS: "label values a little off whole numbers, such as 2.9999999, are taken as the whole numbers",
     COARSE_LABELS: "label ids are stored as floating-point numbers that do not hold each of them (float32 above "
     "16777216), so that the program that wrote them may have merged neighbouring ids",
+    FOREIGN_FILES: "files beside the slices that are no DICOM are passed over",
 }
 """Key -> sentence without its subject, the files."""
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import re
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from monai_extra_losses.data.nifti import (
     open_nifti,
     regular_size,
 )
-from monai_extra_losses.data.remarks import NO_FRAME, NO_SPACING
+from monai_extra_losses.data.remarks import FOREIGN_FILES, NO_FRAME, NO_SPACING
 
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File names that `read_volume` takes, in lower or upper case; a DICOM series is a folder."""
@@ -68,6 +69,7 @@ _WITHOUT_IMAGE = re.compile(
 _UID, _DESCRIPTION, _POSITION = "0020|000e", "0008|103e", "0020|0032"
 _PIXEL_SPACING, _IMAGER_SPACING = "0028|0030", "0018|1164"
 _RESCALE = {"RescaleIntercept": "0028|1052", "RescaleSlope": "0028|1053"}
+_LONG_KINDS = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # of elements of group 8 whose length takes four bytes
 _JPEG_RATIO = 5000  # bytes that a byte of a compressed slice may stand for, and far more than any does
 _TO_LEFT_AND_BACK = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and the reverse
 
@@ -145,6 +147,7 @@ class VolumeSource:
         segmentations: DICOM-SEG and RTSTRUCT files that lie beside the series.
         nifti: of a NIfTI file its header.
         remarks: what is assumed where the header says nothing or two things, keys of `remarks.REMARKS`.
+        layers: values per voxel; more than one only where `open_volume` was asked for them.
     """
 
     path: Path
@@ -155,6 +158,7 @@ class VolumeSource:
     segmentations: tuple[Path, ...] = ()
     nifti: NiftiFile | None = None
     remarks: tuple[str, ...] = ()
+    layers: int = 1
 
     def load(self) -> sitk.Image:
         """Read the voxels; a volume of three dimensions, without the header's other entries.
@@ -185,6 +189,24 @@ class VolumeSource:
             image.EraseMetaData(key)
         return image
 
+    def load_layers(self) -> NDArray[Any]:
+        """Read the voxels of all layers, of axes layer, z, y, x.
+
+        Raises:
+            DatasetError: voxels that cannot be read.
+        """
+        if self.nifti is not None:
+            return self.nifti.read().T.reshape(self.layers, *self.grid.shape[::-1])
+        try:
+            with _quiet_itk():
+                image = sitk.ReadImage(str(self.path))
+        except RuntimeError as error:
+            raise DatasetError(_unreadable(self.path, error)) from error
+        voxels = sitk.GetArrayFromImage(image)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            voxels = np.moveaxis(voxels, -1, 0)
+        return voxels.reshape(self.layers, *self.grid.shape[::-1])
+
 
 def read_volume(path: str | Path, series: str | None = None) -> sitk.Image:
     """Read a volume of three dimensions with one value per voxel.
@@ -199,13 +221,14 @@ def read_volume(path: str | Path, series: str | None = None) -> sitk.Image:
     return open_volume(path, series).load()
 
 
-def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
+def open_volume(path: str | Path, series: str | None = None, *, layered: bool = False) -> VolumeSource:
     """Read and check the header of a volume.
 
     Args:
         path: a file with one of `VOLUME_SUFFIXES`, or the folder of a DICOM series, which may have sub-folders.
         series: picks a series of a DICOM folder: its SeriesInstanceUID or SeriesDescription, else a part of the
             description (whatever the case); None where the folder holds one series. A file has none.
+        layered: take a file of several values per voxel, as a label with a layer per structure is.
 
     Raises:
         DatasetError: no volume, no permission, another format; more or fewer than three dimensions, several values
@@ -225,7 +248,7 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
             "convert it."
         )
     if is_nifti(path):
-        return _open_nifti(path)
+        return _open_nifti(path, layered)
     files = _data_files(path)
     for file in files:
         regular_size(file)
@@ -243,30 +266,33 @@ def open_volume(path: str | Path, series: str | None = None) -> VolumeSource:
     shape = list(reader.GetSize())
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
-    if len(shape) > 3:
+    if len(shape) > (4 if layered else 3):
         raise DatasetError(_four_axes(path, shape))
-    grid = _grid(path, reader)
+    grid = _grid(path, reader, layered)
+    layers = reader.GetNumberOfComponents() * math.prod(shape[3:])
     (_refuse_cut_metaimage if is_meta else _refuse_cut_nrrd)(path, math.prod(shape))
-    return VolumeSource(path, (path, *files), grid, reader.GetPixelID(), remarks=remarks)
+    return VolumeSource(path, (path, *files), grid, reader.GetPixelID(), remarks=remarks, layers=layers)
 
 
-def _open_nifti(path: Path) -> VolumeSource:
+def _open_nifti(path: Path, layered: bool) -> VolumeSource:
     file = open_nifti(path)
-    if len(file.shape) > 3:
+    if len(file.shape) > 3 and not layered:
         raise DatasetError(_four_axes(path, file.shape))
     grid = VolumeGrid.of_affine(file.shape, file.affine)
     _refuse_odd_grid(path, grid)
     file.verify()
     # of one voxel; what a scale factor makes of it too
     pixel_type = sitk.GetImageFromArray(file.scaled(np.zeros((1, 1, 1), file.stored.newbyteorder("=")))).GetPixelID()
-    return VolumeSource(path, (path,), grid, pixel_type, nifti=file, remarks=file.remarks)
+    layers = math.prod(file.shape[3:])
+    return VolumeSource(path, (path,), grid, pixel_type, nifti=file, remarks=file.remarks, layers=layers)
 
 
-def _grid(path: Path, header: Any) -> VolumeGrid:
+def _grid(path: Path, header: Any, layered: bool = False) -> VolumeGrid:
     """The grid of a header (or image) of SimpleITK, which must be that of a volume."""
     dimension = header.GetDimension()
     shape = tuple(header.GetSize()[:3])
-    if header.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(header.GetPixelID()):
+    is_complex = "complex" in sitk.GetPixelIDValueAsString(header.GetPixelID())
+    if (header.GetNumberOfComponents() != 1 and not layered) or is_complex:
         raise DatasetError(
             f"{path}: expected one real number per voxel, got {header.GetNumberOfComponents()} of type "
             f"{sitk.GetPixelIDValueAsString(header.GetPixelID())}; write each channel as a file of its own, "
@@ -451,7 +477,7 @@ def _data_files(path: Path) -> tuple[Path, ...]:
 
 
 def _open_series(folder: Path, wanted: str | None) -> VolumeSource:
-    files, segmentations = _dicom_files(folder)
+    files, segmentations, others = _dicom_files(folder)
     if segmentations and not files:
         kinds = " and ".join(sorted(set(segmentations.values())))
         raise DatasetError(
@@ -459,8 +485,8 @@ def _open_series(folder: Path, wanted: str | None) -> VolumeSource:
             "DICOM-SEG with segimage2itkimage of dcmqi, RTSTRUCT with plastimatch convert."
         )
     if not files:
-        others = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith(VOLUME_SUFFIXES)]
-        hint = f"; move {others[0]} out of its own folder and name it as the case" if others else ""
+        volumes = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith(VOLUME_SUFFIXES)]
+        hint = f"; move {volumes[0]} out of its own folder and name it as the case" if volumes else ""
         raise DatasetError(f"{folder}: expected a DICOM series, got a folder without DICOM images{hint}.")
     found: dict[str, list[_Slice]] = {}
     for file in files:
@@ -485,6 +511,7 @@ def _open_series(folder: Path, wanted: str | None) -> VolumeSource:
         pixel_type=types.pop() if len(types) == 1 else sitk.sitkFloat64,
         series=DicomSeries(chosen.uid, chosen.description, ordered),
         segmentations=tuple(segmentations),
+        remarks=(FOREIGN_FILES,) if others else (),
     )
 
 
@@ -507,9 +534,11 @@ class _Slice:
     rescaled: tuple[bool, ...]  # whether there is an entry, for each of `_RESCALE`
 
 
-def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """DICOM images below a folder, and the segmentation objects (-> their kind) among them."""
-    files, segmentations = [], {}
+def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str], list[Path]]:
+    """DICOM images below a folder, the segmentation objects (-> their kind) among them, and files that are no DICOM."""
+    files: list[Path] = []
+    segmentations: dict[Path, str] = {}
+    others: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
@@ -519,7 +548,9 @@ def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
                 segmentations[file] = "DICOM-SEG" if storage == _SEGMENTATION else "RTSTRUCT"
             elif is_dicom(file) and not _WITHOUT_IMAGE.fullmatch(storage or ""):
                 files.append(file)
-    return files, segmentations
+            elif storage is None and not name.startswith("."):
+                others.append(file)
+    return files, segmentations, others
 
 
 def is_dicom(file: Path) -> bool:
@@ -539,12 +570,34 @@ def _storage_class(file: Path) -> str | None:
     except OSError:
         return None
     if start[128:132] != b"DICM":
-        return None
+        return _class_without_preamble(start)
     at = start.find(b"\x02\x00\x02\x00UI", 132)  # (0002,0002); these first elements are always explicit little endian
     if at < 0:
         return ""
     length = int.from_bytes(start[at + 6 : at + 8], "little")
     return start[at + 8 : at + 8 + length].rstrip(b"\0 ").decode("ascii", errors="replace")
+
+
+def _class_without_preamble(start: bytes) -> str | None:
+    """The storage class among elements that begin at once, as older programs write them; None where none do."""
+    at, storage = 0, ""
+    seen: list[tuple[int, int]] = []
+    while at + 8 <= len(start):
+        tag = struct.unpack_from("<HH", start, at)
+        if tag[0] not in (2, 8) or (seen and tag <= seen[-1]):
+            break
+        kind = start[at + 4 : at + 6]
+        if kind in _LONG_KINDS:
+            length, at = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
+        elif kind.isalpha() and kind.isupper():
+            length, at = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
+        else:  # no kind is written
+            length, at = int.from_bytes(start[at + 4 : at + 8], "little"), at + 8
+        if tag in ((2, 2), (8, 0x16)):
+            storage = start[at : at + length].rstrip(b"\0 ").decode("ascii", errors="replace")
+        seen.append(tag)
+        at += length
+    return storage if len(seen) > 1 else None  # two elements in order, end to start, are no accident
 
 
 def _read_slice(file: Path) -> _Slice:

@@ -1,4 +1,7 @@
-"""From a folder of NIfTI files to a list of cases and its folds. Opens no volume; light imports only."""
+"""From a folder of NIfTI files to a list of cases and its folds. Opens no volume; light imports only.
+
+Longer than most, because each way in which data sets are laid out takes a few lines, and all of them share the rest.
+"""
 
 import hashlib
 import json
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_volume_name, named
+from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_nifti_name, is_volume_name, named
 from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
 from monai_extra_losses.data.json_file import quoted, read_json
 from monai_extra_losses.data.layouts import layout_hint, prepare_command
@@ -125,6 +128,7 @@ def read_case_list(folder: str | Path) -> CaseList:
     to_validate = listed["validation"]
     cases = _by_name(listed["training"] + [case for case in to_validate if case.label is not None])
     unlabelled = _by_name([case for case in to_validate if case.label is None] + listed["test"] + listed["testing"])
+    _refuse_other_formats(declared_file, cases, unlabelled)
     _refuse_duplicates(folder, cases, unlabelled)
     channels = _declared_channels(declared, declared_file)
     regions = _declared_regions(declared, labels, declared_file)
@@ -489,9 +493,8 @@ def _paired_cases(
         if len(grouped) > 1 and len(labels) > 1:
             raise DatasetError(
                 f"{images_folder.parent}: expected images and labels of equal names, got {named(grouped)} in "
-                f"{images_folder.name}/ and {named(labels)} in {labels_folder.name}/; rename one side, or, where the "
-                "labels' names end in _seg, .seg, -seg, _label, -label, _mask or _gt, make a data set of them by: "
-                f"{command}"
+                f"{images_folder.name}/ and {named(labels)} in {labels_folder.name}/; rename one side, or, where "
+                f"labels end in _seg, .seg, -seg, _label, -label, _mask or _gt, make a data set of them by: {command}"
             )
     problems = [
         f"{file}: expected a label of the same name in {labels_folder}, got none; add the label or move the image away."
@@ -545,6 +548,18 @@ def _group_channels(images: Mapping[str, Path], labels: Mapping[str, Path]) -> d
 
 def _by_name(cases: Iterable[LabelledCase]) -> tuple[LabelledCase, ...]:
     return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def _refuse_other_formats(where: Path, cases: Sequence[LabelledCase], unlabelled: Sequence[LabelledCase]) -> None:
+    files = [file for case in (*cases, *unlabelled) for file in (*case.image, case.label) if file is not None]
+    others = [file.name for file in files if is_volume_name(file.name) and not is_nifti_name(file.name)]
+    if others:
+        first = cases[0]
+        labels = first.image[0] if first.label is None else first.label
+        raise DatasetError(
+            f"{where}: expected .nii or .nii.gz files, got {len(others)} of other formats ({named(others)}); make a "
+            f"data set of them by: {prepare_command(first.image[0].parent, labels.parent, where.parent)}"
+        )
 
 
 def _refuse_duplicates(folder: Path, cases: Iterable[LabelledCase], unlabelled: Iterable[LabelledCase]) -> None:

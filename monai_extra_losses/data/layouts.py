@@ -163,10 +163,12 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _patterns_in(case: Path) -> Iterable[str]:
     """Its volumes, and those in its folders, relative to it and with its name as `{case}`."""
+    # a short name is part of many a word
+    name = re.compile(rf"(?<![^\W_]){re.escape(case.name)}(?![^\W_])")
     for path in (*case.glob("*"), *case.glob("*/*")):
         parts = path.relative_to(case).parts
         if _suffix(path.name) and not any(part.startswith(".") for part in parts):
-            yield "/".join(parts).replace(case.name, CASE)
+            yield name.sub(CASE, "/".join(parts))
 
 
 def _core(pattern: str) -> str:

@@ -93,7 +93,7 @@ def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = 
     for path in paths:
         if _is_nifti(path):
             shape = _opened_nifti(path).shape
-            if len(shape) not in (3, 4):
+            if len(shape) not in (3, 4) or 0 in shape:
                 raise DatasetError(f"{path}: expected a 3D volume, got the shape {shape}.")
             count += shape[3] if len(shape) == 4 else 1
         else:

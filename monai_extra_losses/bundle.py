@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import re
-import shutil
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,13 +63,14 @@ from monai_extra_losses.run_folder import (
     describe_environment,
     hold_lock,
     log_to,
+    longest_name,
     open_folder,
     read_training_csv,
     refuse_unwritable,
     write_whole,
 )
 from monai_extra_losses.schedules import LossWeightSchedule
-from monai_extra_losses.segmentation_record import SegmentationRecord
+from monai_extra_losses.segmentation_record import SegmentationRecord, open_unfinished
 from monai_extra_losses.tensor_files import damage, not_finite, refuse_changed, sha256
 
 logger = logging.getLogger(__name__)
@@ -488,7 +489,8 @@ class InferenceSetUp:
         self.passed_over: tuple[str, ...] = ()
         self._model_file = model_file
         self.made_of: dict[str, dict[str, Any]] = {}
-        overwrite = yes_or_no("overwrite", overwrite)
+        self.overwrite = yes_or_no("overwrite", overwrite)
+        self.unfinished = self.output_dir / f".unfinished-{secrets.token_hex(4)}"
         if input is None:
             if trained and (model_file is not None or self.folder.model.exists()):
                 _state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
@@ -521,12 +523,19 @@ class InferenceSetUp:
         self.passed_over = found.passed_over
         recorded = SegmentationRecord(self.output_dir)
         others: list[str] = []
+        longest = longest_name(self.output_dir)
         remarks: dict[Path, tuple[str, ...]] = {}
         for name, files in found.cases.items():
+            if (size := max(len(os.fsencode(file)) for file in self.files_of(name))) > longest:
+                self.failures[name] = (
+                    f"{files[0]}: expected a shorter name, got {len(os.fsencode(name))} bytes, with which that of a "
+                    f"result would have {size}, and {longest} are the most in {self.output_dir}; rename it."
+                )
+                continue
             made_of = self.made_of[name] = {"model": model, "options": options, "input": input_stamp(files)}
             there = [file for file in self.files_of(name) if (self.output_dir / file).exists()]
             other = recorded.difference(name, made_of, there) if there else None
-            if other is not None and not overwrite:
+            if other is not None and not self.overwrite:
                 others.append(
                     f"{self.output_dir / there[0]} to be of this model, these options and this image, got {other}"
                 )
@@ -565,19 +574,14 @@ class InferenceSetUp:
         numbered = any(re.fullmatch(r".+_\d{4}", name) for name in (*self.record.training, *self.record.validation))
         return False if numbered and self.record.in_channels == 1 else None
 
-    @property
-    def unfinished(self) -> Path:
-        """Folder that a segmentation is written to before it is moved, whole, to its place."""
-        return self.output_dir / ".unfinished"
-
     def files_of(self, case: str) -> list[str]:
         """Names of the files that a case gets."""
         return [f"{case}_seg.nii.gz", *([f"{case}_prob.nii.gz"] if self.probabilities else [])]
 
     def open_output(self) -> None:
-        """Make the output folder; what a killed run left half written goes."""
-        shutil.rmtree(self.unfinished, ignore_errors=True)
+        """Make the output folder, and in it `unfinished`; what a killed run left half written goes."""
         open_folder("output_dir", self.output_dir)
+        open_unfinished(self.unfinished)
         for sentence in self._about_flips:
             logger.warning(sentence)
 

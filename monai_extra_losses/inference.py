@@ -4,17 +4,15 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-import nibabel
-import numpy as np
 import torch
-from monai.data import Dataset, MetaTensor, NibabelWriter
+from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform
 from monai.transforms.traits import InvertibleTrait, LazyTrait
 
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
-from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, WritingFailed
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +30,26 @@ class CasesToSegment(Dataset):
         try:
             return super()._transform(index)
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None and not isinstance(cause, DatasetError):
-                cause = cause.__cause__
-            known = isinstance(cause, DatasetError)
-            problem = str(cause) if known else f"{item['image'][0]}: expected a volume to segment, got {cause!r}."
-            return {"case": item["case"], "problem": problem}
+            return {"case": item["case"], "problem": _sentence(error, item["image"][0])}
 
 
 class CaseByCaseEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator for cases that may fail: what cannot be loaded, or does not fit into memory, is passed over.
+    """MONAI's evaluator for cases that may fail, whatever goes wrong: while one is loaded, in the network, in the
+    postprocessing and in what handlers do before the iteration ends.
 
-    Its output is empty for such a case; `failures` has the sentence.
+    Its output is empty for a case that failed; `failures` has the sentence.
+
+    Args:
+        pass_over: go on with the other cases; False ends the program with the sentence.
+        options: of `SupervisedEvaluator`.
+
+    Raises:
+        CasesFailed: by `run()`, without `pass_over`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, pass_over: bool = True, **options: Any) -> None:
         super().__init__(**options)
+        self.pass_over = pass_over
         self.failures: dict[str, str] = {}
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
@@ -56,15 +58,35 @@ class CaseByCaseEvaluator(SupervisedEvaluator):
             return self._passed_over(case, batchdata["problem"][0])
         try:
             return super()._iteration(engine, batchdata)
+        except WritingFailed:  # the other cases would not find a place either
+            raise
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return self._passed_over(case, f"{case}: expected a volume that fits into the GPU; give --stitch_on cpu.")
+        except Exception as error:
+            return self._passed_over(case, _sentence(error, case))
 
     def _passed_over(self, case: str, problem: str) -> list[Any]:
+        if not self.pass_over:
+            raise CasesFailed(problem) from None
         logger.warning(f"{case}: not segmented")  # the end says why
         self.failures[case] = problem
         self.state.batch = []
         return []
+
+
+def _sentence(error: BaseException, what: str) -> str:
+    """Of an error that ended a case."""
+    logger.debug("The error behind the sentence", exc_info=True)
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, DatasetError):
+        cause = cause.__cause__
+    if isinstance(cause, DatasetError):
+        return str(cause)
+    if isinstance(cause, OSError) and cause.strerror:
+        file = f" ({cause.filename})" if cause.filename else ""
+        return f"{what}: expected to read and write its files, got: {cause.strerror.lower()}{file}."
+    return f"{what}: expected a volume that can be segmented, got {cause!r}."
 
 
 class CaseInferer(Inferer):
@@ -161,6 +183,7 @@ class InvertGeometryd(Invertd):
         nearest_interp: interpolate with nearest neighbours, whatever the preprocessing did.
 
     Raises:
+        DatasetError: scores of NaN, of which the best class would be the background.
         StartUpRefused: scores that are not on the grid of the file afterwards, for a transform of the preprocessing
             moved voxels in a way that cannot be inverted.
     """
@@ -175,6 +198,7 @@ class InvertGeometryd(Invertd):
         """Put the scores on the grid of the file into a copy of `data`."""
         changed = cast(dict[Hashable, Any], super().__call__(data) if self.moving else dict(data))
         for key in self.key_iterator(changed):
+            _refuse_no_numbers(changed[key])
             _refuse_other_grid(changed[key])
         return changed
 
@@ -185,6 +209,16 @@ def _moving_voxels(transform: Any) -> Iterator[Any]:
             yield from _moving_voxels(part)
     elif isinstance(transform, LazyTrait) and isinstance(transform, InvertibleTrait):
         yield transform
+
+
+def _refuse_no_numbers(scores: MetaTensor) -> None:
+    voxels = int(scores.as_tensor().isnan().any(dim=0).sum())
+    if voxels:
+        file = scores.meta.get("filename_or_obj", "the image")
+        raise DatasetError(
+            f"{file}: expected numbers as scores, got NaN in {voxels} voxels; "
+            "half precision may overflow (--amp False), else look at the intensities and the weights."
+        )
 
 
 def _refuse_other_grid(scores: MetaTensor) -> None:
@@ -268,25 +302,3 @@ class SegmentationOfScoresd(MapTransform):
                 there = torch.tensor(pattern, device=scores.device)
                 classes[(inside == there.view(-1, 1, 1, 1)).all(dim=0)] = number
         return classes
-
-
-class LabelIdWriter(NibabelWriter):
-    """MONAI's writer of NIfTI, for label ids that float32 does not hold: it keeps them as they are, on their own grid.
-
-    MONAI's passes them through a resampler that rounds to float32 even where there is nothing to resample (1.6.1), and
-    nibabel writes 64 bits only where a header asks for them.
-    """
-
-    def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
-        """Take the affine; what else MONAI does here is resampling."""
-        if resample:
-            raise ValueError("expected resample=False for label ids, got True; bring scores to the grid before.")
-        _, affine, _ = self.get_meta_info(meta_dict)
-        self.affine = None if affine is None else np.asarray(affine)
-
-    @classmethod
-    def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
-        """The NIfTI image of an array, see `NibabelWriter`."""
-        header = nibabel.Nifti1Header()
-        header.set_data_dtype(dtype)
-        return super().create_backend_obj(data_array, affine=affine, dtype=dtype, **{"header": header, **kwargs})

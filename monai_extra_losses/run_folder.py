@@ -193,6 +193,15 @@ class ResultsFolder:
             path.unlink(missing_ok=True)
 
 
+def longest_name(folder: Path) -> int:
+    """Bytes that the name of a file in a folder, which need not be there yet, may have."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        return os.pathconf(existing, "PC_NAME_MAX")
+    except (AttributeError, ValueError, OSError):  # Windows; file systems that do not tell
+        return 255
+
+
 def refuse_unwritable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written; writes nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

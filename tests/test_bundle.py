@@ -682,7 +682,7 @@ def test_inference_segments_once(
     (out / ".unfinished" / "half.nii.gz").write_bytes(b"half")
     infer(trained, phantom_folder / "imagesTs", out)
     assert sorted(path.name for path in out.iterdir()) == [
-        ".segmentations.json",
+        ".segmentations",
         "phantom_test_000_seg.nii.gz",
         "phantom_test_001_seg.nii.gz",
     ]

@@ -1,6 +1,7 @@
 """Inference: volumes of any format, flips, probabilities, regions, original label ids, cases that fail."""
 
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -40,6 +41,7 @@ from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRef
 from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs
 from monai_extra_losses.inference import CaseInferer, InvertGeometryd, SegmentationOfScoresd
 from monai_extra_losses.run_folder import RunFolder, RunRecord
+from monai_extra_losses.segmentation_record import SegmentationRecord, close_unfinished, open_unfinished
 
 CONFIGS = monai_extra_losses.config_dir()
 IMAGE = Path("imagesTs") / "phantom_test_000.nii.gz"
@@ -695,7 +697,7 @@ def test_segmentations_of_something_else_are_refused_or_made_anew(
     infer(trained, source, out, model_file=str(model))
     assert "2 case(s) skipped" in capsys.readouterr().out
     before = again
-    (out / ".segmentations.json").unlink()
+    shutil.rmtree(out / ".segmentations")
     refused("one without a record of what it was made of")
 
 
@@ -804,6 +806,187 @@ def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_fo
     assert "Traceback" not in ended.stderr
     assert len(names_in(tmp_path / "out")) == 2
     assert (ended.stdout + ended.stderr).count("expected a whole gzip file") == 1
+
+
+def test_a_volume_however_thin_keeps_its_grid(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    shapes = [(1, 1, 1), (1, 20, 30), (20, 1, 30), (20, 30, 1), (1, 1, 9), (2, 2, 2), (1, 9, 1, 1)]
+    (tmp_path / "in").mkdir()
+    for number, shape in enumerate(shapes):
+        voxels = np.random.default_rng(number).normal(size=shape).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1, 2, 3, 1])), tmp_path / "in" / f"{number}.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((0, 4, 4), np.float32), np.eye(4)), tmp_path / "in" / "empty.nii")
+    with pytest.raises(
+        CasesFailed, match=r"1 of 8 cases .*\n  empty: .*expected a 3D volume, got the shape \(0, 4, 4\)"
+    ):
+        infer(trained, tmp_path / "in", tmp_path / "out", probabilities=True)
+    for number, shape in enumerate(shapes):
+        labels, found = (nibabel.load(tmp_path / "out" / f"{number}_{ending}.nii.gz") for ending in ("seg", "prob"))
+        assert labels.shape == shape[:3]
+        assert found.shape == (*shape[:3], 3)
+        np.testing.assert_allclose(labels.affine, np.diag([1, 2, 3, 1]))
+
+
+@pytest.mark.parametrize("broken", ["the network", "the inverse", "the decision", "the writer", "the record"])
+def test_whatever_fails_in_a_case_the_others_are_done(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    owner, name = {
+        "the network": (CaseInferer, "__call__"),
+        "the inverse": (InvertGeometryd, "__call__"),
+        "the decision": (SegmentationOfScoresd, "__call__"),
+        "the writer": (nibabel.Nifti1Image, "to_filename"),
+        "the record": (SegmentationRecord, "add"),
+    }[broken]
+    works = getattr(owner, name)
+    errors = (
+        [OSError(errno.ENOSPC, "No space left on device")]
+        if broken == "the writer"
+        else [KeyError("what nobody expects")]
+    )
+
+    def first_fails(*args: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return works(*args, **options)
+
+    monkeypatch.setattr(owner, name, first_fails)
+    words = (
+        "no space left on device"
+        if broken == "the writer"
+        else r"a volume that can be segmented, got KeyError\('what nobody"
+    )
+    with pytest.raises(
+        CasesFailed, match=rf"1 of 2 cases could not be segmented:\n  phantom_test_000: .*{words}"
+    ) as ended:
+        infer(trained, phantom_folder / "imagesTs", tmp_path / "out")
+    assert str(ended.value.code).count("\n") == 1
+    assert names_in(tmp_path / "out") == {"phantom_test_001_seg.nii.gz"}
+    infer(trained, phantom_folder / "imagesTs", tmp_path / "out")  # the other one, and all is there
+    assert len(names_in(tmp_path / "out")) == 2
+    assert not list((tmp_path / "out").glob(".unfinished*"))
+
+
+def test_scores_that_are_no_numbers_are_no_background(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferred = SlidingWindowInferer.__call__
+
+    def overflowing(self: SlidingWindowInferer, *args: Any, **options: Any) -> Any:
+        scores = inferred(self, *args, **options)
+        scores[..., 3, 4, 5] = float("nan")
+        return scores
+
+    monkeypatch.setattr(SlidingWindowInferer, "__call__", overflowing)
+    words = r"_000\.nii\.gz: expected numbers as scores, got NaN in 1 voxels; half precision may overflow"
+    with pytest.raises(CasesFailed, match=words):
+        infer(trained, phantom_folder / "imagesTs", tmp_path / "out")
+    assert names_in(tmp_path / "out") == set()
+    with pytest.raises(CasesFailed, match=r"^/.*\.nii\.gz: expected numbers as scores, got NaN in 1 voxels;"):
+        evaluate(trained, output_dir=str(tmp_path / "eval"), split="all")
+    assert not (tmp_path / "eval" / "cases.csv").exists()
+
+
+def test_a_name_with_which_no_result_can_be_written_stops_no_other(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    longest = "ü" * 122  # 244 bytes, and _seg.nii.gz has 11
+    for name in (longest, longest + "x", "a", "z"):
+        shutil.copy(phantom_folder / IMAGE, source / f"{name}.nii.gz")
+    (source / f"{longest}.nii.gz").rename(source / f"{longest}.nii.gz")
+    with pytest.raises(
+        CasesFailed, match=r"1 of 4 cases .*\n  ü+x: .*x\.nii\.gz: expected a shorter name, got 245 bytes, "
+    ):
+        infer(trained, source, tmp_path / "out")
+    assert names_in(tmp_path / "out") == {f"{name}_seg.nii.gz" for name in ("a", "z", longest)}
+    with pytest.raises(StartUpRefused, match="would have 256, and 255 are the most"):
+        infer(trained, source / f"{longest}x.nii.gz", tmp_path / "out")
+
+
+# ---- several processes ---------------------------------------------------------------
+
+
+def test_two_processes_segment_into_one_folder(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for part, names in {"one": "abc", "two": "cde"}.items():
+        (tmp_path / part).mkdir()
+        for name in names:
+            shutil.copy2(phantom_folder / IMAGE, tmp_path / part / f"{name}.nii.gz")
+    command = [sys.executable, "-m", "monai_extra_losses", "infer", "--run", str(trained.root), "--output", str(out)]
+    # as a process that is killed leaves it: its folder, and no lock that is held
+    (out / ".unfinished-killed").mkdir(parents=True)
+    (out / ".unfinished-killed" / ".lock").touch()
+    processes = [
+        subprocess.Popen([*command, "--input", str(tmp_path / part)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for part in ("one", "two")
+    ]
+    said = [process.communicate(timeout=120)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert names_in(out) == {f"{name}_seg.nii.gz" for name in "abcde"}
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".segmentations"}
+    for part in ("one", "two"):
+        setup = InferenceSetUp(bundle_root=trained.root, metadata={}, input=tmp_path / part, output_dir=out)
+        assert setup.items_to_do() == []
+
+
+def test_the_unfinished_files_of_a_process_that_lives_are_left_alone(tmp_path: Path) -> None:
+    mine, others = tmp_path / ".unfinished-1", tmp_path / ".unfinished-2"
+    open_unfinished(mine)
+    (mine / "half.nii.gz").touch()
+    code = "import sys, pathlib; from monai_extra_losses.segmentation_record import open_unfinished as o; "
+    code += "o(pathlib.Path(sys.argv[1])); import os; os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(others)], check=False, timeout=60)
+    assert (mine / "half.nii.gz").exists()
+    assert others.exists()
+    open_unfinished(tmp_path / ".unfinished-3")
+    assert {path.name for path in tmp_path.iterdir()} == {".unfinished-1", ".unfinished-3"}
+    close_unfinished(mine)
+    assert not mine.exists()
+
+
+def test_what_another_process_made_of_another_model_meanwhile_is_not_replaced(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferred = CaseInferer.__call__
+    out = tmp_path / "out"
+
+    def infer_twice(self: CaseInferer, *args: Any, **options: Any) -> torch.Tensor:
+        monkeypatch.setattr(CaseInferer, "__call__", inferred)
+        infer(trained, phantom_folder / IMAGE, out, test_time_flips=[0])  # another process, say
+        return inferred(self, *args, **options)
+
+    monkeypatch.setattr(CaseInferer, "__call__", infer_twice)
+    with pytest.raises(CasesFailed, match=r"got one of test_time_flips \[0\] instead of \[\]; give another --output"):
+        infer(trained, phantom_folder / "imagesTs", out)
+    assert len(names_in(out)) == 2
+    with pytest.raises(StartUpRefused, match=r"phantom_test_000_seg.* got one of test_time_flips \[0\] instead"):
+        infer(trained, phantom_folder / "imagesTs", out)
+
+
+def test_a_record_of_an_earlier_version_tells_what_is_done(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    infer(trained, phantom_folder / IMAGE, out)
+    (record,) = (path for path in (out / ".segmentations").iterdir() if path.suffix == ".json")
+    entry = json.loads(record.read_text())
+    former = {"format": 1, "cases": {entry.pop("case"): {name: entry[name] for name in entry if name != "format"}}}
+    shutil.rmtree(out / ".segmentations")
+    (out / ".segmentations.json").write_text(json.dumps(former))
+    capsys.readouterr()
+    infer(trained, phantom_folder / IMAGE, out)
+    assert "1 case(s) skipped, finished in" in capsys.readouterr().out
+    for damaged in (
+        "{",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1, "cases": {"a": 1}}',
+        '{"format": 1, "cases": {"a": {}}}',
+    ):
+        (out / ".segmentations.json").write_text(damaged)
+        with pytest.raises(StartUpRefused, match=r"Expected the record of earlier segmentations in .*got another file"):
+            infer(trained, phantom_folder / IMAGE, out)
 
 
 # ---- exports -------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def cache_kind(value: Any) -> str:
 def prepared_cases(
     data: Sequence[Mapping[str, Any]],
     transform: Callable[..., Any],
-    cache: Cache,
+    cache: Cache = "none",
     cache_dir: str | Path = "cache",
     progress: bool = False,
 ) -> Dataset:

@@ -1,13 +1,40 @@
 """Voxels without annotation on their way to the loss: which value it leaves out, and whether it does."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.run_folder import RunRecord
+
+
+class RefuseUnannotatedd(MapTransform):
+    """Refuses a label all of whose voxels are ignored: no patch could be cut around one that is not.
+
+    `check` refuses such files; resampling may leave out the few slices that are annotated.
+
+    Args:
+        keys: of the labels.
+        ignore_index: what they have in voxels without annotation.
+    """
+
+    def __init__(self, keys: KeysCollection, ignore_index: int) -> None:
+        super().__init__(keys)
+        self.ignore_index = ignore_index
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """The item as it is."""
+        for key in self.key_iterator(dict(data)):
+            if not (data[key] != self.ignore_index).any():
+                raise DatasetError(
+                    "expected voxels with annotation after resampling, got the ignore label in every voxel; take a "
+                    "finer --pixdim, or leave the case out."
+                )
+        return dict(data)
 
 
 def leave_out(loss: nn.Module, declared: tuple[int, int] | None, *, multi_label: bool) -> None:

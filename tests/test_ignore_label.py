@@ -251,6 +251,22 @@ def test_patches_are_centred_on_annotated_voxels_alone(data: Path, tmp_path: Pat
     assert centres == {0.0, 1.0}
 
 
+def test_annotation_that_resampling_loses_is_one_sentence(data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+
+    def one_slice(voxels: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(16) == 3, voxels, 255).astype(np.uint8)
+
+    for file in folder.glob("labelsTr/*"):
+        rewrite(file, one_slice)
+    with pytest.raises((StartUpRefused, RuntimeError)) as caught:
+        train(folder, tmp_path / "run", pixdim=[1, 1, 12])
+    error: BaseException | None = caught.value
+    while error is not None and "expected voxels with annotation after resampling" not in str(error):
+        error = error.__cause__
+    assert error is not None
+
+
 # ---- losses ----
 
 

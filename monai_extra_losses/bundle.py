@@ -7,7 +7,6 @@ never writes, so that a workflow may build it twice.
 
 import contextlib
 import dataclasses
-import inspect
 import itertools
 import json
 import logging
@@ -17,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import numpy as np
@@ -30,6 +29,7 @@ from monai_extra_losses.data.datalist import (
     CaseList,
     LabelledCase,
     count_folds,
+    declared_ignore_label,
     declares_regions,
     read_case_list,
     split_cases,
@@ -39,7 +39,8 @@ from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
-from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
+from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored, leave_out, needs_maps
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -237,17 +238,22 @@ class TrainingSetUp(RunSetUp):
             original_labels=case_list.original_labels,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
-            loss_options=loss_options(loss),
+            ignore_label=case_list.ignore_label,
             **chosen,
         )
-        names = record.foreground.values()
-        record = dataclasses.replace(record, flip_axes=automatic_flips(names) if flips is None else flips)
+        _leave_out_ignored(loss, record)
+        record = dataclasses.replace(
+            record,
+            loss_options=loss_options(loss),
+            flip_axes=automatic_flips(record.foreground.values()) if flips is None else flips,
+        )
+        self._loss_warnings = check_ignore_index(loss, record)
         if yes_or_no("check_loss", check_loss):
             if record.regions is None:
-                _refuse_broken_loss(loss, record.num_classes)
+                _refuse_broken_loss(loss, record.num_classes, record.ignore_index)
             _refuse_raw_scores(loss)
         if record.regions is not None:
-            _refuse_loss_of_classes(loss, record.num_classes)
+            _refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
         self.nothing_to_do = False
         if continued := going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
@@ -285,7 +291,10 @@ class TrainingSetUp(RunSetUp):
             f"{'classes' if self.record.regions is None else 'regions'} "
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
             f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
+            + ("" if self.record.ignore_label is None else f", voxels of label {self.record.ignore_label} left out")
         )
+        for sentence in self._loss_warnings:
+            logger.warning(sentence)
         for wrong, sentence in mirror_remarks(self.record.foreground.values(), self.record.flip_axes):
             logger.log(logging.WARNING if wrong else logging.INFO, sentence)
 
@@ -340,6 +349,8 @@ class EvaluationSetUp(RunSetUp):
         with _problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, record, case_list.folder)
+        # the data say which voxels are not annotated: those of another folder may have another value for it
+        record = dataclasses.replace(record, ignore_label=case_list.ignore_label)
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
@@ -637,22 +648,36 @@ def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | 
         raise StartUpRefused(f"loss_weights: {error}") from None
 
 
-def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int) -> None:
-    """Refuse a loss that fails on the scores and the label map of a few voxels."""
-    parameters = list(inspect.signature(loss.forward).parameters.values())
-    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[2:]):
-        return  # it needs maps
+def _leave_out_ignored(loss: torch.nn.Module, record: RunRecord) -> None:
+    declared = None if record.ignore_label is None else (record.ignore_label, cast(int, record.ignore_index))
+    leave_out(loss, declared, multi_label=record.regions is not None)
+
+
+def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: int | None) -> None:
+    """Refuse a loss that fails on the scores and the label map of a few voxels, or does not leave ignored ones out."""
+    if needs_maps(loss):
+        return
     device = _device_of(loss)
     scores = torch.randn(1, num_classes, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
     label = (torch.arange(16**3, device=device) * num_classes // 16**3).reshape(1, 1, 16, 16, 16).float()
+    expected = f"a loss of {num_classes} classes and a label map"
+    if ignore_index is not None:
+        label[..., :4] = ignore_index
+        expected += f" whose voxels without annotation are {ignore_index}"
     try:
         with torch.no_grad():
             loss(scores, label)
+        counts = ignore_index is not None and counts_ignored(loss, scores, label, label == ignore_index)
     except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
         raise StartUpRefused(
-            f"Expected a loss of {num_classes} classes and a label map, got {type(loss).__name__}, which fails on "
+            f"Expected {expected}, got {type(loss).__name__}, which fails on "
             f"them ({_first_line(error)}); look at its options."
         ) from None
+    if counts:
+        raise StartUpRefused(
+            f"Expected {expected} and left out, got {type(loss).__name__}, which counts them; "
+            "choose a loss with an ignore_index, such as those of this package."
+        )
 
 
 def _refuse_raw_scores(loss: torch.nn.Module) -> None:
@@ -683,7 +708,7 @@ def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
     return stopped or checkpoint["epoch"] >= record.epochs
 
 
-def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
+def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int, ignore_index: int | None) -> None:
     """Refuse a loss that cannot train regions, by trying it on nested balls."""
     generator = torch.Generator().manual_seed(0)
     device = _device_of(loss)
@@ -693,7 +718,13 @@ def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
     regions = (from_centre < radii[:, None, None, None])[None].byte().to(device)
     name = type(loss).__name__
     advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
+    counts = False
     try:
+        if ignore_index is not None:
+            loss = AnnotatedVoxelLoss(loss, ignore_index)
+            target = regions.int()
+            target[..., :6] = ignore_index
+            counts = counts_ignored(loss, scores, target, target[:, :1] == ignore_index)
         before, raised = loss(scores, regions), loss(scores + 1, regions)
         each = [loss(scores.index_fill(1, torch.tensor([c], device=device), 0.0), regions) for c in range(num_regions)]
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -705,6 +736,11 @@ def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
         raise StartUpRefused(
             f"Expected a loss that takes overlapping regions, got {name}, in which the channels exclude each other; "
             f"{advice}."
+        )
+    if counts:
+        raise StartUpRefused(
+            f"Expected a loss that leaves masked voxels out, got {name}, which counts them; "
+            f"{advice.partition(', or')[0]}."
         )
     if any(torch.equal(before, value) for value in each):
         raise StartUpRefused(
@@ -948,13 +984,17 @@ def _half_precision_option(amp: Any) -> str | None:
     return known[name]
 
 
-def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ()) -> torch.nn.Module:
+def loss_for_training(
+    loss: Any, device: torch.device, maps: Sequence[str] = (), dataset_dir: Any = None, regions: Any = False
+) -> torch.nn.Module:
     """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
 
     Args:
         loss: as the config gives it.
         device: of the training.
         maps: names of maps that come with the label (`engines.PrepareBatchMaps`), for a loss that takes them.
+        dataset_dir, regions: whose ignore label the loss leaves out, as `TrainingSetUp` takes them; the loss is built
+            before the data are read.
 
     Raises:
         StartUpRefused: what is no loss, or does not take the maps.
@@ -964,11 +1004,16 @@ def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ())
             f"Expected loss to be a component or a reference such as @losses::tversky, got {loss!r}; "
             "configs/losses.yaml must be among the config files for a reference."
         )
-    if maps:
-        try:
+    multi_label = has_regions(dataset_dir, regions)
+    declared = None if dataset_dir is None else declared_ignore_label(str(dataset_dir), multi_label)
+    leave_out(loss, declared, multi_label=multi_label)
+    try:
+        if declared is not None and multi_label:
+            loss = AnnotatedVoxelLoss(loss, declared[1], maps)
+        elif maps:
             loss = LossWithMaps(loss, maps)
-        except TypeError as error:
-            raise StartUpRefused(str(error)) from None
+    except TypeError as error:
+        raise StartUpRefused(str(error)) from None
     return loss.to(device)
 
 

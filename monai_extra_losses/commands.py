@@ -216,6 +216,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 @click.option("--series", metavar="TEXT", help="The DICOM series of the images: its description, part of it, or UID.")
 @click.option("--resample-labels", is_flag=True, help="Bring labels onto their image's grid (nearest neighbour).")
 @click.option("--remap", metavar="OLD:NEW,...", help='Give label ids others, such as "4:3,7:0".')
+@click.option("--ignore-label", type=int, metavar="ID", help="The id, after --remap, of voxels without annotation.")
 @click.option("--names", metavar="ID:NAME,...", help='Names of the labels, such as "1:liver,2:tumour".')
 @click.option("--modality", metavar="NAME", help="Name of the images' one channel, such as CT.")
 @click.option("--channel-names", metavar="NAME,...", help='Names of several channels, such as "T1,T2".')
@@ -236,6 +237,7 @@ def prepare(
     series: str | None,
     resample_labels: bool,
     remap: str | None,
+    ignore_label: int | None,
     names: str | None,
     modality: str | None,
     channel_names: str | None,
@@ -256,7 +258,8 @@ def prepare(
     ... are its channels.
 
     A label must lie on its image's grid, within 5 % of a voxel; --resample-labels changes nothing but the order of
-    the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap.
+    the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap. Voxels of the
+    --ignore-label are left out of losses and measures; it may be any id, 255 or -1 say.
 
     \b
     monai-extra-losses prepare --images scans --labels contours --out data/liver --names 1:liver,2:tumour
@@ -276,6 +279,7 @@ def prepare(
             series=series,
             resample_labels=resample_labels,
             remap=parse_remap(remap) if remap else {},
+            ignore_label=ignore_label,
             names=parse_names(names) if names else {},
             channels=tuple(name.strip() for name in channels),
             num_folds=folds,
@@ -303,8 +307,8 @@ def check(data: Path, as_json: bool) -> None:
     losses to start from. What was read is remembered while a file does not change. Exit code 0 without a problem, 1
     with any.
 
-    The JSON document has: format (1), folder, problems; and without problems: name, labels, percentiles, statistics
-    (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
+    The JSON document has: format (1), folder, problems; and without problems: name, labels, ignore_label, percentiles,
+    statistics (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
 
     \b
     monai-extra-losses check Task04_Hippocampus

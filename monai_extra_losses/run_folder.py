@@ -12,12 +12,13 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.ignore_label import value_in_memory
 
 if sys.platform != "win32":
     import fcntl
@@ -268,6 +269,7 @@ class RunRecord:
         pretrained: file of the weights that the training started from, or None.
         cache, cache_dir: where prepared volumes were kept.
         flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
+        ignore_label: label value of voxels without annotation, none of `labels`; None: every voxel is annotated.
         version: of this package.
         loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
     """
@@ -302,6 +304,7 @@ class RunRecord:
     version: str = __version__
     loss_options: dict[str, Any] | None = None
     flip_axes: tuple[int, ...] = (0,)
+    ignore_label: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -317,6 +320,17 @@ class RunRecord:
     def label_values(self) -> list[int]:
         """The data set's label values, in the order of `classes`."""
         return list(self.labels)
+
+    @property
+    def ignore_index(self) -> int | None:
+        """What a label in memory holds in a voxel without annotation; no number of a class or of a region."""
+        return value_in_memory(self.ignore_label, max(len(self.labels), len(self.regions or ())))
+
+    @property
+    def values_in_memory(self) -> dict[int, int]:
+        """Label value in the files -> the class that a label map holds in memory, or `ignore_index`."""
+        values = dict(zip(self.label_values, self.classes, strict=True))
+        return values if self.ignore_label is None else values | {self.ignore_label: cast(int, self.ignore_index)}
 
     @property
     def foreground(self) -> dict[int, str]:

@@ -303,6 +303,7 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "name",
         "problems",
         "labels",
+        "ignore_label",
         "percentiles",
         "statistics",
         "advice",

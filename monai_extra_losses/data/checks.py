@@ -20,6 +20,7 @@ from tqdm import tqdm
 from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.ignore_label import hint_to_ignore
 
 TOLERANCE = 0.05
 """Two grids are one when no corner of the volume moves by more than this fraction of the smallest voxel spacing."""
@@ -52,6 +53,7 @@ class CaseSummary:
         affine: from voxels to millimetres, 4 rows.
         intensity: one entry per channel.
         voxels: label value -> number of voxels; empty for a case without label.
+        ignored: voxels of the data set's ignore label, which `voxels` leaves out.
     """
 
     name: str
@@ -59,6 +61,7 @@ class CaseSummary:
     affine: tuple[tuple[float, ...], ...]
     intensity: tuple[ChannelIntensity, ...]
     voxels: dict[int, int]
+    ignored: int = 0
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -126,8 +129,8 @@ def check_cases(
 
     A file must be there, whole, and a NIfTI volume of three dimensions (an image may have channels as a fourth). The
     images and the label of a case must have one shape and one grid, to `TOLERANCE`. Label values must be declared whole
-    numbers; where none are declared, 0 to n without a gap. No intensity may be NaN or infinite and no channel constant,
-    and every case needs the same number of channels, the declared one.
+    numbers; where none are declared, 0 to n without a gap. No label may be ignored in every voxel. No intensity may be
+    NaN or infinite and no channel constant, and every case needs the same number of channels, the declared one.
 
     Args:
         case_list: the cases, as `read_case_list` gives them.
@@ -158,7 +161,7 @@ def check_cases(
     ]
     if problems:
         raise DatasetError(problems)
-    summaries = tuple(_summary(case, scans) for case in everything)
+    summaries = tuple(_summary(case, scans, case_list.ignore_label) for case in everything)
     labelled, unlabelled = summaries[: len(case_list.cases)], summaries[len(case_list.cases) :]
     return CaseSummaries(labelled, unlabelled, _found_labels(case_list, labelled), channels)
 
@@ -206,16 +209,23 @@ def _label_problems(
             "resample labels with nearest neighbours."
         )
     declared = case_list.labels
-    foreign = {value: count for value, count in scan.voxels if (value not in declared if declared else value < 0)}
+    annotated = [(value, count) for value, count in scan.voxels if value != case_list.ignore_label]
+    if scan.voxels and not annotated:
+        yield (
+            f"{case.label}: expected voxels with annotation, got the ignore label {case_list.ignore_label} in every "
+            "voxel; leave the case out."
+        )
+    foreign = {value: count for value, count in annotated if (value not in declared if declared else value < 0)}
     if foreign:
         shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(foreign.items())[:_SHOWN])
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         names = ", ".join(f"{value} {name}" for value, name in declared.items())
+        hint = hint_to_ignore(foreign, case_list.folder / "dataset.json")
         yield (
             f"{case.label}: expected the declared label values ({names}), got {shown}{more}; "
-            f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}."
+            f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}{hint}."
             if declared
-            else f"{case.label}: expected label values of 0 and above, got {shown}{more}; correct the file."
+            else f"{case.label}: expected label values of 0 and above, got {shown}{more}; correct the file{hint}."
         )
     if case.image[0] in scans:
         yield from _grid_problems(case.label, case.image[0], scans)
@@ -246,14 +256,17 @@ def _spacing(affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
     return tuple(float(length) for length in np.linalg.norm(np.array(affine)[:3, :3], axis=0))
 
 
-def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan]) -> CaseSummary:
+def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan], ignore_label: int | None) -> CaseSummary:
     first = scans[case.image[0]]
+    voxels = dict(scans[case.label].voxels) if case.label is not None else {}
+    ignored = 0 if ignore_label is None else voxels.pop(ignore_label, 0)
     return CaseSummary(
         name=case.name,
         shape=first.shape,
         affine=first.affine,
         intensity=tuple(entry for file in case.image for entry in scans[file].intensity),
-        voxels=dict(scans[case.label].voxels) if case.label is not None else {},
+        voxels=voxels,
+        ignored=ignored,
     )
 
 
@@ -276,7 +289,8 @@ def _found_labels(case_list: CaseList, labelled: Iterable[CaseSummary]) -> dict[
     if len(found) < 2 or found != list(range(len(found))):
         raise DatasetError(
             f"{case_list.folder}: expected label values 0 to n without a gap, got {', '.join(map(str, found))}; "
-            'write a dataset.json that names them: {"labels": {"0": "background", "1": NAME, ...}}.'
+            'write a dataset.json that names them: {"labels": {"0": "background", "1": NAME, ...}}'
+            f"{hint_to_ignore(found, case_list.folder / 'dataset.json')}."
         )
     return {value: f"label_{value}" if value else "background" for value in found}
 

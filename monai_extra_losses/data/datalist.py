@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
 
 # (images, labels) folders looked for without a list in dataset.json; the first that exists counts.
 _TRAINING_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -51,6 +52,7 @@ class CaseList:
         original_labels: value -> the one that the source of the data set has for it, where that is another; from
             `original_labels` of dataset.json, which `prepare` writes.
         regions: name -> label values, from `regions` of dataset.json; they may overlap. None without.
+        ignore_label: value of voxels without annotation, none of `labels`; None without (`data.ignore_label`).
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class CaseList:
     channels: tuple[str, ...]
     original_labels: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] | None = None
+    ignore_label: int | None = None
 
 
 def read_case_list(folder: str | Path) -> CaseList:
@@ -70,7 +73,8 @@ def read_case_list(folder: str | Path) -> CaseList:
         folder: a Medical Segmentation Decathlon folder (dataset.json with `training`, `test`, `labels`, `modality`), an
             nnU-Net v2 folder (dataset.json with `labels` and `channel_names`, one file `NAME_0000.nii.gz` per channel),
             or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json. Files are paired by name. Entries
-            of `training` may have a `"fold"`, all of them or none, as MONAI's Auto3DSeg writes it.
+            of `training` may have a `"fold"`, all of them or none, as MONAI's Auto3DSeg writes it. Voxels without
+            annotation have the label named `ignore`, or that of `"ignore_label"`.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the
@@ -84,6 +88,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         )
     declared_file = folder / "dataset.json"
     declared = _read_json(declared_file) if declared_file.exists() else {}
+    ignore_label, declared = split_ignore_label(declared, declared_file)
     if "training" in declared:
         cases = _listed_cases(declared, "training", folder)
         unlabelled = _listed_cases(declared, "test", folder)
@@ -106,6 +111,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         original_labels=_original_labels(declared, declared_file),
         channels=_declared_channels(declared, declared_file),
         regions=_declared_regions(declared, labels, declared_file),
+        ignore_label=ignore_label,
     )
 
 
@@ -134,6 +140,24 @@ def declares_regions(folder: str | Path) -> bool:
         return _read_json(Path(folder) / "dataset.json").get("regions") is not None
     except DatasetError:
         return False
+
+
+def declared_ignore_label(folder: str | Path, regions: bool = True) -> tuple[int, int] | None:
+    """The ignore label that dataset.json declares, and its `value_in_memory`; None without.
+
+    Args:
+        folder: of the data set.
+        regions: whether the regions that it declares are trained.
+    """
+    where = Path(folder) / "dataset.json"
+    try:
+        ignore_label, declared = split_ignore_label(_read_json(where), where)
+        labels = _declared_labels(declared, where)
+        channels = _declared_regions(declared, labels, where) if regions else None
+    except DatasetError:  # `read_case_list` will say it
+        return None
+    value = value_in_memory(ignore_label, max(len(labels), len(channels or ())))
+    return None if ignore_label is None or value is None else (ignore_label, value)
 
 
 def split_cases(

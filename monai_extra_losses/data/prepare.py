@@ -56,6 +56,7 @@ class PrepareOptions:
         series: picks the DICOM series of each image, as `open_volume` says; None where each folder holds one.
         resample_labels: bring a label on another grid onto that of its image, with nearest neighbours; else refuse it.
         remap: label id of the sources -> id in the data set; other ids stay.
+        ignore_label: id in the data set of voxels without annotation, which dataset.json declares; None: no id is.
         names: id in the data set -> name; the others are `background` and `label_1`, `label_2`, ...
         channels: names of the image channels such as CT; empty: `channel_0`, ...
         num_folds: folds that the cases are dealt to; 0 deals none.
@@ -75,6 +76,7 @@ class PrepareOptions:
     num_folds: int = 5
     seed: int = 0
     group_by: str | None = None
+    ignore_label: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON has them."""
@@ -98,6 +100,7 @@ class PreparedDataset:
         unlabelled: records of the cases to segment.
         written: cases written by this call; an earlier one wrote the others.
         labels: id -> name.
+        ignore_label: id of voxels without annotation, or None.
     """
 
     folder: Path
@@ -105,11 +108,15 @@ class PreparedDataset:
     unlabelled: tuple[CaseRecord, ...]
     written: int
     labels: dict[int, str]
+    ignore_label: int | None = None
 
     @property
     def voxels(self) -> dict[int, int]:
         """Label id -> voxels in all cases."""
-        return {value: sum(case.label_voxels.get(str(value), 0) for case in self.cases) for value in self.labels}
+        return {value: self._count(value) for value in self.labels}
+
+    def _count(self, value: int) -> int:
+        return sum(case.label_voxels.get(str(value), 0) for case in self.cases)
 
     @property
     def fold_sizes(self) -> tuple[int, ...]:
@@ -127,9 +134,10 @@ class PreparedDataset:
             "",
             f"{'label':>5}  {'voxels':>12}  {'cases':>5}  name",
         ]
-        for value, name in self.labels.items():
+        ignored = {} if self.ignore_label is None else {self.ignore_label: "(without annotation)"}
+        for value, name in (self.labels | ignored).items():
             cases = sum(str(value) in case.label_voxels for case in self.cases)
-            lines.append(f"{value:>5}  {self.voxels[value]:>12}  {cases:>5}  {name}")
+            lines.append(f"{value:>5}  {self._count(value):>12}  {cases:>5}  {name}")
         lines.append("")
         if resampled := [case.name for case in self.cases if case.resampled]:
             lines.append(f"{len(resampled)} labels resampled onto the grid of their image: {', '.join(resampled)}")
@@ -208,8 +216,10 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     if problems:
         raise DatasetError(problems)
 
-    new_ids = new_label_ids({value for case in read for value in case.voxels}, options.remap)
-    labels = label_names(new_ids, options.names)
+    new_ids = new_label_ids({value for case in read for value in case.voxels}, options.remap, options.ignore_label)
+    _refuse_ignored_labels(read, new_ids, options.ignore_label)
+    classes = {old: new for old, new in new_ids.items() if new != options.ignore_label}
+    labels = label_names(classes, options.names)
     planned = Manifest(
         options=options.as_json(),
         versions={package: metadata.version(package) for package in _PACKAGES},
@@ -224,11 +234,25 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
 
     channels = options.channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
     labelled, to_segment = records[: len(cases)], records[len(cases) :]
-    content = _dataset_json(out, labelled, to_segment, labels, new_ids, channels)
+    content = _dataset_json(out, labelled, to_segment, labels, classes, channels)
+    if options.ignore_label is not None:
+        content["ignore_label"] = options.ignore_label
     stamp = write_through(out, "dataset.json", lambda draft: write_json(draft, content))
     dataclasses.replace(planned, cases=records, dataset_json=stamp).write(out)
     remove_unfinished(out)
-    return PreparedDataset(out, labelled, to_segment, len(records) - len(finished), labels)
+    return PreparedDataset(out, labelled, to_segment, len(records) - len(finished), labels, options.ignore_label)
+
+
+def _refuse_ignored_labels(read: Sequence[CheckedCase], new_ids: Mapping[int, int], ignore_label: int | None) -> None:
+    """Refuse labels without a voxel that is annotated."""
+    problems = [
+        f"{case.label.path}: expected voxels with annotation, got the ignore label {ignore_label} in every voxel; "
+        "leave the case out."
+        for case in read
+        if case.label is not None and {new_ids[value] for value in case.voxels} == {ignore_label}
+    ]
+    if problems:
+        raise DatasetError(problems)
 
 
 def _refuse_overlap(options: PrepareOptions, out: Path) -> None:

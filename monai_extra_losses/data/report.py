@@ -47,9 +47,9 @@ class DataReport:
 
         Returns:
             `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
-            alone); `labels`: value -> name; `percentiles`: those of the intensities; `statistics`: `DataStatistics`;
-            `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and `CaseMeasures`; `unlabelled`: per other
-            case `CaseSummary`.
+            alone); `labels`: value -> name; `ignore_label`: value or null; `percentiles`: those of the intensities;
+            `statistics`: `DataStatistics`; `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and
+            `CaseMeasures`; `unlabelled`: per other case `CaseSummary`.
         """
         measured = zip(self.summaries.cases, self.measures, strict=True)
         return {
@@ -58,6 +58,7 @@ class DataReport:
             "name": self.case_list.name,
             "problems": [],
             "labels": self.summaries.labels,
+            "ignore_label": self.case_list.ignore_label,
             "percentiles": PERCENTILES,
             "statistics": asdict(self.statistics),
             "advice": asdict(self.advice),
@@ -72,6 +73,7 @@ class DataReport:
             [
                 f"{self.case_list.name}, {self.case_list.folder}: {self.statistics.cases} labelled cases"
                 f"{f' and {others} others' if others else ''}, every file read, no problem.",
+                *_ignored(self.case_list.ignore_label, self.statistics),
                 "Below are medians (smallest to largest) over the labelled cases, or over all components.",
                 *_tables(self.statistics),
                 *_paragraphs(self.advice, self.case_list.folder),
@@ -94,6 +96,18 @@ def data_report(folder: str | Path) -> DataReport:
     folds = count_folds(case_list.cases, None)
     advice = data_advice(summaries, statistics, folds, case_list.regions or ())
     return DataReport(case_list, summaries, measures, statistics, advice)
+
+
+def _ignored(ignore_label: int | None, statistics: DataStatistics) -> Iterable[str]:
+    if ignore_label is None:
+        return
+    if not statistics.ignored_cases:
+        yield f"The ignore label {ignore_label} is declared, and no case has a voxel of it."
+        return
+    yield (
+        f"The ignore label {ignore_label} marks {statistics.ignored_share:.2%} of all voxels, in "
+        f"{statistics.ignored_cases} of {statistics.cases} cases, as without annotation; they are left out below."
+    )
 
 
 def _tables(statistics: DataStatistics) -> Iterable[str]:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import torch
 from monai.networks.utils import copy_model_state
 from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 
-from monai_extra_losses.data.checks import CaseSummaries, check_cases
+from monai_extra_losses.data.checks import CaseSummaries, check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import (
     CaseList,
     LabelledCase,
@@ -122,10 +123,12 @@ class TrainingSetUp(RunSetUp):
         dataset_dir: folder with dataset.json, or imagesTr/ and labelsTr/.
         bundle_root: the run folder.
         loss: the loss to train with.
-        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them, else 5.
+        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them; else
+            none where its `validation` sets cases apart, which then validate; else 5. A number given deals the others,
+            and those set apart take no part.
         fold: the fold that validates.
         seed: deals the folds and seeds the training.
-        limit: use the first `limit` cases only (for a quick look); None for all.
+        limit: use the first `limit` cases only (for a quick look), of those set apart a share; None for all.
         patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
             to a multiple of 16 and kept within 16 and 96.
         pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
@@ -226,8 +229,12 @@ class TrainingSetUp(RunSetUp):
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
             training, validation = _dealt_cases(case_list, chosen)
-            case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
+            self.passed_over = _passed_over(case_list, chosen["num_folds"])
+            self.test_cases = len(case_list.unlabelled)
+            used = tuple(sorted((*training, *validation), key=lambda case: case.name))
+            case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
             summaries = check_cases(case_list)
+            refuse_empty_labels(case_list.folder, summaries)
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
@@ -285,8 +292,11 @@ class TrainingSetUp(RunSetUp):
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
+        for text in self.passed_over:
+            logger.info(f"Passed over: {text}")
         logger.info(
-            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases, "
+            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases"
+            f"{f' (and {self.test_cases} of the test, which take no part)' if self.test_cases else ''}, "
             f"{self.record.in_channels} channel(s), "
             f"{'classes' if self.record.regions is None else 'regions'} "
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
@@ -374,6 +384,8 @@ class InferenceSetUp:
         output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         series: picks a series of each DICOM folder; None where each holds one.
+        channel_files: whether NAME_0000, NAME_0001, ... are channels of NAME, or else cases; None: cases where the
+            network has one channel and the training's cases have such names, else as `find_inputs` says.
         test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three, but those that exchange what
             names of classes tell apart (`data.sides`).
         probabilities: write them too.
@@ -399,6 +411,7 @@ class InferenceSetUp:
         output_dir: Any = None,
         model_file: Any = None,
         series: Any = None,
+        channel_files: Any = None,
         test_time_flips: Any = False,
         probabilities: Any = False,
         restore_labels: Any = True,
@@ -425,6 +438,7 @@ class InferenceSetUp:
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
+        self.passed_over: tuple[str, ...] = ()
         self._model_file = model_file
         self.made_of: dict[str, dict[str, Any]] = {}
         overwrite = yes_or_no("overwrite", overwrite)
@@ -448,10 +462,17 @@ class InferenceSetUp:
         source = Path(str(input))
         own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
         with _problems_as_refusal():
-            cases = find_inputs(source, self.record.in_channels, leave_out=own)
+            found = find_inputs(
+                source,
+                self.record.in_channels,
+                channel_files=self._channel_files(channel_files),
+                leave_out=own,
+                results=self.output_dir,
+            )
+        self.passed_over = found.passed_over
         recorded = SegmentationRecord(self.output_dir)
         others: list[str] = []
-        for name, files in cases.items():
+        for name, files in found.cases.items():
             made_of = self.made_of[name] = {"model": model, "options": options, "input": input_stamp(files)}
             there = [file for file in self.files_of(name) if (self.output_dir / file).exists()]
             other = recorded.difference(name, made_of, there) if there else None
@@ -487,6 +508,12 @@ class InferenceSetUp:
         types = (np.uint8, np.uint16, np.int16, np.int32)
         return next(t for t in types if np.iinfo(t).min <= least and most <= np.iinfo(t).max)
 
+    def _channel_files(self, given: Any) -> bool | None:
+        if literal(given) is not None:
+            return yes_or_no("channel_files", given)
+        numbered = any(re.fullmatch(r".+_\d{4}", name) for name in (*self.record.training, *self.record.validation))
+        return False if numbered and self.record.in_channels == 1 else None
+
     @property
     def unfinished(self) -> Path:
         """Folder that a segmentation is written to before it is moved, whole, to its place."""
@@ -504,7 +531,9 @@ class InferenceSetUp:
             logger.warning(sentence)
 
     def items_to_do(self) -> list[dict[str, Any]]:
-        """The cases that are not finished; how many are is said."""
+        """The cases that are not finished; how many are is said, and what is passed over."""
+        for text in self.passed_over:
+            logger.info(f"Passed over: {text}")
         if self._finished:
             named = f"{', '.join(self._finished[:3])}{', ...' if len(self._finished) > 3 else ''}"
             logger.info(f"{len(self._finished)} case(s) skipped, finished in {self.output_dir}: {named}")
@@ -773,18 +802,39 @@ def _cases_of(dataset_dir: Any) -> CaseList:
 
 
 def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
-    """Training and validation cases; a limit leaves a case in the fold that dataset.json declares."""
-    used = case_list.cases[: chosen["limit"]]
-    dealt = used if used[0].fold is None else case_list.cases
-    parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
-    names = {case.name for case in used}
-    training, validation = ([case for case in part if case.name in names] for part in parts)
+    """Training and validation cases; a limit leaves a case in the part that dataset.json declares."""
+    limit = chosen["limit"]
+    if chosen["num_folds"] == 0 and any(case.validation for case in case_list.cases):
+        training, validation = split_cases(case_list.cases, 0, chosen["fold"], chosen["seed"])
+        if limit is not None:
+            share = max(round(limit * len(validation) / len(case_list.cases)), 1)
+            training, validation = training[: max(limit - share, 0)], validation[:share]
+    else:
+        cases = [case for case in case_list.cases if not case.validation]
+        used = cases[:limit]
+        dealt = used if used[0].fold is None else cases
+        parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
+        names = {case.name for case in used}
+        training, validation = ([case for case in part if case.name in names] for part in parts)
     if not training or not validation:
         raise DatasetError(
-            f"expected training and validation cases among the first {len(used)} (limit), got {len(training)} and "
-            f"{len(validation)} by the folds of dataset.json; raise limit, or let another fold validate."
+            f"expected training and validation cases among the first {limit or 'ones'} (limit), got {len(training)} "
+            f"and {len(validation)} by the folds or lists of dataset.json; raise limit, or let another fold validate."
         )
     return training, validation
+
+
+def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:
+    """What a training does not read of a data set although it might, a sentence each."""
+    apart = sum(case.validation for case in case_list.cases) if num_folds else 0
+    return case_list.passed_over + (
+        (
+            f"{apart} cases set apart to validate, because the others are dealt to {num_folds} folds; "
+            "evaluate --split all measures them too.",
+        )
+        if apart
+        else ()
+    )
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class _Training:
     evaluator: Any
     dataset: Any
     loss: nn.Module
+    setup: Any
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +142,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
         training = _build(config_files, options)
     for text in warned:
         yield Finding("warning", text)
+    for text in training.setup.passed_over:
+        yield Finding("warning", f"Passed over: {text}")
     record = training.record
     precision = "half precision" if getattr(training.trainer.inferer, "dtype", None) else "float32"
     yield Finding(
@@ -207,7 +210,7 @@ def _build(config_files: Sequence[str], options: Mapping[str, Any]) -> _Training
     ):
         with _stage(doing):
             parser.get_parsed_content(part)
-    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "training_loss")
+    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "training_loss", "setup")
     return _Training(*map(parser.get_parsed_content, ids))
 
 

@@ -256,7 +256,7 @@ class RunRecord:
         num_res_units: residual units per level of the U-Net.
         loss: class of the loss.
         dataset_dir: the folder trained on.
-        num_folds, fold, seed, limit: how cases were dealt.
+        num_folds, fold, seed, limit: how cases were dealt; 0 folds where those set apart to validate do so.
         training, validation: names of the cases.
         epochs, val_interval, batch_size, learning_rate: of the training.
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with

@@ -22,6 +22,7 @@ from monai_extra_losses.commands import _overrides
 from monai_extra_losses.data import read_case_list
 from monai_extra_losses.data.advice import DataAdvice, data_advice
 from monai_extra_losses.data.checks import CaseSummaries, CaseSummary
+from monai_extra_losses.data.nifti import NiftiFile
 from monai_extra_losses.data.report import data_report
 from monai_extra_losses.data.statistics import (
     CaseMeasures,
@@ -122,8 +123,8 @@ def test_a_case_is_measured_once(phantom_folder: Path, tmp_path: Path, monkeypat
     data = shutil.copytree(phantom_folder, tmp_path / "data")
     first = measured(data, cache_dir=tmp_path / "cache")
     read: list[str] = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), original(self))[1])
+    original = NiftiFile.read_stored
+    monkeypatch.setattr(NiftiFile, "read_stored", lambda self: (read.append(self.path.name), original(self))[1])
     assert measured(data, cache_dir=tmp_path / "cache") == first
     assert read == []
     label = nibabel.load(data / "labelsTr" / "phantom_002.nii.gz")
@@ -302,12 +303,14 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "folder",
         "name",
         "problems",
+        "passed_over",
         "labels",
         "ignore_label",
         "percentiles",
         "statistics",
         "advice",
         "cases",
+        "validation",
         "unlabelled",
     ]
     report = data_report(phantom_folder)

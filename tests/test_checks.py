@@ -16,6 +16,7 @@ import pytest
 
 from monai_extra_losses.data import CaseSummaries, ChannelIntensity, DatasetError, check_cases, read_case_list
 from monai_extra_losses.data.checks import TOLERANCE
+from monai_extra_losses.data.nifti import NiftiFile
 
 IMAGE, LABEL = "imagesTr/phantom_001.nii.gz", "labelsTr/phantom_001.nii.gz"
 
@@ -89,9 +90,13 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "truncated volume": (
         lambda f: _cut(f, IMAGE, lambda b: gzip.compress(gzip.decompress(b)[:5000])),
         IMAGE,
-        r"whole NIfTI file, got a damaged one",
+        r"whole NIfTI file of 33120 bytes, as its header declares, got 5000; it is cut off",
     ),
-    "not a gzip": (lambda f: _cut(f, IMAGE, gzip.decompress), IMAGE, r"whole gzip file, got a damaged one"),
+    "not a gzip": (
+        lambda f: _cut(f, IMAGE, gzip.decompress),
+        IMAGE,
+        r"expected a gzip, as its name says, got an uncompressed NIfTI file; rename it to phantom_001\.nii\.$",
+    ),
     "not a NIfTI": (
         lambda f: _cut(f, LABEL, lambda _: gzip.compress(b"x" * 999)),
         LABEL,
@@ -140,7 +145,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "colour image": (
         lambda f: _change(f, IMAGE, lambda d: np.zeros(d.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
         IMAGE,
-        r"expected real numbers",
+        r"expected one real number per voxel, got colours \(RGB\); export the intensities",
     ),
     "two channels": (
         lambda f: _change(f, IMAGE, lambda d: np.stack([d, d], -1)),
@@ -253,8 +258,8 @@ def test_declared_label_without_a_voxel_is_a_warning(broken: Path, caplog: pytes
 
 def test_cache_is_used_until_a_file_changes(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), original(self))[1])
+    original = NiftiFile.read_stored
+    monkeypatch.setattr(NiftiFile, "read_stored", lambda self: (read.append(self.path.name), original(self))[1])
     first = _check(broken, cache_dir=tmp_path / "cache")
     assert len(read) == 16
     read.clear()
@@ -283,7 +288,7 @@ def test_default_cache_folder(phantom_folder: Path, tmp_path: Path, monkeypatch:
         assert kept.suffix == ".json"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "files": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 3, "files": {}}'])
 def test_unreadable_cache_is_no_error(
     phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:

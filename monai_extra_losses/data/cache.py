@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-_FORMAT = 2
+_FORMAT = 3
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 
 _logger = logging.getLogger(__name__)

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import shlex
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel
 import numpy as np
@@ -16,54 +18,88 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.folder_files import composed, named
+from monai_extra_losses.data.layouts import CASE, channels_of_cases, patterns_of
 from monai_extra_losses.data.pairing import _CHANNEL
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, _data_files, is_dicom, open_volume
 
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError)
 
+_Files = TypeVar("_Files")
 
-def find_inputs(source: str | Path, in_channels: int, *, leave_out: Sequence[str] = ()) -> dict[str, tuple[Path, ...]]:
+
+@dataclass(frozen=True)
+class FoundInputs:
+    """What `find_inputs` finds.
+
+    Args:
+        cases: name -> its files or DICOM folders, one per channel or one with all channels; sorted by name.
+        passed_over: what else is there, a sentence each.
+    """
+
+    cases: dict[str, tuple[Path, ...]]
+    passed_over: tuple[str, ...] = ()
+
+
+def find_inputs(
+    source: str | Path,
+    in_channels: int,
+    *,
+    channel_files: bool | None = None,
+    leave_out: Sequence[str] = (),
+    results: Path | None = None,
+) -> FoundInputs:
     """The cases to segment.
 
     Args:
-        source: a file with one of `VOLUME_SUFFIXES`, the folder of a DICOM series, or a folder of such files and
-            folders. Hidden files, files of other formats and folders without DICOM are passed over.
-        in_channels: of the network. NAME_0000, NAME_0001, ... in a folder are the channels of NAME; with one channel, a
-            NAME_0000 without NAME_0001 is a case of its own.
+        source: a file with one of `VOLUME_SUFFIXES`; the folder of a DICOM series; a folder of such files and folders,
+            or, where no file is in it, of folders that hold one file or the channels of a case each; or patterns, as
+            `layouts.patterns_of` says, one per channel or one for all. Hidden files are left out.
+        in_channels: of the network. NAME_0000, NAME_0001, ... in a folder are the channels of NAME.
+        channel_files: whether such names are channels at all, or else cases; None: with one channel, a NAME_0000
+            without NAME_0001 is a case, else they are channels.
         leave_out: endings of the names that are segmentations of other volumes in the folder and none to segment, such
             as `_seg` where the results go into the folder itself.
-
-    Returns:
-        Case name -> its files or DICOM folders, one per channel or one with all channels; sorted by name.
+        results: a folder that holds no case.
 
     Raises:
         DatasetError: no such file or folder, nothing to segment in it, or two volumes of one name.
     """
+    if patterns := patterns_of(source):
+        return FoundInputs(_without_results(_found_by_patterns(patterns), leave_out))
     source = Path(source)
     if not source.exists():
         raise DatasetError(f"Expected --input to be a volume or a folder of volumes, got {source}, which is not there.")
     if source.is_file():
-        return {_name(source): (source,)}
+        return FoundInputs({_name(source): (source,)})
     if _is_series(source):
-        return {source.resolve().name: (source,)}
+        return FoundInputs({composed(source.resolve().name): (source,)})
     paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    paths = [path for path in paths if (_suffix(path) if path.is_file() else _holds_dicom(path))]
-    names = {_name(path) for path in paths}
+    folders = [path for path in paths if path.is_dir() and (results is None or path.resolve() != results.resolve())]
+    series = [path for path in folders if _holds_dicom(path)]
+    volumes = [path for path in paths if not path.is_dir() and _suffix(path)]
+    names = {_name(path) for path in (*volumes, *series)}
     found: dict[str, list[tuple[int | None, Path]]] = {}
-    for path in paths:
+    for path in (path for path in paths if path in volumes or path in series):
         name = _name(path)
-        channel = _CHANNEL.fullmatch(name)
+        channel = _CHANNEL.fullmatch(name) if channel_files is not False else None
         if channel and in_channels == 1 and not {f"{channel['case']}_0000", f"{channel['case']}_0001"} <= names:
             channel = None
         entry = (int(channel["channel"]) if channel else None, path)
         found.setdefault(channel["case"] if channel else name, []).append(entry)
-    for ending in leave_out:
-        found = {name: of for name, of in found.items() if name.removesuffix(ending) not in found.keys() - {name}}
+    found = _without_results(found, leave_out)
+    of_folders = {path: () if volumes else _case_in(path) for path in folders if path not in series}
+    for path, files in of_folders.items():
+        if files:
+            entries = [(i if len(files) > 1 else None, file) for i, file in enumerate(files)]
+            found.setdefault(composed(path.name), []).extend(entries)
+    passed_over = tuple(_left_out(source, paths, series, of_folders))
     if not found:
+        hint = f"; passed over: {' '.join(passed_over)}" if passed_over else "."
         raise DatasetError(
-            f"Expected --input to hold files {', '.join(VOLUME_SUFFIXES)} or a folder per DICOM series, "
-            f"got none in {source}."
+            f"Expected --input to hold files {', '.join(VOLUME_SUFFIXES)} or a folder per DICOM series or case, "
+            f"got none in {source}{hint}"
         )
     for name, entries in found.items():
         found_channels = [channel for channel, _ in entries]
@@ -75,7 +111,58 @@ def find_inputs(source: str | Path, in_channels: int, *, leave_out: Sequence[str
                 f"Expected one volume named {name}{channels}, got {', '.join(path.name for _, path in entries)} in "
                 f"{source}; their segmentations would have one name."
             )
-    return {name: tuple(path for _, path in entries) for name, entries in found.items()}
+    return FoundInputs({name: tuple(path for _, path in found[name]) for name in sorted(found)}, passed_over)
+
+
+def _without_results(found: dict[str, _Files], endings: Sequence[str]) -> dict[str, _Files]:
+    for ending in endings:
+        found = {name: of for name, of in found.items() if name.removesuffix(ending) not in found.keys() - {name}}
+    return found
+
+
+def _found_by_patterns(patterns: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    cases, problems = channels_of_cases(patterns)
+    if problems:
+        raise DatasetError(problems)
+    if not cases:
+        raise DatasetError(f"Expected --input to find volumes by {' and '.join(patterns)}, got none; correct it.")
+    return cases
+
+
+def _case_in(folder: Path) -> tuple[Path, ...]:
+    """The one volume of a folder, or the channels NAME_0000, NAME_0001, ... of one; empty where there are others."""
+    files = _volumes_in(folder)
+    bases = {(match["case"], int(match["channel"])) for file in files if (match := _CHANNEL.fullmatch(_name(file)))}
+    are_channels = len({base for base, _ in bases}) == 1 and sorted(n for _, n in bases) == list(range(len(files)))
+    return tuple(files) if len(files) == 1 or are_channels else ()
+
+
+def _left_out(
+    source: Path, paths: Sequence[Path], series: Sequence[Path], of_folders: Mapping[Path, Sequence[Path]]
+) -> Iterable[str]:
+    """What a folder holds and no case has."""
+    if others := [path.name for path in paths if not path.is_dir() and not _suffix(path)]:
+        yield f"{source}: {_count(others, 'file')} of other formats ({named(others)})."
+    held = {path: _volumes_in(path) for path in of_folders if not of_folders[path]}
+    if with_volumes := [path.name for path, files in held.items() if files]:
+        yield (
+            f"{source}: {_count(with_volumes, 'folder')} of volumes that are no case each ({named(with_volumes)}); "
+            f"give the folder as --input, or a pattern such as {shlex.quote(f'{source}/{CASE}/image.nii.gz')}."
+        )
+    if without := [path.name for path, files in held.items() if not files]:
+        yield f"{source}: {_count(without, 'folder')} without a volume ({named(without)})."
+    if beside := [file.name for path in series for file in _volumes_in(path)]:
+        yield f"{source}: {_count(beside, 'volume')} beside the DICOM series of a case ({named(beside)})."
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) > 1)}"
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    return [
+        path for path in sorted(folder.iterdir()) if path.is_file() and _suffix(path) and not path.name.startswith(".")
+    ]
 
 
 def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = None) -> None:
@@ -104,7 +191,11 @@ def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = 
             open_volume(path, series)
             count += 1
     if count != in_channels:
-        hint = "; NAME_0000, NAME_0001, ... are channels of one case" if len(paths) > 1 else ""
+        hint = (
+            "; NAME_0000, NAME_0001, ... are channels of one case, or with --channel_files False cases of their own"
+            if len(paths) > 1
+            else ""
+        )
         raise DatasetError(f"{paths[-1]}: expected {in_channels} channel(s) as in the run, got {count}{hint}.")
 
 
@@ -202,7 +293,7 @@ def _suffix(path: Path) -> str:
 
 
 def _name(path: Path) -> str:
-    return path.name[: len(path.name) - len(_suffix(path))] if path.is_file() else path.name
+    return composed(path.name if path.is_dir() else path.name[: len(path.name) - len(_suffix(path))])
 
 
 def _is_series(folder: Path) -> bool:

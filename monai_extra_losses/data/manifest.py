@@ -35,6 +35,9 @@ class CaseRecord:
         label_voxels: new id -> voxels.
         sources: file -> its stamp.
         outputs: file, relative to the folder -> its stamp, or None until it is written.
+        names: id -> name of the structure in the source, where that names it.
+        outside: name of a structure -> voxels outside the image, voxels in all, of a label on another grid.
+        vanished: names of the structures that have no voxel left on the image's grid.
     """
 
     name: str
@@ -49,6 +52,9 @@ class CaseRecord:
     label_voxels: dict[str, int]
     sources: dict[str, Stamp]
     outputs: dict[str, Stamp | None]
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+    outside: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    vanished: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

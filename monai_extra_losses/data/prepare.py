@@ -23,7 +23,10 @@ from tqdm import tqdm
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
 from monai_extra_losses.data.datalist import deal_folds
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.label_ids import label_names, new_label_ids, original_labels, renumber
+from monai_extra_losses.data.folder_files import first_of
+from monai_extra_losses.data.label_ids import renumber
+from monai_extra_losses.data.label_plan import LabelPlan, plan_labels
+from monai_extra_losses.data.layouts import find_files, patterns_of
 from monai_extra_losses.data.manifest import (
     PARTS,
     CaseRecord,
@@ -36,7 +39,7 @@ from monai_extra_losses.data.manifest import (
     write_json,
     write_through,
 )
-from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, pairs_and_problems
+from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
 from monai_extra_losses.data.volumes import VolumeGrid
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
@@ -51,8 +54,8 @@ class PrepareOptions:
     """What determines the data set that `prepare_dataset` makes.
 
     Args:
-        images, labels: folders, paired as `pair_by_name` says.
-        test_images: folder of images without labels, or None.
+        images, labels: folders, paired as `pair_by_name` says, or patterns of files, as `layouts.patterns_of` says.
+        test_images: folder or patterns of images without labels, or None.
         series: picks the DICOM series of each image, as `open_volume` says; None where each folder holds one.
         resample_labels: bring a label on another grid onto that of its image, with nearest neighbours; else refuse it.
         remap: label id of the sources -> id in the data set; other ids stay.
@@ -83,7 +86,7 @@ class PrepareOptions:
         folders = ("images", "labels", "test_images")
         return {
             **dataclasses.asdict(self),
-            **{name: str(path.absolute()) if (path := getattr(self, name)) else None for name in folders},
+            **{name: ",".join(_places(path)) if (path := getattr(self, name)) else None for name in folders},
             "remap": {str(old): new for old, new in sorted(self.remap.items())},
             "names": {str(value): name for value, name in sorted(self.names.items())},
             "channels": list(self.channels),
@@ -101,6 +104,7 @@ class PreparedDataset:
         written: cases written by this call; an earlier one wrote the others.
         labels: id -> name.
         ignore_label: id of voxels without annotation, or None.
+        notes: what a person should know of how it was made, a sentence each.
     """
 
     folder: Path
@@ -109,6 +113,7 @@ class PreparedDataset:
     written: int
     labels: dict[int, str]
     ignore_label: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def voxels(self) -> dict[int, int]:
@@ -141,6 +146,7 @@ class PreparedDataset:
         lines.append("")
         if resampled := [case.name for case in self.cases if case.resampled]:
             lines.append(f"{len(resampled)} labels resampled onto the grid of their image: {', '.join(resampled)}")
+        lines += self.notes
         patients = len({case.group for case in self.cases})
         if self.fold_sizes:
             whole = f"; {patients} patients, each in one fold" if patients < len(self.cases) else ""
@@ -216,43 +222,33 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     if problems:
         raise DatasetError(problems)
 
-    new_ids = new_label_ids({value for case in read for value in case.voxels}, options.remap, options.ignore_label)
-    _refuse_ignored_labels(read, new_ids, options.ignore_label)
-    classes = {old: new for old, new in new_ids.items() if new != options.ignore_label}
-    labels = label_names(classes, options.names)
+    plan = plan_labels(read, options.remap, options.names, options.ignore_label)
     planned = Manifest(
         options=options.as_json(),
         versions={package: metadata.version(package) for package in _PACKAGES},
-        cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), new_ids) for case in read),
+        cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read),
     )
     refuse_foreign_files(out, planned, earlier)
     if overwrite and earlier is not None:
         earlier.remove_outputs(out)
         earlier = None
     finished = finished_cases(out, planned, earlier)
-    records = _write_cases(out, planned, read, finished, new_ids, workers, progress)
+    records = _write_cases(out, planned, read, finished, plan.new_ids, workers, progress)
 
     channels = options.channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
     labelled, to_segment = records[: len(cases)], records[len(cases) :]
-    content = _dataset_json(out, labelled, to_segment, labels, classes, channels)
+    content = _dataset_json(out, labelled, to_segment, plan, channels)
     if options.ignore_label is not None:
         content["ignore_label"] = options.ignore_label
     stamp = write_through(out, "dataset.json", lambda draft: write_json(draft, content))
     dataclasses.replace(planned, cases=records, dataset_json=stamp).write(out)
     remove_unfinished(out)
-    return PreparedDataset(out, labelled, to_segment, len(records) - len(finished), labels, options.ignore_label)
-
-
-def _refuse_ignored_labels(read: Sequence[CheckedCase], new_ids: Mapping[int, int], ignore_label: int | None) -> None:
-    """Refuse labels without a voxel that is annotated."""
-    problems = [
-        f"{case.label.path}: expected voxels with annotation, got the ignore label {ignore_label} in every voxel; "
-        "leave the case out."
-        for case in read
-        if case.label is not None and {new_ids[value] for value in case.voxels} == {ignore_label}
-    ]
-    if problems:
-        raise DatasetError(problems)
+    folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
+    passed_over = [f"passed over: {text}" for text in other_files(folders)]
+    notes = (*plan.notes, *_left_out(labelled), *passed_over)
+    return PreparedDataset(
+        out, labelled, to_segment, len(records) - len(finished), plan.labels, options.ignore_label, notes
+    )
 
 
 def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
@@ -260,13 +256,24 @@ def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
     for source in (options.images, options.labels, options.test_images):
         if source is None:
             continue
-        folder = source.resolve()
         parts = [written / part for part in PARTS]
-        if folder == written or folder in written.parents or any(part in (folder, *folder.parents) for part in parts):
+        if patterns := patterns_of(source):
+            found = [file.path.resolve() for pattern in patterns for file in find_files(pattern)]
+            overlaps = any(written in (file, *file.parents) or file in written.parents for file in found)
+        else:
+            folder = source.resolve()
+            overlaps = folder == written or folder in written.parents
+            overlaps = overlaps or any(part in (folder, *folder.parents) for part in parts)
+        if overlaps:
             raise DatasetError(
                 f"expected a folder for the data set apart from its sources, got {out}, which would write into "
                 f"{source}; choose another folder."
             )
+
+
+def _places(source: Path) -> tuple[str, ...]:
+    """The absolute path of a folder, or the patterns."""
+    return patterns_of(source) or (str(source.absolute()),)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
@@ -319,7 +326,37 @@ def _channel_problems(read: Sequence[CheckedCase], channels: Sequence[str]) -> I
             )
 
 
-def _planned(case: CheckedCase, group: str, fold: int | None, new_ids: Mapping[int, int]) -> CaseRecord:
+def _left_out(cases: Sequence[CaseRecord]) -> Iterable[str]:
+    """What labels had on their own grid and have no more on their image's."""
+    shares = {
+        f"{case.name}: {outside / whole:.0%} of {name}": outside / whole
+        for case in cases
+        for name, (outside, whole) in case.outside.items()
+    }
+    if shares:
+        worst = sorted(shares, key=lambda text: -shares[text])
+        count = sum(bool(case.outside) for case in cases)
+        yield (
+            f"label voxels outside their image are passed over in {count} of {len(cases)} cases ({first_of(worst)}); "
+            "does the image show the whole structure?"
+        )
+    if vanished := [f"{case.name}: {name}" for case in cases for name in case.vanished]:
+        yield f"{len(vanished)} structures have no voxel left on the grid of their image ({first_of(vanished)})"
+
+
+def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -> CaseRecord:
+    new_ids = plan.new_ids.get(case.name, {})
+
+    def called(value: int) -> str:
+        if value not in new_ids:
+            return case.names.get(value, f"id {value}")
+        return plan.labels.get(new_ids[value], "ignore")  # the ignore label has no name
+
+    outside: dict[str, list[int]] = {}
+    for value, counts in case.outside.items():
+        if value and new_ids.get(value) != 0:
+            before = outside.get(called(value), [0, 0])
+            outside[called(value)] = [before[0] + counts[0], before[1] + counts[1]]
     label_voxels: Counter[int] = Counter()
     for value, count in case.voxels.items():
         label_voxels[new_ids[value]] += count
@@ -337,6 +374,9 @@ def _planned(case: CheckedCase, group: str, fold: int | None, new_ids: Mapping[i
         series=[{"description": one.description, "uid": one.uid} for one in series],
         resampled=case.resampled,
         new_ids={str(old): new_ids[old] for old in case.voxels if new_ids[old] != old},
+        names={str(new_ids[old]): name for old, name in case.names.items() if old in case.voxels},
+        outside=outside,
+        vanished=[called(value) for value in case.vanished if new_ids.get(value) != 0],
         label_voxels={str(value): count for value, count in sorted(label_voxels.items())},
         sources=case.sources,
         outputs=dict.fromkeys([*images, *([f"labelsTr/{case.name}.nii.gz"] if case.label else [])]),
@@ -348,7 +388,7 @@ def _write_cases(
     planned: Manifest,
     read: Sequence[CheckedCase],
     finished: Mapping[str, CaseRecord],
-    new_ids: Mapping[int, int],
+    new_ids: Mapping[str, Mapping[int, int]],
     workers: int,
     progress: bool,
 ) -> tuple[CaseRecord, ...]:
@@ -360,7 +400,7 @@ def _write_cases(
         dataclasses.replace(planned, cases=tuple(records.values())).write(out)
 
     def write(case: CheckedCase) -> CaseRecord:
-        return _write_case(out, case, records[case.name], new_ids)
+        return _write_case(out, case, records[case.name], new_ids.get(case.name, {}))
 
     record()  # what is about to be written is ours, even if it is written half
     problems: list[str] = []
@@ -408,18 +448,17 @@ def _dataset_json(
     out: Path,
     labelled: Sequence[CaseRecord],
     unlabelled: Sequence[CaseRecord],
-    labels: Mapping[int, str],
-    new_ids: Mapping[int, int],
+    plan: LabelPlan,
     channels: Sequence[str],
 ) -> dict[str, Any]:
     """dataset.json of the Decathlon, with a fold per case, and with the ids that labels had where that is known."""
-    changed = {str(new): old for new, old in original_labels(new_ids).items()}
+    changed = {str(new): old for new, old in plan.originals.items()}
     return {
         "name": out.resolve().name,
         "description": "Made by monai-extra-losses prepare; manifest.json tells of what",
         "tensorImageSize": "3D",
         "modality": {str(i): name for i, name in enumerate(channels)},
-        "labels": {str(value): name for value, name in labels.items()},
+        "labels": {str(value): name for value, name in plan.labels.items()},
         **({"original_labels": changed} if changed else {}),
         "numTraining": len(labelled),
         "numTest": len(unlabelled),

@@ -17,9 +17,12 @@ from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, check_cases, in_threads, read_voxels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.geometry import body_shape, body_spacing
+from monai_extra_losses.data.label_ids import label_ids_of
 
 PERCENTILES = (0.5, 50.0, 99.5)
 """Per cent of the voxels that are at most as bright."""
+
+_DENSE = 1 << 16  # label ids up to here are their own numbers
 
 
 @dataclass(frozen=True)
@@ -224,19 +227,18 @@ def _class_statistics(
 
 def _measure(case: LabelledCase, ignore_label: int | None = None) -> CaseMeasures:
     volumes = [read_voxels(file, "image") for file in case.image]
-    stored = read_voxels(_label_of(case), "label")
-    labels = stored.data[..., 0].T  # NIfTI's order in memory: the first axis last, which is two to eight times faster
-    if (stored.slope, stored.intercept) != (1, 0) or labels.dtype.kind not in "iu":
-        labels = np.rint(labels * stored.slope + stored.intercept).astype(np.int32)
+    file, stored = read_voxels(_label_of(case), "label")
+    # NIfTI's order in memory: the first axis last, which is two to eight times faster
+    labels = label_ids_of(file.scaled(stored[..., 0].T))
     if ignore_label is not None:
         labels = np.where(labels == ignore_label, 0, labels)
     labelled = labels > 0
     percentiles, labelled_percentiles = [], []
-    for volume in volumes:
-        for channel in volume.data.T:
-            percentiles.append(_percentiles(channel, volume.slope, volume.intercept))
+    for image, data in volumes:
+        for channel in data.T:
+            percentiles.append(_percentiles(channel, image.slope, image.intercept))
             if labelled.any():
-                labelled_percentiles.append(_percentiles(channel[labelled], volume.slope, volume.intercept))
+                labelled_percentiles.append(_percentiles(channel[labelled], image.slope, image.intercept))
     components, at_border = _components(labels)
     return CaseMeasures(tuple(percentiles), tuple(labelled_percentiles), components, at_border)
 
@@ -254,11 +256,16 @@ def _components(labels: NDArray[Any]) -> tuple[dict[int, dict[int, int]], tuple[
 
     components: dict[int, dict[int, int]] = {}
     at_border = []
+    values: Sequence[int] = range(1, int(labels.max()) + 1)
+    if len(values) > _DENSE:  # `find_objects` makes a list as long as the largest number
+        found, numbers = np.unique(labels, return_inverse=True)
+        labels = numbers.reshape(labels.shape) + 1 - np.searchsorted(found, 1)
+        values = found[found > 0].tolist()
     for index, box in enumerate(ndimage.find_objects(labels)):
         if box is None:
             continue
-        value = index + 1
-        mask = labels[box] == value
+        value = values[index]
+        mask = labels[box] == index + 1
         numbered, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
         sizes, counts = np.unique(np.bincount(numbered[mask])[1:], return_counts=True)
         components[value] = dict(zip(sizes.tolist(), counts.tolist(), strict=True))

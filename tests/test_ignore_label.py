@@ -775,6 +775,30 @@ def test_prepare_refuses_a_label_without_annotation(tmp_path: Path) -> None:
         main([*map(str, command), "--folds", "0", "--ignore-label", "255"])
 
 
+def test_prepare_resamples_an_ignore_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sources(tmp_path, (0, 1, 255))
+    for name in "ab":
+        rewrite(folder / f"labels/{name}.nii.gz", lambda voxels: np.pad(voxels, ((0, 3), (0, 0), (0, 0)), mode="wrap"))
+    assert prepare(folder, "--ignore-label", "255", "--resample-labels") == 0
+    assert [case.ignored for case in check_cases(read_case_list(folder / "out")).cases] == [40, 40]
+
+
+def test_a_segment_called_ignore_is_the_ignore_label(tmp_path: Path) -> None:
+    folder = sources(tmp_path, (0, 1, 2))
+    assert prepare(folder, "--names", "1:organ,2:ignore") == 0
+    case_list = read_case_list(folder / "out")
+    assert (case_list.ignore_label, case_list.labels) == (2, {0: "background", 1: "organ"})
+
+
+def test_regions_of_nnunet_beside_an_ignore_label(phantom_folder: Path, tmp_path: Path) -> None:
+    folder = partly_annotated(phantom_folder, tmp_path / "data", value=3)
+    labels = {"background": 0, "whole": [1, 2], "lesion": [2], "ignore": 3}
+    case_list = read_case_list(declare(folder, labels=labels, ignore_label=None))
+    assert (case_list.ignore_label, case_list.regions) == (3, {"whole": (1, 2), "lesion": (2,)})
+    assert list(case_list.labels) == [0, 1, 2]
+    assert declared_ignore_label(folder) == (3, 3)
+
+
 def test_ids_below_0_get_a_type_that_holds_them() -> None:
     new_ids = new_label_ids([0, 300, -1], {300: 1}, -1)
     label = renumber(np.array([[[0, 300, -1]]]), new_ids)

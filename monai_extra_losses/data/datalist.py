@@ -174,7 +174,7 @@ def declares_regions(folder: str | Path) -> bool:
     """Whether dataset.json has `regions`; False for a folder that `read_case_list` would refuse."""
     path = Path(folder) / "dataset.json"
     try:
-        declared = _read_declared(path)
+        _, declared = split_ignore_label(_read_declared(path), path)
         return _declared_regions(declared, _declared_labels(declared, path), path) is not None
     except DatasetError:
         return False

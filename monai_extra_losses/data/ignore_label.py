@@ -3,16 +3,18 @@
 dataset.json declares it as nnU-Net does, by the name `ignore` among its `labels`, or by `"ignore_label": 255`.
 """
 
-import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.json_file import quoted
 
 _NAME = "ignore"
 _USUAL = (255, -1, 65535)  # what programs write for "no annotation"; below 0 every value is
 _LARGEST_EXACT = 1 << 24  # float32 holds every whole number up to it
+_DIGITS = re.compile("-?[0-9]{1,19}")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -90,12 +92,9 @@ def usual_ignore_label(values: Collection[int]) -> int | None:
 
 
 def _whole(value: Any, what: str, where: Path) -> int:
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int) or number not in _INT64:
+    number = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+    if type(number) is not int or number not in _INT64:
         raise DatasetError(
-            f"{where}: expected {what} to be a whole number such as 255 or -1, got {json.dumps(value)}; correct it."
+            f"{where}: expected {what} to be a whole number such as 255 or -1, got {quoted(value)}; correct it."
         )
     return number

@@ -28,7 +28,10 @@ class LabelPlan:
 
 
 def plan_labels(
-    cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str], ignore_label: int | None = None
+    cases: Sequence[CheckedCase],
+    remap: Mapping[int, int],
+    names: Mapping[int, str],
+    ignore_label: int | None = None,
 ) -> LabelPlan:
     """Give the structures of all labels their ids.
 
@@ -40,11 +43,12 @@ def plan_labels(
         cases: all of them; those without a label are left out.
         remap: id of the sources -> id in the data set.
         names: id in the data set -> name.
-        ignore_label: id in the data set of voxels without annotation, which gets no name.
+        ignore_label: id in the data set of voxels without annotation, or None.
 
     Raises:
         DatasetError: numbers that contradict the names in a data set of which some labels have no names, or with a
-            `remap`; names of `names` that are not those of the structures; else as `new_label_ids` and `label_names`.
+            `remap` or an `ignore_label`; names of `names` that are not those of the structures; a label without a voxel
+            of annotation; else as `new_label_ids` and `label_names`.
     """
     labelled = [case for case in cases if case.label is not None]
     contradiction = _contradiction(labelled)
@@ -64,8 +68,8 @@ def plan_labels(
         )
     if ignore_label is not None:
         raise DatasetError(
-            f"expected labels in which a number is one structure beside an ignore label, because {contradiction}; "
-            "write all as label maps in which one number is one structure."
+            f"expected no number of an ignore label, because {contradiction}, got {ignore_label}; call the segment of "
+            "the voxels without annotation `ignore`."
         )
     return _by_name(labelled, names, contradiction)
 
@@ -74,12 +78,21 @@ def _by_number(
     cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str], ignore_label: int | None
 ) -> LabelPlan:
     new_ids = new_label_ids({value for case in cases for value in case.voxels}, remap, ignore_label)
+    problems = [
+        f"{_file(case)}: expected voxels with annotation, got the ignore label {ignore_label} in every voxel; leave "
+        "the case out."
+        for case in cases
+        if {new_ids[value] for value in case.voxels} == {ignore_label}
+    ]
+    if problems:
+        raise DatasetError(problems)
     classes = {old: new for old, new in new_ids.items() if new != ignore_label}
     found: dict[int, dict[str, str]] = {}
     for case in cases:
         for value, name in _names_in(case).items():
-            if value in classes:
-                found.setdefault(new_ids[value], {}).setdefault(_key(name), name)
+            if value not in classes:
+                continue
+            found.setdefault(new_ids[value], {}).setdefault(_key(name), name)
     # an id that joins several has the name of none
     given = {value: next(iter(of_value.values())) for value, of_value in found.items() if len(of_value) == 1}
     labels = label_names(classes, {**given, **names})

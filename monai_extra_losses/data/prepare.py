@@ -227,7 +227,6 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
         raise DatasetError(problems)
 
     plan = plan_labels(read, options.remap, options.names, options.ignore_label)
-    _refuse_ignored_labels(read, plan, options.ignore_label)
     planned = Manifest(
         options=options.as_json(),
         versions={package: version_of(package) for package in _PACKAGES},
@@ -254,18 +253,6 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
     written = len(records) - len(finished)
     return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label)
-
-
-def _refuse_ignored_labels(read: Sequence[CheckedCase], plan: LabelPlan, ignore_label: int | None) -> None:
-    """Refuse labels without a voxel that is annotated."""
-    problems = [
-        f"{case.label.path}: expected voxels with annotation, got the ignore label {ignore_label} in every voxel; "
-        "leave the case out."
-        for case in read
-        if case.label is not None and {plan.new_ids[case.name][value] for value in case.voxels} == {ignore_label}
-    ]
-    if problems:
-        raise DatasetError(problems)
 
 
 def _refuse_overlap(options: PrepareOptions, out: Path) -> None:

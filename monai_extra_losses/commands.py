@@ -435,7 +435,11 @@ def config_dir(copy: Path | None) -> None:
         if not (copy / "LICENSE").exists():
             (copy / "LICENSE").write_text(_licence(), encoding="utf-8")
     except OSError as error:
-        raise StartUpRefused(f"Expected a folder that can be written, got {copy} ({error.strerror}).") from None
+        from monai_extra_losses.data.storage import storage_reason
+
+        shutil.rmtree(copy / "configs", ignore_errors=True)  # half a copy
+        reason = storage_reason(error) or error.strerror or str(error)
+        raise StartUpRefused(f"Expected a folder that can be written, got {copy} ({reason}).") from None
     click.echo(f"Copied to {copy}; work there with: python -m monai.bundle run --config_file configs/train.yaml ...")
 
 

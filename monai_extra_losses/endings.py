@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from monai_extra_losses.data.storage import storage_errors_as_sentences
+from monai_extra_losses.data.storage import storage_errors_as_sentences, storage_reason
 
 
 class _Terminated(BaseException):
@@ -27,12 +27,13 @@ def stops_in_a_sentence(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         WritingFailed: the storage took no more.
     """
     try:
-        with _sigterm_raises(), storage_errors_as_sentences():
+        with _sigterm_raises(), _threads_in_a_sentence(), storage_errors_as_sentences():
             yield
     except (KeyboardInterrupt, _Terminated) as stop:
         by_person = isinstance(stop, KeyboardInterrupt)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one of the processes that torchrun started says it
             print(f"\nStopped by {'Ctrl-C' if by_person else 'SIGTERM'}. {how_to_go_on()}".rstrip(), file=sys.stderr)
+        exec("")  # forgets that Ctrl-C went through eval(), as MONAI's expressions do, else Python kills itself by it
         raise SystemExit(128 + (signal.SIGINT if by_person else signal.SIGTERM)) from None
 
 
@@ -51,3 +52,22 @@ def _sigterm_raises() -> Iterator[None]:
     finally:
         if alone:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _threads_in_a_sentence() -> Iterator[None]:
+    """A thread that writes, as TensorBoard's does, hands its error on; its traceback says nothing more."""
+    before = threading.excepthook
+
+    def say(ended: threading.ExceptHookArgs) -> None:
+        reason = None if ended.exc_value is None else storage_reason(ended.exc_value)
+        if reason is None:
+            before(ended)
+        else:
+            print(f"Writing in the background ended: {reason}.", file=sys.stderr)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before

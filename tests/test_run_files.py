@@ -158,8 +158,9 @@ def test_a_record_that_is_no_record_is_one_sentence(tmp_path: Path, text: bytes,
 
 def test_a_record_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
-    for name in ("folder", "pipe"):
+    if hasattr(os, "mkfifo"):  # reading it would wait for ever
+        os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe") if hasattr(os, "mkfifo") else ("folder",):
         with pytest.raises(StartUpRefused, match="got no file of its own kind; bring back the file as it was"):
             RunRecord.read(tmp_path / name)
 

@@ -141,7 +141,8 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     --overwrite True              replace it
     --device cpu, --num_workers 4 where to compute, and loader processes
 
-    `monai-extra-losses config-dir` prints the folder of the files that explain them all.
+    `monai-extra-losses config-dir` prints the folder of the files that explain them all. --tracking mlflow records the
+    run with MLflow (pip install mlflow), in eval/mlruns.db.
 
     \b
     monai-extra-losses train --data Task04_Hippocampus --run runs/ft --loss focal_tversky

@@ -36,7 +36,7 @@ from monai_extra_losses.loss_facts import (
 from monai_extra_losses.options import yes_or_no
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.thread_stalls import Interruptions
-from monai_extra_losses.workflow import SegmentationWorkflow
+from monai_extra_losses.workflow import TRACKING_OPTIONS, SegmentationWorkflow
 
 _CASES = 4  # read at least, where there are as many
 _BATCHES = 4  # drawn of them, to see classes and time; steps are taken on the first
@@ -188,7 +188,7 @@ def _build(config_files: Sequence[str], options: Mapping[str, Any]) -> _Training
     """The training, with few of the cases."""
     few = {"_target_": f"{__name__}.spread_cases"}
     options = {
-        **options,
+        **{name: value for name, value in options.items() if name not in ("tracking", *TRACKING_OPTIONS)},
         "train::dataset::data": {
             **few,
             "cases": "$@setup.training_cases",

@@ -9,7 +9,7 @@ import ast
 import contextlib
 import copy
 import difflib
-import importlib
+import importlib.util
 import inspect
 import os
 import pydoc
@@ -32,6 +32,7 @@ from monai_extra_losses.options import FILE_OPTIONS
 from monai_extra_losses.run_folder import write_whole
 
 _TABLE = "losses"
+TRACKING_OPTIONS = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # MONAI's, beside --tracking
 _GIVEN = {
     "include_background": "@include_background",
     "to_onehot_y": "@to_onehot_y",
@@ -68,7 +69,11 @@ class SegmentationWorkflow(ConfigWorkflow):
         overrides = {key: value for key, value in options.items() if key not in _OWN_OPTIONS}
         parser = ConfigParser()
         parser.read_config(f=config_file)
-        checked = checked_overrides(parser.get(), overrides)
+        config = parser.get()
+        if own.get("tracking") is not None:
+            _refuse_tracking(own["tracking"], config)
+            config = {**dict.fromkeys(TRACKING_OPTIONS), **config}
+        checked = checked_overrides(config, overrides)
         kept = {key: _kept_by_the_parser(key, value, parser) for key, value in checked.items()}
         super().__init__(config_file, **own, **kept)
         self._given = {key: value for key, value in kept.items() if isinstance(value, str)}
@@ -251,6 +256,26 @@ def _name_in_table(loss: Any) -> str | None:
         return None
     reference = loss.removeprefix("@").replace("#", "::")
     return reference.removeprefix(f"{_TABLE}::") if "::" in reference or not loss.startswith("@") else None
+
+
+def _refuse_tracking(tracking: Any, config: Mapping[str, Any]) -> None:
+    """Refuse a tracking that MONAI would fail on with a traceback."""
+    if "train" not in config or str(config.get("setup", {}).get("_target_")).endswith("EvaluationSetUp"):
+        raise StartUpRefused(
+            f"Expected tracking with a training, got {tracking!r} with something else; "
+            "an evaluation writes its numbers to summary.csv and cases.csv."
+        )
+    if not isinstance(tracking, str):
+        return
+    if tracking != "mlflow" and not Path(tracking).is_file():
+        raise StartUpRefused(f"Expected tracking to be mlflow or a file of MONAI's settings for it, got {tracking!r}.")
+    needed = ["mlflow"] if os.environ.get("MLFLOW_TRACKING_URI") else ["mlflow", "sqlalchemy", "alembic"]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if tracking == "mlflow" and missing:
+        raise StartUpRefused(
+            f"Expected {' and '.join(needed)} for --tracking mlflow, got an installation without {', '.join(missing)}; "
+            "install them with: pip install mlflow"
+        )
 
 
 def _own_loss(path: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def the_problem(data: Path, **options: Any) -> str:
 
 def test_the_default_training_is_ok(phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = findings(phantom_folder, epochs=7, val_interval=3, batch_size=3)
+    found = findings(phantom_folder, epochs=7, val_interval=3, batch_size=3, tracking="mlflow", run_name="mine")
     assert {finding.level for finding in found} == {"ok"}
     text = "\n".join(finding.text for finding in found)
     assert "4 cases would train and 2 validate, in patches of 32 x 32 x 16 voxels, 3 a step, on cpu in float32" in text

@@ -35,7 +35,7 @@ class CheckLoadedCased(MapTransform):
     ) -> None:
         super().__init__([image, label])
         self.in_channels = in_channels
-        self.label_values = [float(value) for value in label_values]
+        self.label_values = list(label_values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item as it is."""
@@ -55,10 +55,12 @@ class CheckLoadedCased(MapTransform):
             )
         _refuse_other_grid(image, label, of_image, of_label)
         values = label.as_tensor()
+        if not values.is_floating_point():
+            values = values.to(torch.int64)  # unsigned numbers have no ignore label below 0
         foreign = values[~torch.isin(values, torch.tensor(self.label_values, dtype=values.dtype))]
         if foreign.numel():
-            shown = ", ".join(f"{value:g}" for value in foreign.unique()[:_SHOWN].tolist())
-            known = ", ".join(f"{value:g}" for value in self.label_values)
+            shown = ", ".join(f"{value:.19g}" for value in foreign.unique()[:_SHOWN].tolist())
+            known = ", ".join(map(str, self.label_values))
             raise DatasetError(f"{of_label}: expected the label values {known}, got {shown} too; correct the file.")
         return dict(data)
 

@@ -38,6 +38,7 @@ from monai_extra_losses.data.datalist import (
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
+from monai_extra_losses.data.remarks import remark_sentences
 from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
@@ -438,6 +439,7 @@ class InferenceSetUp:
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
+        self._remarks: tuple[str, ...] = ()
         self.passed_over: tuple[str, ...] = ()
         self._model_file = model_file
         self.made_of: dict[str, dict[str, Any]] = {}
@@ -472,6 +474,7 @@ class InferenceSetUp:
         self.passed_over = found.passed_over
         recorded = SegmentationRecord(self.output_dir)
         others: list[str] = []
+        remarks: dict[Path, tuple[str, ...]] = {}
         for name, files in found.cases.items():
             made_of = self.made_of[name] = {"model": model, "options": options, "input": input_stamp(files)}
             there = [file for file in self.files_of(name) if (self.output_dir / file).exists()]
@@ -484,7 +487,7 @@ class InferenceSetUp:
                 self._finished.append(name)
                 continue
             try:
-                refuse_unlike(files, self.record.in_channels, self.series)
+                remarks |= refuse_unlike(files, self.record.in_channels, self.series)
                 self._to_do.append({"image": [str(file) for file in files], "case": name})
             except DatasetError as error:
                 self.failures[name] = str(error)
@@ -495,6 +498,7 @@ class InferenceSetUp:
             )
         if not self._to_do and not self._finished:
             self.refuse_failures()
+        self._remarks = remark_sentences(remarks)
 
     @property
     def model_file(self) -> str:
@@ -505,7 +509,7 @@ class InferenceSetUp:
     def dtype(self) -> type:
         """The smallest type that holds every label value written."""
         least, most = min(self.written_labels), max(self.written_labels)
-        types = (np.uint8, np.uint16, np.int16, np.int32)
+        types = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
         return next(t for t in types if np.iinfo(t).min <= least and most <= np.iinfo(t).max)
 
     def _channel_files(self, given: Any) -> bool | None:
@@ -531,9 +535,11 @@ class InferenceSetUp:
             logger.warning(sentence)
 
     def items_to_do(self) -> list[dict[str, Any]]:
-        """The cases that are not finished; how many are is said, and what is passed over."""
+        """The cases that are not finished; how many are is said, what is passed over and what headers leave open."""
         for text in self.passed_over:
             logger.info(f"Passed over: {text}")
+        for remark in self._remarks:
+            logger.warning(remark)
         if self._finished:
             named = f"{', '.join(self._finished[:3])}{', ...' if len(self._finished) > 3 else ''}"
             logger.info(f"{len(self._finished)} case(s) skipped, finished in {self.output_dir}: {named}")

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
+import nibabel
+import numpy as np
 import torch
-from monai.data import Dataset, MetaTensor
+from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform
@@ -184,7 +186,7 @@ class SegmentationOfScoresd(MapTransform):
             scores: MetaTensor = changed[key]
             values = scores.as_tensor()
             classes = values.argmax(dim=0) if self.regions is None else self._classes_of_regions(values)
-            table = torch.tensor(self.written, dtype=torch.int32, device=values.device)
+            table = torch.tensor(self.written, dtype=torch.int64, device=values.device)
             changed[key] = MetaTensor(table[classes][None], meta=scores.meta)
             if self.probabilities is not None:
                 found = values.float()
@@ -207,3 +209,25 @@ class SegmentationOfScoresd(MapTransform):
                 there = torch.tensor(pattern, device=scores.device)
                 classes[(inside == there.view(-1, 1, 1, 1)).all(dim=0)] = number
         return classes
+
+
+class LabelIdWriter(NibabelWriter):
+    """MONAI's writer of NIfTI, for label ids that float32 does not hold: it keeps them as they are, on their own grid.
+
+    MONAI's passes them through a resampler that rounds to float32 even where there is nothing to resample (1.6.1), and
+    nibabel writes 64 bits only where a header asks for them.
+    """
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
+        """Take the affine; what else MONAI does here is resampling."""
+        if resample:
+            raise ValueError("expected resample=False for label ids, got True; bring scores to the grid before.")
+        _, affine, _ = self.get_meta_info(meta_dict)
+        self.affine = None if affine is None else np.asarray(affine)
+
+    @classmethod
+    def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
+        """The NIfTI image of an array, see `NibabelWriter`."""
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(dtype)
+        return super().create_backend_obj(data_array, affine=affine, dtype=dtype, **{"header": header, **kwargs})

@@ -685,7 +685,7 @@ def test_inference_refuses_inputs_it_cannot_name_or_read(
 
     refusal(r"Expected --input to hold files \.nii\.gz, .*, got none")
     (source / "broken.nii.gz").write_bytes(b"no volume")
-    refusal(r"broken\.nii\.gz: expected a whole volume, got an unreadable or damaged file")
+    refusal(r"broken\.nii\.gz: expected a whole gzip file, got a damaged one")
     (source / "broken.nii.gz").unlink()
     image = nibabel.load(phantom_folder / "imagesTs" / "phantom_test_000.nii.gz")
     for name in ("a.nii", "a.nii.gz"):

@@ -443,6 +443,18 @@ def test_an_ignore_index_means_the_label_of_the_files(data: Path, tmp_path: Path
         assert table(run.training_csv)[0][column] == table(same.training_csv)[0][column]
 
 
+def test_an_ignore_label_that_float32_does_not_hold(data: Path, trained: RunFolder, tmp_path: Path) -> None:
+    """Nor tells apart from a class."""
+    folder, large = shutil.copytree(data, tmp_path / "data"), 1 << 24
+    for file in folder.glob("labelsT?/*"):
+        rewrite(file, lambda voxels: np.array([0, 1, large, large + 1], np.int32)[np.where(voxels == 255, 3, voxels)])
+    labels = {"0": "background", "1": "organ", str(large): "lesion"}
+    run = train(declare(folder, labels=labels, ignore_label=large + 1), tmp_path / "run")
+    assert RunRecord.read(run.record).values_in_memory == {0: 0, 1: 1, large: 2, large + 1: -1}
+    for column in ("train_loss", "val_mean_dice"):
+        assert table(run.training_csv)[0][column] == table(trained.training_csv)[0][column]
+
+
 def test_a_class_that_the_loss_ignores_is_warned_of(
     phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

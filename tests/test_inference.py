@@ -641,15 +641,15 @@ def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
     nibabel.save(nibabel.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), folder / "nan.nii")
     sitk.WriteImage(image[:, :, 0], str(folder / "flat.mha"))
     return {
-        "cut": "cut.nii.gz: expected a whole volume, got an unreadable or damaged file",
-        "cut too": "cut too.nii: expected a whole volume, got an unreadable or damaged file",
+        "cut": "cut.nii.gz: expected a whole gzip file, got a damaged one",
+        "cut too": "cut too.nii: expected a whole NIfTI file of",
         "cut3": "cut3.nrrd: expected a whole volume, got one that cannot be read",
         "cut series": "slices are missing",
-        "empty": "empty.nii.gz: expected a whole volume, got an unreadable or damaged file",
+        "empty": "empty.nii.gz: expected a NIfTI file, got an empty one",
         "text": "text.mha: expected a whole volume, got one that cannot be read",
         "four": "four.nii.gz: expected 1 channel(s) as in the run, got 2.",
         "vector": "vector.nrrd: expected one real number per voxel, got 2",
-        "nan": "nan.nii: expected numbers, got voxels of NaN or infinity",
+        "nan": "nan.nii: expected numbers, got 512 voxels of NaN or infinity",
         "flat": "flat.mha: expected a volume of several slices",
     }
 
@@ -676,7 +676,7 @@ def test_one_volume_that_cannot_be_segmented_is_one_sentence(trained: RunFolder,
     (tmp_path / "a.nii.gz").touch()
     with pytest.raises(StartUpRefused) as ended:
         infer(trained, tmp_path / "a.nii.gz", tmp_path / "out")
-    assert str(ended.value.code).startswith(f"{tmp_path / 'a.nii.gz'}: expected a whole volume, got an unreadable")
+    assert str(ended.value.code).startswith(f"{tmp_path / 'a.nii.gz'}: expected a NIfTI file, got an empty")
     assert not (tmp_path / "out").exists()
     write_dicom(volume(np.zeros((8, 8, 8), np.int16)), tmp_path / "series", leave_out=range(1, 8))
     (slice_,) = (tmp_path / "series").iterdir()
@@ -715,7 +715,7 @@ def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_fo
     assert "1 of 2 cases could not be segmented:\n  phantom_test_001: " in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(names_in(tmp_path / "out")) == 2
-    assert (ended.stdout + ended.stderr).count("expected a whole volume") == 1
+    assert (ended.stdout + ended.stderr).count("expected a whole gzip file") == 1
 
 
 # ---- exports -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.intensities import intensity_problem
-from monai_extra_losses.data.label_ids import count_ids, refusals_of
+from monai_extra_losses.data.label_ids import count_ids, refusals_of, remarks_of
 from monai_extra_losses.data.label_layers import open_label, refuse_values_without_segment
 from monai_extra_losses.data.manifest import Stamp, stamp_of
 from monai_extra_losses.data.nifti import TOLERANCE, corner_distance_mm, is_nifti
@@ -33,6 +34,7 @@ class CheckedCase:
         names: label id of the sources -> its name, where the label names them.
         outside: label id -> (voxels outside the image, voxels in all), of those that another grid leaves out.
         vanished: label ids without a voxel on the image's grid, and with some on their own.
+        remarks: path -> what is assumed of it, keys of `remarks.REMARKS`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class CheckedCase:
     names: dict[int, str] = field(default_factory=dict)
     outside: dict[int, tuple[int, int]] = field(default_factory=dict)
     vanished: tuple[int, ...] = ()
+    remarks: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def grid(self) -> VolumeGrid:
@@ -91,7 +94,12 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
         raise DatasetError(problems)
     files = [file for volume in (*images, *([label] if label else [])) for file in volume.files]
     sources = {str(file.absolute()): stamp_of(file) for file in files}
-    return CheckedCase(case.name, tuple(images), label, found.voxels, sources, names, found.outside, found.vanished)
+    remarks = {volume.path: volume.remarks for volume in images}
+    if label is not None:
+        remarks[label.path] = (*label.remarks, *found.remarks)
+    return CheckedCase(
+        case.name, tuple(images), label, found.voxels, sources, names, found.outside, found.vanished, remarks
+    )
 
 
 def _voxel_problems(image: VolumeSource) -> Iterable[str]:
@@ -109,6 +117,7 @@ class _LabelVoxels:
     voxels: dict[int, int]
     outside: dict[int, tuple[int, int]] = field(default_factory=dict)
     vanished: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> _LabelVoxels:
@@ -127,14 +136,15 @@ def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> 
     if problems := [f"{label.path}: {sentence}" for sentence in refusals_of(count)]:
         raise DatasetError(problems)
     if label.grid.matches(image.grid):
-        return _LabelVoxels(count.voxels)
+        return _LabelVoxels(count.voxels, remarks=tuple(remarks_of(count)))
     before = label.load()
     whole = count_ids(sitk.GetArrayViewFromImage(before)).voxels
     outside = {
         value: (number, whole.get(value, number))
         for value, number in voxels_outside(sitk.GetArrayViewFromImage(before), label.grid, image.grid).items()
     }
-    return _LabelVoxels(count.voxels, outside, tuple(value for value in whole if value not in count.voxels))
+    vanished = tuple(value for value in whole if value not in count.voxels)
+    return _LabelVoxels(count.voxels, outside, vanished, tuple(remarks_of(count)))
 
 
 def voxels_outside(label: NDArray[Any], grid: VolumeGrid, image: VolumeGrid) -> dict[int, int]:

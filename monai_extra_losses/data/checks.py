@@ -19,9 +19,9 @@ from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.ignore_label import hint_to_ignore
 from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
-from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of
+from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of, remarks_of
 from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, open_nifti
-from monai_extra_losses.data.remarks import COARSE_LABELS, ROUNDED_LABELS, orientation_hint, remark_sentences
+from monai_extra_losses.data.remarks import orientation_hint, remark_sentences
 
 _logger = logging.getLogger(__name__)
 _SHOWN = 5  # label values or files named in one sentence
@@ -102,8 +102,9 @@ class _FileScan:
         return _spacing(self.affine)
 
     @property
-    def voxels(self) -> dict[int, int]:
-        return {} if self.label is None else self.label.voxels
+    def voxels(self) -> tuple[tuple[int, int], ...]:
+        """Label value, voxels."""
+        return () if self.label is None else tuple(self.label.voxels.items())
 
 
 def check_cases(
@@ -187,8 +188,8 @@ def _image_problems(
                 "replace them or leave the case out."
             )
         for channel, intensity in enumerate(scan.intensity):
+            where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
             if intensity.min == intensity.max:
-                where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
                 yield f"{file}: expected an image, got the constant {intensity.min:g} in every voxel{where}."
             elif not scan.not_finite and (sentence := too_large(intensity.min, intensity.max)):
                 yield f"{file}: {sentence}"
@@ -220,7 +221,7 @@ def _label_problems(
     if scan.label is not None:
         yield from (f"{case.label}: {sentence}" for sentence in refusals_of(scan.label))
     declared = case_list.labels
-    annotated = {value: count for value, count in scan.voxels.items() if value != case_list.ignore_label}
+    annotated = {value: count for value, count in scan.voxels if value != case_list.ignore_label}
     if scan.voxels and not annotated:
         yield (
             f"{case.label}: expected voxels with annotation, got the ignore label {case_list.ignore_label} in every "
@@ -407,8 +408,7 @@ def _scan_file(path: Path, kind: _Kind) -> _FileScan:
     if kind == "image":
         return _FileScan(shape, rows, file.remarks, *_measured(file, data))
     count = count_ids(data, file.scaled if file.is_scaled else None)
-    found = {ROUNDED_LABELS: count.rounded > 0, COARSE_LABELS: count.coarse}
-    return _FileScan(shape, rows, (*file.remarks, *(key for key in found if found[key])), label=count)
+    return _FileScan(shape, rows, (*file.remarks, *remarks_of(count)), label=count)
 
 
 def read_voxels(path: Path, kind: _Kind) -> tuple[NiftiFile, NDArray[Any]]:

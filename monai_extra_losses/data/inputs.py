@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shlex
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,19 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 from monai.data import NibabelReader
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
+from monai_extra_losses.data.intensities import intensity_problem
+from monai_extra_losses.data.label_ids import count_ids, label_ids_of, refusals_of
 from monai_extra_losses.data.layouts import CASE, channels_of_cases, patterns_of
+from monai_extra_losses.data.nifti import is_nifti, open_nifti, regular_size
 from monai_extra_losses.data.pairing import _CHANNEL
+from monai_extra_losses.data.remarks import orientation_hint
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, _data_files, is_dicom, open_volume
 
-_NIFTI_SUFFIXES = (".nii.gz", ".nii")
-_UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError)
+_FOR_TORCH = {"uint16": np.int32, "uint32": np.int64}  # which has hardly an operation for these
 
 _Files = TypeVar("_Files")
 
@@ -71,7 +72,8 @@ def find_inputs(
     source = Path(source)
     if not source.exists():
         raise DatasetError(f"Expected --input to be a volume or a folder of volumes, got {source}, which is not there.")
-    if source.is_file():
+    if not source.is_dir():
+        regular_size(source)  # refuses named pipes and devices
         return FoundInputs({_name(source): (source,)})
     if _is_series(source):
         return FoundInputs({composed(source.resolve().name): (source,)})
@@ -165,7 +167,7 @@ def _volumes_in(folder: Path) -> list[Path]:
     ]
 
 
-def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = None) -> None:
+def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = None) -> dict[Path, tuple[str, ...]]:
     """Read the headers of a case.
 
     Args:
@@ -173,22 +175,25 @@ def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = 
         in_channels: of the network.
         series: picks a series of a DICOM folder, as `open_volume` says.
 
+    Returns:
+        Path -> what is assumed where its header says nothing or two things, keys of `remarks.REMARKS`.
+
     Raises:
         DatasetError: a volume that cannot be read or has not three dimensions, or another number of channels.
     """
     count = 0
+    remarks: dict[Path, tuple[str, ...]] = {}
     for path in paths:
-        if _is_nifti(path):
-            shape = _opened_nifti(path).shape
-            if len(shape) not in (3, 4):
-                raise DatasetError(f"{path}: expected a 3D volume, got the shape {shape}.")
-            count += shape[3] if len(shape) == 4 else 1
+        if is_nifti(path) and not path.is_dir():
+            file = open_nifti(path)
+            remarks[path] = file.remarks
+            count += file.shape[3] if len(file.shape) == 4 else 1
         else:
             if path.is_file() and is_dicom(path):
                 raise DatasetError(
                     f"{path}: expected the folder of a DICOM series, got one of its files; give the folder."
                 )
-            open_volume(path, series)
+            remarks[path] = open_volume(path, series).remarks
             count += 1
     if count != in_channels:
         hint = (
@@ -197,6 +202,7 @@ def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = 
             else ""
         )
         raise DatasetError(f"{paths[-1]}: expected {in_channels} channel(s) as in the run, got {count}{hint}.")
+    return remarks
 
 
 def input_stamp(paths: Sequence[Path]) -> dict[str, list[int | str]]:
@@ -212,15 +218,17 @@ def input_stamp(paths: Sequence[Path]) -> dict[str, list[int | str]]:
             stamps[path.name] = [len(files), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
         else:
             for file in (path, *_data_files(path)):
-                stamps[file.name] = [file.stat().st_size, file.stat().st_mtime_ns]
+                status = file.stat() if file.exists() else file.lstat()  # a link to nothing is refused later
+                stamps[file.name] = [status.st_size, status.st_mtime_ns]
     return stamps
 
 
 class AnyVolumeReader(NibabelReader):
-    """MONAI's NIfTI reader, which takes every format of `open_volume`.
+    """MONAI's reader of NIfTI, for every format of `open_volume`.
 
-    What SimpleITK reads is handed on as a NIfTI image in memory: the same axes, the same voxels, its position in RAS
-    coordinates. So all formats take one way through the transforms, and a NIfTI file the way it takes in training.
+    Every volume is handed on as a NIfTI image in memory: its axes, its voxels, its position in RAS coordinates. So all
+    formats take one way through the transforms. A NIfTI file is read as `open_nifti` says: its affine is nibabel's,
+    which MONAI's own reader replaces by the qform where pixdim has another spacing (1.6.1).
 
     Args:
         series: picks a series of a DICOM folder, as `open_volume` says.
@@ -238,54 +246,64 @@ class AnyVolumeReader(NibabelReader):
         """The paths; MONAI takes an error here for that of one reader among several, and buries it."""
         return [Path(path) for path in ([data] if isinstance(data, str | os.PathLike) else data)]
 
-    def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
+    def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
         """Voxels and header; several files become the channels of one volume.
 
         Raises:
-            DatasetError: a volume that cannot be read whole, or channels on different grids.
+            DatasetError: a volume that cannot be read whole, values that `values_of` refuses, or channels on different
+                grids.
         """
-        images = [_opened_nifti(path) if _is_nifti(path) else _as_nifti(path, self.series) for path in img]
-        for path, image in zip(img, images, strict=True):
+        images = []
+        remarks: dict[Path, tuple[str, ...]] = {}
+        for path in img:
+            voxels, affine, remarks[path] = _read_any(path, self.series)
+            voxels = self.values_of(path, voxels)
+            images.append(nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype))
             first = images[0]
-            if image.shape[:3] != first.shape[:3] or not np.allclose(image.affine, first.affine, atol=1e-3):
-                raise DatasetError(f"{path}: expected the grid of {img[0]}, got another; resample it onto that grid.")
-        self.filenames = [str(path) for path in img]
-        try:
-            voxels, header = super().get_data(images)
-        except (ValueError, *_UNREADABLE) as error:
-            raise DatasetError(_damaged(img, error)) from error
-        if not np.isfinite(voxels).all():
-            raise DatasetError(f"{img[0]}: expected numbers, got voxels of NaN or infinity; replace them.")
+            if images[-1].shape[:3] != first.shape[:3] or not np.allclose(affine, first.affine, atol=1e-3):
+                raise DatasetError(
+                    f"{path}: expected the grid of {img[0]}, got another; resample it onto that grid."
+                    f"{orientation_hint(path, img[0], remarks)}"
+                )
+        reader = NibabelReader()  # of its own for each call, because it keeps the names and threads may share this one
+        reader.filenames = [str(path) for path in img]
+        voxels, header = reader.get_data(images)
         return voxels, header
 
+    def values_of(self, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+        """The voxels of one file as they are handed on.
 
-def _as_nifti(path: Path, series: str | None) -> nibabel.Nifti1Image:
+        Raises:
+            DatasetError: NaN, infinity, or numbers that float32 does not hold.
+        """
+        if problem := intensity_problem(voxels):
+            raise DatasetError(f"{path}: {problem}")
+        return voxels
+
+
+class LabelIdReader(AnyVolumeReader):
+    """The same for labels: ids as whole numbers, exact up to 64 bits, where float32 holds them up to 24."""
+
+    def values_of(self, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Label ids.
+
+        Raises:
+            DatasetError: voxels that hold no whole numbers of at most 64 bits.
+        """
+        if problems := [f"{path}: {sentence}" for sentence in refusals_of(count_ids(voxels))]:
+            raise DatasetError(problems)
+        ids = label_ids_of(voxels)
+        return ids.astype(_FOR_TORCH.get(ids.dtype.name, ids.dtype), copy=False)
+
+
+def _read_any(path: Path, series: str | None) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...]]:
+    """Voxels of axes x, y, z (and channel), affine and remarks."""
+    if is_nifti(path) and not path.is_dir():
+        file = open_nifti(path)
+        return file.read(), file.affine, file.remarks
     source = open_volume(path, series)
     # SimpleITK's arrays have the axes z, y, x
-    voxels = sitk.GetArrayFromImage(source.load()).T
-    if voxels.dtype in (np.int64, np.uint64):  # NIfTI's readers shun them
-        voxels = voxels.astype(np.float64)
-    return nibabel.Nifti1Image(voxels, source.grid.affine)
-
-
-def _opened_nifti(path: Path) -> SpatialImage:
-    """The header of a NIfTI file; voxels are read when asked for."""
-    try:
-        image = nibabel.load(path)
-    except _UNREADABLE as error:
-        raise DatasetError(_damaged([path], error)) from error
-    if not isinstance(image, SpatialImage):
-        raise DatasetError(f"{path}: expected a volume, got another file.")
-    return image
-
-
-def _damaged(paths: Sequence[Path], error: Exception) -> str:
-    reason = str(error).partition("\n")[0]
-    return f"{paths[0]}: expected a whole volume, got an unreadable or damaged file ({reason}); copy it again."
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(_NIFTI_SUFFIXES)
+    return sitk.GetArrayFromImage(source.load()).T, source.grid.affine, source.remarks
 
 
 def _suffix(path: Path) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.ignore_label import usual_ignore_label
+from monai_extra_losses.data.remarks import COARSE_LABELS, ROUNDED_LABELS
 
 NEARLY_WHOLE = 1e-3
 """A label value this near to a whole number is one: a scale factor of 32 bits in a header gives 2.9999999."""
@@ -105,6 +106,14 @@ def refusals_of(count: LabelCount) -> Iterable[str]:
             f"expected label ids of at most {LARGEST_ID} (64 bits with a sign), got larger ones in {count.too_large} "
             "voxels; give them smaller ids."
         )
+
+
+def remarks_of(count: LabelCount) -> Iterable[str]:
+    """What is assumed of the values of a label, keys of `remarks.REMARKS`."""
+    if count.rounded:
+        yield ROUNDED_LABELS
+    if count.coarse:
+        yield COARSE_LABELS
 
 
 def _nearest_whole(values: NDArray[Any]) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import nibabel as nib
+import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -40,7 +41,8 @@ from monai_extra_losses.data.manifest import (
     write_through,
 )
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
-from monai_extra_losses.data.volumes import VolumeGrid
+from monai_extra_losses.data.remarks import remark_sentences
+from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
 _SECONDS_BETWEEN_RECORDS = 5.0
@@ -245,7 +247,8 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     remove_unfinished(out)
     folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
     passed_over = [f"passed over: {text}" for text in other_files(folders)]
-    notes = (*plan.notes, *_left_out(labelled), *passed_over)
+    remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
+    notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
     return PreparedDataset(
         out, labelled, to_segment, len(records) - len(finished), plan.labels, options.ignore_label, notes
     )
@@ -427,12 +430,19 @@ def _write_case(out: Path, case: CheckedCase, record: CaseRecord, new_ids: Mappi
     files = list(record.outputs)
     for file, source in zip(files, case.images, strict=False):
         image = source.load()
-        outputs[file] = _write_volume(out, file, sitk.GetArrayViewFromImage(image), source.grid)
+        outputs[file] = _write_volume(out, file, _as_trained(source, image), source.grid)
     if case.label is not None:
         label = label_on_grid(case.label, case.grid)
         voxels = renumber(sitk.GetArrayViewFromImage(label), new_ids)
         outputs[files[-1]] = _write_volume(out, files[-1], voxels, case.grid if case.resampled else case.label.grid)
     return dataclasses.replace(record, outputs=outputs)
+
+
+def _as_trained(source: VolumeSource, image: sitk.Image) -> NDArray[Any]:
+    """The voxels of an image; what a header scales from 16 bits in float32, in which training computes."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    scaled = source.nifti is not None and source.nifti.is_scaled and source.nifti.stored.itemsize <= 2
+    return voxels.astype(np.float32) if scaled else voxels
 
 
 def _write_volume(out: Path, name: str, voxels: NDArray[Any], grid: VolumeGrid) -> Stamp:

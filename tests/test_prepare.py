@@ -676,8 +676,17 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
             overwrite=overwrite,
         )
     refused(tmp_path, r"file: expected a folder for the data set, got a file", "used/file")
-    (tmp_path / "used" / "manifest.json").write_text('{"manifest_version": 3}')
-    refused(tmp_path, r"manifest\.json: expected the manifest of an earlier call, got another file", "used")
+    prepare(tmp_path, "prepared")
+    whole = json.loads((tmp_path / "prepared" / "manifest.json").read_text())
+    for content in (
+        '{"manifest_version": 3}',
+        "[" * 200_000,
+        json.dumps({**whole, "options": []}),
+        json.dumps({**whole, "cases": [{**whole["cases"][0], "outputs": ["a"]}]}),
+        json.dumps({**whole, "cases": [3]}),
+    ):
+        (tmp_path / "used" / "manifest.json").write_text(content)
+        refused(tmp_path, r"manifest\.json: expected the manifest of an earlier call, got another file", "used")
 
 
 def test_a_manifest_cannot_have_files_elsewhere_deleted(tmp_path: Path) -> None:

@@ -23,10 +23,19 @@ class FolderFiles:
         self._listed: dict[Path, tuple[str, ...]] = {}
 
     def names_in(self, folder: Path) -> tuple[str, ...]:
-        """Names of the files and folders in a folder, sorted; none in a folder that is not there."""
+        """Names of the files and folders in a folder, sorted; none in a folder that is not there.
+
+        Raises:
+            DatasetError: a folder that may not be read.
+        """
         if folder not in self._listed:
             try:
                 names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+            except PermissionError as error:
+                raise DatasetError(
+                    f"{folder}: expected a folder that can be read, got an error ({error.strerror}); change its "
+                    "permissions."
+                ) from error
             except OSError:
                 names = []
             self._listed[folder] = tuple(names)

@@ -225,7 +225,7 @@ def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypat
     def forbidden(folder: Path) -> list[str]:
         raise PermissionError(13, "Permission denied", folder)
 
-    monkeypatch.setattr(os, "listdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
     with pytest.raises(DatasetError, match=r"imagesTr: expected a folder that can be read, got an error \(Permission"):
         read_case_list(tmp_path)
 

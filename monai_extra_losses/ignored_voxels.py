@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
@@ -29,10 +30,12 @@ class RefuseUnannotatedd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """The item as it is."""
         for key in self.key_iterator(dict(data)):
-            if not (data[key] != self.ignore_index).any():
+            label = data[key]
+            if not (label != self.ignore_index).any():
+                file = label.meta.get("filename_or_obj", key) if isinstance(label, MetaTensor) else key
                 raise DatasetError(
-                    "expected voxels with annotation after resampling, got the ignore label in every voxel; take a "
-                    "finer --pixdim, or leave the case out."
+                    f"{file}: expected voxels with annotation after resampling, got the ignore label in every voxel; "
+                    "take a finer --pixdim, or leave the case out."
                 )
         return dict(data)
 

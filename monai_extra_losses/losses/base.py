@@ -19,6 +19,7 @@ from monai_extra_losses.losses.inputs import (
     one_channel,
     plain_data,
 )
+from monai_extra_losses.losses.options import check_options
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -29,6 +30,7 @@ from monai_extra_losses.ops.terms import (
     VoxelFormula,
     VoxelMap,
     VoxelSums,
+    sum_dtype,
 )
 
 Reduction = Literal["mean", "sum", "none"]
@@ -36,6 +38,8 @@ AbsentClass = Literal["smooth", "skip"]
 Weight = float | Sequence[float] | Tensor | None
 OtherAct = Callable[[Tensor], Tensor] | None
 Terms = tuple[tuple[Source, Term], ...]
+
+_EXACT = ("class_weight", "class_frequencies")  # buffers that keep their precision
 
 TARGET_SUMS: tuple[Source, Term] = ("scores", TargetSums())
 
@@ -108,14 +112,15 @@ def refuse_negative(**numbers: float) -> None:
 
 
 def class_weights(weight: Weight) -> Tensor | None:
-    """A number, list, tuple or tensor as a float buffer of zero or one axes.
+    """A number, list, tuple or tensor as a float64 buffer of zero or one axes.
 
     Raises:
         ValueError: negative weights, or a tensor of more than one axis.
     """
     if weight is None:
         return None
-    tensor = torch.as_tensor(weight, dtype=torch.get_default_dtype()).detach().clone()
+    device = weight.device if isinstance(weight, Tensor) else torch.get_default_device()
+    tensor = torch.as_tensor(weight, dtype=sum_dtype(device)).detach().clone()
     if tensor.ndim > 1:
         raise ValueError(f"expected a weight of one number or one per class, got shape {tuple(tensor.shape)}.")
     if not bool((tensor >= 0).all()):  # NaN is not either
@@ -195,6 +200,7 @@ class SegmentationLoss(nn.Module):
             except TypeError as error:  # the constructor would name a base, or a part
                 known = ", ".join(signature.parameters)
                 raise TypeError(f"{cls.__name__}: {error}; its options are {known}.") from None
+        check_options(cls, args, options)
         return super().__new__(cls)
 
     def __init__(
@@ -244,6 +250,18 @@ class SegmentationLoss(nn.Module):
             else:
                 self.class_weight = self.class_weight.new_empty(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the class weights with the module, and keep their precision: a half has no 1e-8, and no 1e5."""
+        exact = {name: buffer for name in _EXACT if (buffer := self._buffers.get(name)) is not None}
+        self._buffers.update({name: buffer.to(torch.float32) for name, buffer in exact.items()})  # for Apple's GPUs
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            dtype = sum_dtype(moved.device)
+            self._buffers[name] = moved.to(dtype) if buffer.is_meta else buffer.to(moved.device, dtype)
+        return self
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the loss.
@@ -374,7 +392,7 @@ class SegmentationLoss(nn.Module):
         """Reduce (B, C') values of samples and classes, of which those in `keep` (B, C') or (B, 1) enter the mean."""
         if keep is not None:
             keep = keep[:, : values.shape[1]]  # a loss over all classes has one value per sample
-            values = torch.where(keep, values, 0)
+            values = torch.where(keep | values.isnan(), values, 0)
         if self.reduction == "none":
             return values[(...,) + (None,) * spatial_axes]
         if self.reduction == "sum":
@@ -483,8 +501,9 @@ class RegionLoss(SegmentationLoss):
         parts = self.kept(parts, axis=2)
         keep = self.counted(inputs, *parts[first : first + 2])
         if keep is not None:
-            # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest.
-            parts = torch.where(keep, parts, 1)
+            # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest. NaN
+            # stays: what is not a number must not pass for an absent class.
+            parts = torch.where(keep | parts.isnan().any(0), parts, 1)
         kept = iter(parts)
         tp, p = next(kept), next(kept)
         extras: dict[str, Tensor] = {}
@@ -594,7 +613,7 @@ class DistributionLoss(SegmentationLoss):
         """(C,) weights of all channels; 1 for a background that is left out."""
         channels = inputs.scores.shape[1]
         dropped = self.one_vs_rest(inputs) and not self.include_background and channels > 1
-        weight = self.weights_for(channels - dropped, inputs.scores)
+        weight = self.weights_for(channels - dropped, inputs.exact())
         if weight is not None and dropped:
             weight = torch.cat([weight.new_ones(1), weight])
         return weight
@@ -628,4 +647,4 @@ class DistributionLoss(SegmentationLoss):
         if self.reduction == "sum":
             return total
         # Nothing kept: 0, with zero gradient.
-        return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0)
+        return torch.where((count > 0) | total.isnan(), total / torch.where(count > 0, count, 1), 0)

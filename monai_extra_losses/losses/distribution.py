@@ -4,7 +4,7 @@ import dataclasses
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Unpack
 
 import torch
@@ -124,7 +124,8 @@ class FusedFocalLoss(DistributionLoss):
     Shapes: as `SegmentationLoss`, and (B, C) without spatial axes.
 
     Raises:
-        ValueError: gamma < 0, an `alpha` or `weight` of the wrong length; else see `SegmentationLoss`.
+        ValueError: gamma < 0, alpha outside [0, 1] (a number of a sequence: < 0), an `alpha` or `weight` of the wrong
+            length; else see `SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -164,10 +165,11 @@ class FusedFocalLoss(DistributionLoss):
         )
         if not gamma >= 0:
             raise ValueError(f"expected gamma >= 0, got {gamma}.")
-        if use_softmax and not include_background and isinstance(alpha, int | float):
+        self.alpha = tuple(map(float, alpha)) if isinstance(alpha, Iterable) else alpha
+        _refuse_sign(self.alpha)
+        if use_softmax and not include_background and isinstance(self.alpha, int | float):
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=2)
         self.gamma = gamma
-        self.alpha = alpha if alpha is None or isinstance(alpha, int | float) else tuple(float(a) for a in alpha)
         self.use_softmax = use_softmax
 
     @property
@@ -197,8 +199,7 @@ class FusedFocalLoss(DistributionLoss):
         return self._mean_or_sum(loss.sum(), voxels.sum())
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
-        like = inputs.scores.new_zeros((), dtype=torch.float32)
-        return VoxelMap(self.sums(inputs), *self._factors(inputs, like), spread=True)
+        return VoxelMap(self.sums(inputs), *self._factors(inputs, inputs.exact()), spread=True)
 
     def wrap(
         self,
@@ -242,6 +243,15 @@ class FusedFocalLoss(DistributionLoss):
             positive, negative = positive * weight, negative * weight
         dropped = (channels - kept, 0)  # the background's factor does not matter
         return F.pad(positive, dropped), F.pad(negative, dropped)
+
+
+def _refuse_sign(alpha: float | tuple[float, ...] | None) -> None:
+    """Refuse an alpha that would turn the sign of the loss: a number has 1 - alpha on the other side."""
+    if isinstance(alpha, tuple):
+        if not all(number >= 0 for number in alpha):
+            raise ValueError(f"expected alpha of numbers >= 0, got {alpha}.")
+    elif alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"expected alpha in [0, 1], got {alpha}.")
 
 
 class PolyLoss(DistributionLoss):
@@ -482,9 +492,9 @@ class TopKLoss(DistributionLoss):
         count = (number * self.k / 100).floor().clamp_min(1)
         # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
         if self.k < 100:
-            most = max(1, math.floor(losses.shape[1] * self.k / 100))
+            most = min(max(1, math.floor(losses.shape[1] * self.k / 100)), losses.shape[1])
             largest = losses.topk(most, dim=1).values
-            losses = largest * (torch.arange(most, device=losses.device) < count.unsqueeze(1))
+            losses = torch.where(torch.arange(most, device=losses.device) < count.unsqueeze(1), largest, 0)
         means = losses.sum(1).to(torch.float64) / count
         present = number > 0
         total = torch.where(present, means, 0).sum()
@@ -494,9 +504,9 @@ class TopKLoss(DistributionLoss):
         """(B,) or with `batch` (1,) number of voxel losses that count, in float64."""
         counted = inputs.counted()
         if counted is None:
-            number = torch.full((loss.shape[0],), loss[0, 0].numel(), device=loss.device)
+            number = torch.full((loss.shape[0],), math.prod(loss.shape[2:]), device=loss.device)
         else:
-            number = torch.stack([sample.count_nonzero() for sample in counted])
+            number = counted.flatten(1).sum(1)
         number = loss.shape[1] * number.to(torch.float64)
         return number.sum(0, keepdim=True) if self.batch else number
 

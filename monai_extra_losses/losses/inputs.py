@@ -60,8 +60,12 @@ class LossInputs:
 
     @property
     def counts_all(self) -> bool:
-        """Whether every voxel counts 1: no mask, nothing ignored."""
-        return self._layout(self.scores).counts_all
+        """Whether every voxel counts 1: no mask, nothing ignored, and there is any."""
+        return self.scores.shape[0] > 0 and self._layout(self.scores).counts_all
+
+    def exact(self) -> Tensor:
+        """An empty tensor on the device, in the dtype of sums: what factors of voxels are made like."""
+        return self.scores.new_empty(0, dtype=sum_dtype(self.scores.device))
 
     def compute(self, terms: Iterable[tuple[Source, Term]]) -> None:
         """Compute what is not there yet, in one pass for each source."""
@@ -232,7 +236,12 @@ class LossInputs:
             return self.scores
         if self._activated_scores is not None:
             return self._activated_scores
-        activated = plain("the result of other_act", self.other_act(self.scores))
+        # In half precision a small p has few digits, and its slope 1/p may be infinite.
+        scores = self.scores.to(self._layout(self.scores).dtype)
+        counted = self.counted()
+        if counted is not None:  # NaN there would come back in the gradient of the activation
+            scores = scores.masked_fill(~counted, 0)
+        activated = plain("the result of other_act", self.other_act(scores))
         if activated.shape != self.scores.shape:
             raise ShapeMismatchError(
                 f"expected other_act to keep the shape {tuple(self.scores.shape)}, got {tuple(activated.shape)}."
@@ -311,9 +320,9 @@ def check_shapes(
     """Refuse data that a loss cannot mean anything with.
 
     Raises:
-        TypeError: input, mask or distance of another dtype than expected.
-        ValueError: a number of axes that is not supported, tensors on two devices, a target that requires a gradient
-            where there is none (of labels, or without `target_gradient`).
+        TypeError: input, target, mask or distance of another dtype than expected.
+        ValueError: a number of axes that is not supported, no channel, an axis without voxels, tensors on two devices,
+            a target that requires a gradient where there is none (of labels, or without `target_gradient`).
         ShapeMismatchError: target, mask or distance of another shape than the input asks for.
     """
     if not scores.is_floating_point():
@@ -321,6 +330,10 @@ def check_shapes(
     if scores.ndim - 2 not in spatial:
         axes = f"{spatial.start} to {spatial.stop - 1}"
         raise ValueError(f"expected input (B, C, *spatial) with {axes} spatial axes, got shape {tuple(scores.shape)}.")
+    if 0 in scores.shape[1:]:
+        raise ValueError(f"expected an input with channels and voxels, got shape {tuple(scores.shape)}.")
+    if target.is_complex():
+        raise TypeError(f"expected a real target, got {target.dtype}: try target.real.")
     expected = (scores.shape[0], 1 if labels else scores.shape[1], *scores.shape[2:])
     if target.shape != expected:
         raise ShapeMismatchError(_target_message(scores, target, expected, labels=labels))

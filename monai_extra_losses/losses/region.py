@@ -423,8 +423,8 @@ class SensitivitySpecificityLoss(RegionLoss):
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, 0 over an empty set."""
-    some = denominator > 0
+    """The quotient, 0 over an empty set; NaN is none."""
+    some = ~(denominator <= 0)
     return torch.where(some, numerator / torch.where(some, denominator, 1), 0)
 
 

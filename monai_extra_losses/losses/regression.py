@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_extra_losses.losses.base import OtherAct, Reduction, SegmentationLoss, Terms
 from monai_extra_losses.losses.inputs import LossInputs
-from monai_extra_losses.ops.terms import log_probabilities, probabilities, sum_dtype
+from monai_extra_losses.ops.terms import log_probabilities, probabilities, sum_dtype, where_counted
 
 
 class RegressionOptions(TypedDict, total=False):
@@ -68,7 +68,7 @@ class RegressionLoss(SegmentationLoss):
         if self.reduction == "sum":
             return total
         if v.weight is None:
-            return total / loss.numel()
+            return total / max(loss.numel(), 1)  # of an empty batch
         voxels = v.weight.sum(dtype=dtype)
         return total / (torch.where(voxels > 0, voxels, 1) * loss.shape[1])
 
@@ -209,7 +209,7 @@ class KLDivergenceLoss(RegressionLoss):
     left_out: ClassVar[dict[str, str]] = {"sigmoid": "its channels are one distribution"}
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
-        log_p = log_probabilities(scores, self.activation(inputs))
+        log_p = where_counted(log_probabilities(scores, self.activation(inputs)), y)
         return self.kept(torch.xlogy(y, y) - y * log_p).sum(1, keepdim=True)
 
 
@@ -298,7 +298,14 @@ class CosineSimilarityLoss(RegressionLoss):
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
         prediction = probabilities(scores, self.activation(inputs))
-        return 1 - F.cosine_similarity(self.kept(prediction), self.kept(y), dim=1).unsqueeze(1)
+        vectors = _scaled_to_one(self.kept(prediction)), _scaled_to_one(self.kept(y))
+        return 1 - F.cosine_similarity(*vectors, dim=1).unsqueeze(1)
+
+
+def _scaled_to_one(vectors: Tensor) -> Tensor:
+    """Vectors over the channels, divided by their largest number: its square is neither infinite nor 0."""
+    largest = vectors.detach().abs().amax(1, keepdim=True)
+    return vectors / torch.where(largest == 0, 1, largest)
 
 
 class HuberLoss(RegressionLoss):

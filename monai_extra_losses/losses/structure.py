@@ -19,7 +19,7 @@ from monai_extra_losses.losses.base import (
     one_of,
 )
 from monai_extra_losses.losses.inputs import LossInputs
-from monai_extra_losses.ops.terms import binary_log_probabilities, probabilities, sum_dtype
+from monai_extra_losses.ops.terms import outcome_log_probabilities, probabilities, sum_dtype
 
 
 class _StructureLoss(SegmentationLoss):
@@ -40,7 +40,7 @@ class _StructureLoss(SegmentationLoss):
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
-        values = torch.where(counted, values, 0)
+        values = torch.where(counted | values.isnan(), values, 0)
         if self.reduction == "none":
             return values[(..., *[None] * (inputs.scores.ndim - 2))]
         if self.reduction == "sum":
@@ -113,7 +113,7 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
         v = inputs.whole()
         g = v.one_hot()
         p = probabilities(v.scores, self.activation(inputs))
-        log_p, log_not_p = binary_log_probabilities(v.scores, self.activation(inputs))
+        log_p, log_not_p = outcome_log_probabilities(v.scores, self.activation(inputs), g)
         entropy = -(g * log_p + (1 - g) * log_not_p)
         weight = torch.ones_like(g[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
         g = torch.where(weight > 0, g, 0)

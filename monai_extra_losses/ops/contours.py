@@ -20,8 +20,10 @@ def contour_sizes(layout: Layout) -> Tensor:
         (B, C) counts in float64.
     """
     counted = layout.counted()
-    rows = [_sizes(layout, n, None if counted is None else counted[n]) for n in range(layout.scores.shape[0])]
-    return torch.stack(rows).to(sum_dtype(layout.scores.device))
+    sizes = layout.scores.new_zeros(layout.scores.shape[:2], dtype=sum_dtype(layout.scores.device))
+    for n in range(layout.scores.shape[0]):
+        sizes[n] = _sizes(layout, n, None if counted is None else counted[n])
+    return sizes
 
 
 def _sizes(layout: Layout, sample: int, counted: Tensor | None) -> Tensor:

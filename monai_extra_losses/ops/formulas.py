@@ -37,7 +37,8 @@ class FocalFormula:
     def slope(self, log_pt: Tensor) -> Tensor:
         """(1-p)^(gamma-1) (gamma p L - (1-p))."""
         miss = -torch.expm1(log_pt)
-        inner = (1 - miss).mul_(log_pt).mul_(self.gamma).sub_(miss)
+        # The clamp changes nothing but p L = 0 at p = 0, L = -inf.
+        inner = (1 - miss).mul_(log_pt.clamp_min(-1e30)).mul_(self.gamma).sub_(miss)
         if self.gamma == 2:
             return inner.mul_(miss)
         if self.gamma < 1:

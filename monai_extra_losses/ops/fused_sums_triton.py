@@ -178,13 +178,13 @@ class _Plan:
 
 def _plan(terms: tuple[Term, ...], labels: bool, channels: int) -> _Plan | None:
     """How the kernels compute these terms; None where they do not."""
-    reading = [term for term in terms if not isinstance(term, TargetSums)]
+    reading = [term for term in terms if type(term) is not TargetSums]
     activations = {term.activation for term in reading}
     if activations not in (set(), {"sigmoid"}, *([{"softmax"}] if channels > 1 else [])):
         return None
-    counts = [term for term in reading if isinstance(term, CountSums)]
-    logs = [term for term in reading if isinstance(term, LogSums)]
-    losses = [term for term in reading if isinstance(term, VoxelSums)]
+    counts = [term for term in reading if type(term) is CountSums]
+    logs = [term for term in reading if type(term) is LogSums]
+    losses = [term for term in reading if type(term) is VoxelSums]
     softmax = activations == {"softmax"}
     one_vs_rest = any(term.one_vs_rest for term in losses)
     kinds = [_kind(term, labels) for term in losses]

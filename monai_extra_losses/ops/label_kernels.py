@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.slab_labels import few_classes, read_labels, refuse_outside
+from monai_extra_losses.ops.slab_labels import IndexedLabels, few_classes, read_labels, refuse_outside
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     CountSums,
@@ -42,24 +42,25 @@ _SMALL = 1e-30
 
 
 def supports(terms: Sequence[Term]) -> bool:
-    """Whether the kernels compute these terms for a label map."""
-    reading = [term for term in terms if not isinstance(term, TargetSums)]
-    if any(isinstance(term, MarginSums) for term in reading):
-        return all(isinstance(term, MarginSums) for term in reading)
+    """Whether the kernels compute these terms for a label map; a term of any other type has its definition."""
+    reading = [term for term in terms if type(term) is not TargetSums]
+    if any(type(term) is MarginSums for term in reading):
+        return all(type(term) is MarginSums for term in reading)
     if {term.activation for term in reading} not in ({"softmax"}, {"sigmoid"}, set()):
         return False
     return all(_supports(term) for term in reading)
 
 
 def _supports(term: Term) -> bool:
-    if isinstance(term, LogSums):
+    # Of the type itself: a subclass may have a definition of its own.
+    if type(term) is LogSums:
         return not term.one_vs_rest
-    if isinstance(term, VoxelMap):
-        ordinary = isinstance(term.sums, VoxelSums) and term.sums.one_vs_rest == (term.activation == "sigmoid")
+    if type(term) is VoxelMap:
+        ordinary = type(term.sums) is VoxelSums and term.sums.one_vs_rest == (term.activation == "sigmoid")
         return ordinary and not term.smoothing
-    if isinstance(term, VoxelSums) and term.activation == "softmax":
+    if type(term) is VoxelSums and term.activation == "softmax":
         return not term.one_vs_rest or isinstance(term.slope, float)
-    return True
+    return type(term) in (CountSums, ErrorSums, MapSums, VoxelSums)
 
 
 def floats_per_voxel(terms: Sequence[Term], layout: Layout, *, kernels: bool, softmax_in_place: bool = False) -> int:
@@ -108,19 +109,23 @@ def _two_classes(terms: Sequence[Term], channels: int) -> bool:
 
 
 def kernel(
-    v: Voxels, terms: Sequence[Term], p: Tensor | None = None
+    v: Voxels, terms: Sequence[Term], p: Tensor | None = None, *, by_index: bool = False
 ) -> "SoftmaxSlab | SigmoidSlab | MarginSlab | TwoClassSlab":
     """The kernel for one slab of one sample with a label map.
 
     Its `forward(terms, outs)` adds the slab to the sums `outs` (rows, C), or fills the slab (channels, m) of a map; its
     `backward(terms, grads, out)` writes the (C, m) gradient with respect to the scores, from the gradients of those.
-    With `keeps_probabilities`, `p` (C, m) is the softmax of the slab, and may be the `out` of the backward.
+    With `keeps_probabilities`, `p` (C, m) is the softmax of the slab, and may be the `out` of the backward. `by_index`
+    reads the labels as an index, which leaves out what is infinite, too.
     """
+    labels = IndexedLabels(v) if by_index else read_labels(v)
     if any(isinstance(term, MarginSums) for term in terms):
-        return MarginSlab(v)
+        return MarginSlab(v, labels)
     if any(term.activation == "sigmoid" for term in terms):
-        return SigmoidSlab(v)
-    return TwoClassSlab(v) if _two_classes(terms, v.scores.shape[1]) else SoftmaxSlab(v, p)
+        return SigmoidSlab(v, labels)
+    if _two_classes(terms, v.scores.shape[1]) and not by_index:
+        return TwoClassSlab(v)
+    return SoftmaxSlab(v, labels, p)
 
 
 def check_target(layout: Layout) -> None:
@@ -133,7 +138,7 @@ def check_target(layout: Layout) -> None:
         for sample in range(layout.scores.shape[0]):
             for slab, _ in layout.slabs(sample, 2 * layout.scores.shape[1]):
                 if layout.labels:
-                    _LabelSlab(slab).check()
+                    _LabelSlab(slab, read_labels(slab)).check()
                 elif slab.target is not None:
                     refuse_outside(slab.target, 2)
 
@@ -141,10 +146,10 @@ def check_target(layout: Layout) -> None:
 class _LabelSlab:
     """What the kernels of any number of classes share."""
 
-    def __init__(self, v: Voxels) -> None:
+    def __init__(self, v: Voxels, labels: IndexedLabels) -> None:
         self.x = v.scores[0]
         self.w = None if v.weight is None else v.weight[0]
-        self.labels = read_labels(v)
+        self.labels = labels
 
     def check(self) -> None:
         """Refuse wrong labels before they are used as an index."""
@@ -218,8 +223,8 @@ class _LabelSlab:
 class SoftmaxSlab(_LabelSlab):
     """Three classes and more under a softmax."""
 
-    def __init__(self, v: Voxels, p: Tensor | None = None) -> None:
-        super().__init__(v)
+    def __init__(self, v: Voxels, labels: IndexedLabels, p: Tensor | None = None) -> None:
+        super().__init__(v, labels)
         if p is not None:
             self.p = p
 
@@ -232,7 +237,7 @@ class SoftmaxSlab(_LabelSlab):
         """(m,) log p_t."""
         if self.p_true.device.type == "cpu" and self.p_true.min() > _SMALL:
             return self.p_true.log()
-        return self.labels.own(F.log_softmax(self.x, 0))
+        return self.labels.pick(F.log_softmax(self.x, 0))
 
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         self.check()
@@ -322,13 +327,14 @@ class SoftmaxSlab(_LabelSlab):
         return self.x.scatter(0, self.top[0], -torch.inf)
 
     def log_rest(self) -> Tensor:
-        """(C, m) log(1 - p)."""
+        """(C, m) log(1 - p) of the classes that are not the true one."""
         others = self.others()
         if others is None:
-            log_rest = self.rest.log()
-        else:
-            log_rest = others.logsumexp(0, keepdim=True) - self.x.logsumexp(0, keepdim=True)
-        return torch.log1p(-self.lesser).scatter_(0, self.top[0], log_rest)
+            return torch.log1p(-self.lesser).scatter_(0, self.top[0], self.rest.log())
+        of_top = others.logsumexp(0, keepdim=True) - self.x.logsumexp(0, keepdim=True)
+        log_rest = torch.log1p(-self.lesser).scatter_(0, self.top[0], of_top)
+        # Where all other scores are -inf, log(1 - p) = -inf of the true class is to be left out, not to be times 0.
+        return log_rest.scatter_(0, self.labels.t.unsqueeze(0), 0.0)
 
     def one_vs_rest_gradient(self, term: VoxelSums, grad: Tensor) -> Tensor:
         """dL/dx of the losses of log p_t and log(1-p_c), where the formula has one slope.
@@ -347,7 +353,7 @@ class SoftmaxSlab(_LabelSlab):
         )
         total = d.sum(0, keepdim=True)
         d.addcmul_(self.lesser, total, value=-1)
-        share = self.lesser / self.rest if others is None else torch.softmax(others, 0)
+        share = self.lesser / self.rest if others is None else _shares(others)
         d.addcmul_(share, of_top, value=-1)
         return d.scatter_(0, position, of_top - p_top * total)
 
@@ -496,7 +502,7 @@ class MarginSlab(_LabelSlab):
         """(m,) score of the true class minus the largest other, and (1, m) the class of that."""
         others = self.x.scatter(0, self.labels.t.unsqueeze(0), -torch.inf)
         top, rival = others.max(0, keepdim=True)
-        return self.labels.own(self.x) - top[0], rival
+        return self.labels.pick(self.x) - top[0], rival
 
 
 class TwoClassSlab:
@@ -625,6 +631,11 @@ class TwoClassSlab:
 def _numbers(values: Tensor) -> Sequence[Any]:
     """The numbers of a small tensor; on a GPU as tensors, so that nothing waits for it."""
     return values.tolist() if values.device.type == "cpu" else values.unbind()
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Softmax of (C, m) scores; 0 where all of a voxel are -inf."""
+    return torch.softmax(scores, 0).masked_fill_(scores.amax(0) == -torch.inf, 0)
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:

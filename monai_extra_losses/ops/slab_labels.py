@@ -54,6 +54,10 @@ class IndexedLabels:
 
     def own(self, values: Tensor) -> Tensor:
         """(m,) value of each voxel's own class, of (C, m)."""
+        return self.pick(values)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """The same, of values that may be infinite."""
         return values.gather(0, self.t.unsqueeze(0))[0]
 
     def factors(self, per_class: Tensor) -> Tensor:
@@ -162,7 +166,8 @@ def few_classes(scores: Tensor) -> bool:
 def refuse_outside(labels: Tensor, num_classes: int) -> None:
     """Refuse values below 0 or above num_classes - 1, and NaN."""
     if labels.numel() and labels.dtype != torch.bool:
-        lowest, highest = torch.aminmax(labels)
+        # As numbers: a tensor of uint8 would be compared with 256 as with 0.
+        lowest, highest = (limit.item() for limit in torch.aminmax(labels))
         if not (lowest >= 0 and highest <= num_classes - 1):  # NaN is neither
             raise WrongLabelsError
 

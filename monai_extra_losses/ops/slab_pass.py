@@ -45,29 +45,48 @@ def forward(layout: Layout, terms: Sequence[Term], probabilities: Tensor | None 
             return gpu_kernels.forward(layout, terms)
         outs = tuple(_empty(layout, term) for term in terms)
         kernels = layout.labels and label_kernels.supports(terms)
-        in_place = probabilities is not None and _takes_softmax_whole(layout)
-        floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels, softmax_in_place=in_place)
         if not kernels:
             label_kernels.check_target(layout)
-        for sample in range(scores.shape[0]):
-            own = [_of_sample(term, sample) for term in terms]
-            if probabilities is not None and in_place:
-                torch.softmax(scores[sample], 0, out=probabilities[sample])
-            for slab, voxels in layout.slabs(sample, floats):
-                slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
-                slab_terms = [_of_slab(term, voxels) for term in own]
-                if not kernels:
-                    for term, out in zip(slab_terms, slab_outs, strict=True):
-                        out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
-                    continue
-                p = None
-                if probabilities is not None and in_place:
-                    p = writable(probabilities[sample], voxels, layout.dtype)
-                kernel = label_kernels.kernel(slab, slab_terms, p)
-                kernel.forward(slab_terms, slab_outs)
-                if probabilities is not None and p is None and isinstance(kernel, label_kernels.SoftmaxSlab):
-                    write(probabilities[sample], voxels, kernel.p)
+        _fill(outs, layout, terms, probabilities, kernels=kernels)
+        if kernels and scores.device.type == "cpu" and not all(out.sum().isfinite() for out in outs):
+            # The kernels of few classes multiply by 0 what they leave out: NaN, if it is infinite.
+            for out in outs:
+                out.zero_()
+            _fill(outs, layout, terms, probabilities, kernels=kernels, by_index=True)
         return outs
+
+
+def _fill(
+    outs: Sequence[Tensor],
+    layout: Layout,
+    terms: Sequence[Term],
+    probabilities: Tensor | None,
+    *,
+    kernels: bool,
+    by_index: bool = False,
+) -> None:
+    """Add up `terms`, slab by slab, in `outs`."""
+    scores = layout.scores
+    in_place = probabilities is not None and _takes_softmax_whole(layout)
+    floats = label_kernels.floats_per_voxel(terms, layout, kernels=kernels, softmax_in_place=in_place)
+    for sample in range(scores.shape[0]):
+        own = [_of_sample(term, sample) for term in terms]
+        if probabilities is not None and in_place:
+            torch.softmax(scores[sample], 0, out=probabilities[sample])
+        for slab, voxels in layout.slabs(sample, floats):
+            slab_outs = [_slab_of(term, out, sample, voxels) for term, out in zip(terms, outs, strict=True)]
+            slab_terms = [_of_slab(term, voxels) for term in own]
+            if not kernels:
+                for term, out in zip(slab_terms, slab_outs, strict=True):
+                    out += term.definition(slab).squeeze(0 if isinstance(term, VoxelMap) else 1)
+                continue
+            p = None
+            if probabilities is not None and in_place:
+                p = writable(probabilities[sample], voxels, layout.dtype)
+            kernel = label_kernels.kernel(slab, slab_terms, p, by_index=by_index)
+            kernel.forward(slab_terms, slab_outs)
+            if probabilities is not None and p is None and isinstance(kernel, label_kernels.SoftmaxSlab):
+                write(probabilities[sample], voxels, kernel.p)
 
 
 def room_for_probabilities(layout: Layout, terms: Sequence[Term]) -> Tensor | None:
@@ -100,7 +119,7 @@ def backward(
     wanted = [
         (term, grad.contiguous())  # a map's may be an expanded scalar
         for term, grad in zip(terms, grads, strict=True)
-        if grad is not None and not isinstance(term, TargetSums)
+        if grad is not None and type(term) is not TargetSums
     ]
     if not wanted:
         return torch.zeros_like(layout.scores)
@@ -203,6 +222,8 @@ def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor])
     for term, grad in zip(terms, grads, strict=True):  # one after the other: the graph of one is enough to keep
         with torch.enable_grad():
             value = term.definition(v)
+        if not value.requires_grad:  # it reads the target alone
+            continue
         shaped = grad.unsqueeze(0 if isinstance(term, VoxelMap) else 1)
         (d,) = torch.autograd.grad(value, leaf, shaped, allow_unused=True)
         if d is not None:

@@ -22,7 +22,11 @@ MapOf = Literal["probability", "error", "surface"]
 
 
 class Term(Protocol):
-    """One thing to compute in the pass. Hashable: equal terms of a compound loss are computed once."""
+    """One thing to compute in the pass. Hashable: equal terms of a compound loss are computed once.
+
+    A term of another type than those below needs no kernel: its definition is computed, and differentiated, slab by
+    slab. It gets the voxels of a part of one sample, and must be a sum over voxels.
+    """
 
     @property
     def activation(self) -> Activation: ...
@@ -118,8 +122,9 @@ class MarginSums:
         """(B, C, M) losses of each decision as a positive and as a negative."""
         g = v.one_hot()
         if self.one_vs_rest:
-            return g * self.formula(v.scores), (1 - g) * self.formula(-v.scores)
-        loss = g * self.formula(v.scores - _largest_other(v.scores))
+            scores, negatives = where_counted(v.scores, g), where_counted(-v.scores, 1 - g)
+            return g * self.formula(scores), (1 - g) * self.formula(negatives)
+        loss = g * self.formula(where_counted(v.scores - _largest_other(v.scores), g))
         return loss, torch.zeros_like(loss)
 
 
@@ -159,12 +164,12 @@ class VoxelSums:
         """(B, C, M) losses of each decision as a positive and as a negative."""
         g = v.one_hot()
         if not self.one_vs_rest:
-            loss = g * self.formula(log_probabilities(v.scores, self.activation))
+            loss = g * self.formula(where_counted(log_probabilities(v.scores, self.activation), g))
             return loss, torch.zeros_like(loss)
-        log_p, log_not_p = binary_log_probabilities(v.scores, self.activation)
+        log_p, log_not_p = outcome_log_probabilities(v.scores, self.activation, g)
         if isinstance(self.formula, SoftFocalFormula) and v.labels is None:
             loss = self.formula.of_soft_target(log_p, log_not_p, g)
-            return g * loss, (1 - g) * loss
+            return g * -where_counted(-loss, g), (1 - g) * -where_counted(-loss, 1 - g)
         return g * self.formula(log_p), (1 - g) * self.formula(log_not_p)
 
 
@@ -289,6 +294,17 @@ def log_probabilities(scores: Tensor, activation: Activation) -> Tensor:
     return F.logsigmoid(scores) if activation == "sigmoid" else _safe_log(scores)
 
 
+def outcome_log_probabilities(scores: Tensor, activation: Activation, g: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, M) log p and log(1-p) of each channel as a decision of its own, to be multiplied by g and by 1-g."""
+    log_p, log_not_p = binary_log_probabilities(scores, activation)
+    return where_counted(log_p, g), where_counted(log_not_p, 1 - g)
+
+
+def where_counted(values: Tensor, share: Tensor) -> Tensor:
+    """`values`, 0 where they are -inf and have no share of the loss: 0 log 0 = 0, and so is its gradient."""
+    return values.masked_fill((share == 0) & (values == -torch.inf), 0)
+
+
 def binary_log_probabilities(scores: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     """(B, C, M) log p and log(1-p) of each channel as a decision of its own."""
     if activation == "sigmoid":
@@ -299,8 +315,10 @@ def binary_log_probabilities(scores: Tensor, activation: Activation) -> tuple[Te
         # without it; for every other p_c <= 1/2, and log1p(-p_c) loses nothing.
         top = scores == scores.amax(1, keepdim=True)
         first = top & (top.cumsum(1) == 1)
-        others = scores.masked_fill(first, -torch.inf).logsumexp(1, keepdim=True)
-        log_rest = others - scores.logsumexp(1, keepdim=True)
+        others = scores.masked_fill(first, -torch.inf)
+        alone = others.amax(1, keepdim=True) == -torch.inf  # whose logsumexp has no gradient
+        rest = others.masked_fill(alone, 0).logsumexp(1, keepdim=True).masked_fill(alone, -torch.inf)
+        log_rest = rest - scores.logsumexp(1, keepdim=True)
         small = torch.where(first, 0.0, log_p.exp())
         return log_p, torch.where(first, log_rest, torch.log1p(-small))
     return _safe_log(scores), _safe_log(1 - scores)

@@ -184,8 +184,8 @@ def _image_problems(
                 "replace them or leave the case out."
             )
         for channel, intensity in enumerate(scan.intensity):
+            where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
             if intensity.min == intensity.max:
-                where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
                 yield f"{file}: expected an image, got the constant {intensity.min:g} in every voxel{where}."
             elif not scan.not_finite and (sentence := too_large(intensity.min, intensity.max)):
                 yield f"{file}: {sentence}"

@@ -262,6 +262,8 @@ def _header_class(block: bytes) -> type[Any] | None:
 def _raw_header(path: Path, block: bytes) -> Any:
     """The header, with nothing mended."""
     header_class = _header_class(block)
+    if header_class is None and len(block) < nib.Nifti1Header.sizeof_hdr:
+        raise DatasetError(_damaged_header(path, f"it ends after {len(block)} bytes"))
     if header_class is None:
         kind = "something else"
         if block[344:348] == b"ni1\0" or block[4:8] == b"ni2\0":

@@ -133,7 +133,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "label of 4 dimensions": (
         lambda f: _change(f, LABEL, lambda d: np.stack([d, d], -1)),
         LABEL,
-        r"volume of three dimensions, got shape \(32, 32, 16, 2\)",
+        r"a volume of three dimensions, got shape \(32, 32, 16, 2\); where it has a layer .* prepare` makes",
     ),
     "undeclared label": (
         lambda f: _change(f, LABEL, _set(7)),

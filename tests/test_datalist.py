@@ -219,6 +219,17 @@ def test_json_in_any_unicode_and_with_numbers_beyond_json_is_read(tmp_path: Path
     assert (found.name, found.labels) == ("Größe", {0: "background", 1: "Leber"})
 
 
+def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
+
+    def forbidden(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(DatasetError, match=r"imagesTr: expected a folder that can be read, got an error \(Permission"):
+        read_case_list(tmp_path)
+
+
 def test_a_dataset_json_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
     _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
     where = tmp_path / "dataset.json"

@@ -28,7 +28,7 @@ import monai_extra_losses
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
-from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs
+from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs, input_stamp
 from monai_extra_losses.inference import CaseInferer, LabelIdWriter, SegmentationOfScoresd
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 
@@ -213,6 +213,32 @@ def test_a_folder_per_case_is_taken_or_named(
     assert len(found.passed_over) == len(passed_over)
     for text, expected in zip(found.passed_over, passed_over, strict=True):
         assert re.search(expected, text)
+
+
+def test_channels_of_one_file_name_are_told_apart(tmp_path: Path) -> None:
+    touch(tmp_path, "t1/a.nii t2/a.nii")
+    first, second = tmp_path / "t1" / "a.nii", tmp_path / "t2" / "a.nii"
+    before = input_stamp([first, second])
+    assert len(before) == 2
+    first.write_bytes(b"changed")
+    assert input_stamp([first, second]) != before
+
+
+def test_cases_of_one_file_name_have_a_segmentation_each(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    voxels = voxels_to_segment(phantom_folder)
+    images = {"p1": volume(voxels), "p2": volume(voxels[::-1])}
+    for name, image in images.items():
+        write(image, tmp_path / "in" / name / "t1.nii.gz")
+        write(image, tmp_path / "flat" / f"{name}.nii.gz")
+    infer(trained, tmp_path / "in", tmp_path / "out")
+    infer(trained, tmp_path / "in" / "{case}" / "t1.nii.gz", tmp_path / "by pattern")
+    infer(trained, tmp_path / "flat", tmp_path / "expected")
+    for name in images:
+        expected = voxels_of(tmp_path / "expected" / f"{name}_seg.nii.gz")
+        for out in ("out", "by pattern"):
+            assert np.array_equal(voxels_of(tmp_path / out / f"{name}_seg.nii.gz"), expected)
 
 
 def test_patterns_find_the_channels_of_a_folder_per_case(tmp_path: Path) -> None:

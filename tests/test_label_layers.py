@@ -213,6 +213,25 @@ Segmentation_MasterRepresentation:=Binary labelmap
     assert np.array_equal(sitk.GetArrayFromImage(label.load()).T, box(0, 2, 1) + box(4, 7, 2))
 
 
+def test_a_file_of_mitk_is_read(tmp_path: Path) -> None:
+    groups = [
+        {"labels": [{"name": 'a "big"\nliver', "value": 2}, {"name": "tumour", "value": 1}]},
+        {"labels": None},
+        {"labels": [{"name": "vessel", "value": 1}]},
+    ]
+    layers = [box(0, 1, 1) + box(1, 2, 2), box(0, 0), box(4, 7)]
+    file = write_segmentation(tmp_path / "a.nrrd", layers)
+    image = sitk.ReadImage(str(file))
+    image.SetMetaData("org.mitk.multilabel.segmentation.labelgroups", json.dumps(groups))
+    write(image, file)
+    label, names = open_label(file)
+    assert names == {1: 'a "big" liver', 2: "tumour", 3: "vessel"}
+    assert np.array_equal(sitk.GetArrayFromImage(label.load()).T, box(0, 1, 2) + box(1, 2, 1) + box(4, 7, 3))
+    image.SetMetaData("org.mitk.multilabel.segmentation.labelgroups", "[3]")
+    with pytest.raises(DatasetError, match=r"expected the labels of MITK in its header, got text that is none"):
+        open_label(write(image, file))
+
+
 def test_old_files_have_a_layer_of_0_and_1_per_segment(tmp_path: Path) -> None:
     file = write_segmentation(tmp_path / "a.nrrd", [box(0, 2), box(4, 7)])
     content = file.read_bytes()

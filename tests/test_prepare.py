@@ -317,6 +317,22 @@ def test_what_has_no_partner_is_named(tmp_path: Path, images: str, labels: str, 
     assert len(caught.value.problems) == len(matches)
 
 
+def test_names_in_two_forms_of_unicode_and_files_in_folders_of_their_own_pair(tmp_path: Path) -> None:
+    touch(tmp_path, "images/Mu\u0308ller.nii", "labels/M\u00fcller_seg.nii", "images/b/t1.nii", "labels/b/seg.nrrd")
+    cases = pair_by_name(tmp_path / "images", tmp_path / "labels")
+    assert [(case.name, case.images[0].name, case.label and case.label.name) for case in cases] == [
+        ("M\u00fcller", "Mu\u0308ller.nii", "M\u00fcller_seg.nii"),
+        ("b", "t1.nii", "seg.nrrd"),
+    ]
+
+
+def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
+    make_sources(tmp_path, "a")
+    touch(tmp_path, "images/notes.txt", "images/a.mat", "images/.hidden")
+    (note,) = prepare(tmp_path).notes
+    assert note == f"passed over: {tmp_path / 'images'}: 2 files of other formats (a.mat, notes.txt)."
+
+
 def test_folders_that_are_none(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii", "file")
     with pytest.raises(DatasetError, match=r"nowhere, which does not exist"):
@@ -714,8 +730,17 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
             overwrite=overwrite,
         )
     refused(tmp_path, r"file: expected a folder for the data set, got a file", "used/file")
-    (tmp_path / "used" / "manifest.json").write_text('{"manifest_version": 3}')
-    refused(tmp_path, r"manifest\.json: expected the manifest of an earlier call, got another file", "used")
+    prepare(tmp_path, "prepared")
+    whole = json.loads((tmp_path / "prepared" / "manifest.json").read_text())
+    for content in (
+        '{"manifest_version": 3}',
+        "[" * 200_000,
+        json.dumps({**whole, "options": []}),
+        json.dumps({**whole, "cases": [{**whole["cases"][0], "outputs": ["a"]}]}),
+        json.dumps({**whole, "cases": [3]}),
+    ):
+        (tmp_path / "used" / "manifest.json").write_text(content)
+        refused(tmp_path, r"manifest\.json: expected the manifest of an earlier call, got another file", "used")
 
 
 def test_a_manifest_cannot_have_files_elsewhere_deleted(tmp_path: Path) -> None:

@@ -404,7 +404,9 @@ def read_voxels(path: Path, kind: _Kind) -> tuple[NiftiFile, NDArray[Any]]:
     file = open_nifti(path)
     if kind == "label" and len(file.shape) > 3:
         raise DatasetError(
-            f"{path}: expected a volume of three dimensions, got shape {file.shape}; split or convert it."
+            f"{path}: expected a label value per voxel in a volume of three dimensions, got shape {file.shape}; where "
+            "it has a layer per structure (one-hot), `monai-extra-losses prepare` makes one label of layers that do "
+            "not overlap."
         )
     return file, file.read_stored().reshape(*file.shape[:3], -1, order="F")
 

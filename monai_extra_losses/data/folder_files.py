@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, KeysView, Sequence
 from pathlib import Path
 
 from monai_extra_losses.data.errors import DatasetError
@@ -20,16 +20,30 @@ class FolderFiles:
     """Files by folder; hidden ones are left out: archives made on macOS hold a ._NAME.nii.gz beside every file."""
 
     def __init__(self) -> None:
-        self._listed: dict[Path, tuple[str, ...]] = {}
+        self._listed: dict[Path, dict[str, bool]] = {}  # name -> whether it is a folder
+        self._stems: dict[Path, dict[str, str]] = {}
 
-    def names_in(self, folder: Path) -> tuple[str, ...]:
-        """Names of the files and folders in a folder, sorted; none in a folder that is not there."""
+    def names_in(self, folder: Path) -> KeysView[str]:
+        """Names of the files and folders in a folder, sorted; none in a folder that is not there.
+
+        Raises:
+            DatasetError: a folder that may not be read.
+        """
+        return self._entries(folder).keys()
+
+    def _entries(self, folder: Path) -> dict[str, bool]:
         if folder not in self._listed:
             try:
-                names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+                with os.scandir(folder) as entries:
+                    found = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+            except PermissionError as error:
+                raise DatasetError(
+                    f"{folder}: expected a folder that can be read, got an error ({error.strerror}); change its "
+                    "permissions."
+                ) from error
             except OSError:
-                names = []
-            self._listed[folder] = tuple(names)
+                found = {}
+            self._listed[folder] = dict(sorted(found.items()))
         return self._listed[folder]
 
     def find(self, path: Path) -> Path:
@@ -47,7 +61,10 @@ class FolderFiles:
 
     def channels_of(self, image: Path) -> tuple[Path, ...]:
         """The files NAME_0000, NAME_0001, ... beside NAME, as nnU-Net lists NAME for them."""
-        beside = {file_stem(name): name for name in self.names_in(image.parent) if is_nifti_name(name)}
+        if image.parent not in self._stems:
+            names = self.names_in(image.parent)
+            self._stems[image.parent] = {file_stem(name): name for name in names if is_nifti_name(name)}
+        beside = self._stems[image.parent]
         channels: list[Path] = []
         while (name := f"{file_stem(image.name)}_{len(channels):04d}") in beside:
             channels.append(image.with_name(beside[name]))
@@ -60,8 +77,9 @@ class FolderFiles:
             DatasetError: two files of one stem, or a name in another encoding.
         """
         found: dict[str, Path] = {}
-        for name in self.names_in(folder):
-            if is_nifti_name(name) and not (path := folder / name).is_dir():
+        for name, is_folder in self._entries(folder).items():
+            if is_nifti_name(name) and not is_folder:
+                path = folder / name
                 if printable(name) != name:
                     raise DatasetError(
                         f"{printable(str(path))}: expected a name in UTF-8, got {os.fsencode(name)!r}; rename it."
@@ -73,7 +91,7 @@ class FolderFiles:
 
     def not_nifti(self, folder: Path) -> list[str]:
         """Names of all else in a folder of images or labels."""
-        return [name for name in self.names_in(folder) if not is_nifti_name(name) or (folder / name).is_dir()]
+        return [name for name, is_folder in self._entries(folder).items() if is_folder or not is_nifti_name(name)]
 
     def unlisted(self, listed: Collection[Path]) -> dict[Path, list[str]]:
         """Folder of listed files -> the other volumes in it."""

@@ -162,9 +162,11 @@ def _count(things: Sequence[Any], name: str) -> str:
 
 
 def _volumes_in(folder: Path) -> list[Path]:
-    return [
-        path for path in sorted(folder.iterdir()) if path.is_file() and _suffix(path) and not path.name.startswith(".")
-    ]
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return [path for path in paths if path.is_file() and _suffix(path)]
+    except PermissionError:
+        return []
 
 
 def refuse_unlike(paths: Sequence[Path], in_channels: int, series: str | None = None) -> dict[Path, tuple[str, ...]]:
@@ -211,15 +213,17 @@ def input_stamp(paths: Sequence[Path]) -> dict[str, list[int | str]]:
     A DICOM folder has the checksum of such a list of its files; the voxels beside a header (.mhd, .nhdr) count too.
     """
     stamps: dict[str, list[int | str]] = {}
-    for path in paths:
+    names = [path.name for path in paths]
+    for number, path in enumerate(paths):
+        place = f"{number}/" if names.count(path.name) > 1 else ""  # channels of one name in folders of their own
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             listed = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            stamps[path.name] = [len(files), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
+            stamps[place + path.name] = [len(files), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
         else:
             for file in (path, *_data_files(path)):
                 status = file.stat() if file.exists() else file.lstat()  # a link to nothing is refused later
-                stamps[file.name] = [status.st_size, status.st_mtime_ns]
+                stamps[place + file.name] = [status.st_size, status.st_mtime_ns]
     return stamps
 
 

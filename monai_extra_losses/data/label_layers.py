@@ -1,10 +1,11 @@
 """Labels that name their structures, or keep each in a layer or file of its own, as label maps.
 
-3D Slicer's .seg.nrrd says in its header which value of which layer is which segment. Other volumes of several values
-per voxel have a layer per structure, and some data sets a file per structure. Layers and files that do not overlap make
-one label map; those that do are refused.
+The .seg.nrrd of 3D Slicer and the .nrrd of MITK say in their header which value of which layer is which segment. Other
+volumes of several values per voxel have a layer per structure, and some data sets a file per structure. Layers and
+files that do not overlap make one label map; those that do are refused.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import named
+from monai_extra_losses.data.label_ids import count_ids
 from monai_extra_losses.data.volumes import VolumeSource, open_volume
 
-_FIELD = re.compile(rb"Segment(\d+)_(Name|LabelValue|Layer):=(.*)")
+_FIELD = re.compile(rb"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
+_MITK = b"org.mitk.multilabel.segmentation.labelgroups:="
 _LONGEST_HEADER = 1 << 24
 _MOST_LAYERS = 255
 
@@ -107,7 +110,7 @@ class LayeredLabel(VolumeSource):
             yield number, layers[segment.layer] == segment.value
         for place, layer in enumerate(layers):
             known = {0, *(segment.value for segment in self.segments if segment.layer == place)}
-            if foreign := sorted(set(np.unique(layer).tolist()) - known):
+            if foreign := sorted(count_ids(layer).voxels.keys() - known):
                 raise DatasetError(_without_segment(self.path, foreign))
 
 
@@ -173,32 +176,64 @@ def _without_segment(path: Path, values: Sequence[int]) -> str:
 
 def _segments_of(path: Path) -> tuple[Segment, ...]:
     """The segments in the header of a NRRD file, in their order."""
-    fields: dict[int, dict[bytes, str]] = {}
     with path.open("rb") as stream:
         header = stream.read(_LONGEST_HEADER)
     end = re.search(rb"\r?\n\r?\n", header)
-    for line in header[: end.start() if end else len(header)].splitlines():
-        if match := _FIELD.fullmatch(line):
-            text = match[3].decode("utf-8", errors="replace").replace("\\n", " ").replace("\\\\", "\\")
-            fields.setdefault(int(match[1]), {})[match[2]] = re.sub(r"[\x00-\x20\x7f]+", " ", text).strip()
-    # before version 5, 3D Slicer wrote a layer of 0 and 1 per segment
-    old = [number for number in fields if b"LabelValue" not in fields[number]]
-    segments = []
-    for place, number in enumerate(sorted(fields)):
-        found = fields[number]
-        layer, value = found.get(b"Layer", str(place) if number in old else "0"), found.get(b"LabelValue", "1")
-        if not re.fullmatch(r"\d{1,9} 0*[1-9]\d{0,8}", f"{layer} {value}") or not found.get(b"Name"):
-            raise DatasetError(
-                f"{path}: expected a name, a layer and a value above 0 of each segment in the header, got "
-                f"{found.get(b'Name', 'no name')!r}, {layer!r} and {value!r} of segment {number}; save it again."
-            )
-        segments.append(Segment(found[b"Name"], int(layer), int(value)))
+    lines = header[: end.start() if end else len(header)].splitlines()
+    segments = [*_segments_of_slicer(path, lines), *_segments_of_mitk(path, lines)]
     places = [(segment.layer, segment.value) for segment in segments]
     if doubled := [segment.name for segment in segments if places.count((segment.layer, segment.value)) > 1]:
         raise DatasetError(
             f"{path}: expected a value of its own for each segment, got one for {named(doubled)}; save it again."
         )
     return tuple(segments)
+
+
+def _segments_of_slicer(path: Path, lines: Sequence[bytes]) -> Iterator[Segment]:
+    """Segments as 3D Slicer writes them: Segment0_Name:=liver, and so on."""
+    fields: dict[int, dict[bytes, str]] = {}
+    for line in lines:
+        if match := _FIELD.fullmatch(line):
+            fields.setdefault(int(match[1]), {})[match[2]] = _text(match[3])
+    # before version 5, 3D Slicer wrote a layer of 0 and 1 per segment
+    old = [number for number in fields if b"LabelValue" not in fields[number]]
+    for place, number in enumerate(sorted(fields)):
+        found = fields[number]
+        layer, value = found.get(b"Layer", str(place) if number in old else "0"), found.get(b"LabelValue", "1")
+        yield _segment(path, found.get(b"Name"), layer, value, f"segment {number}")
+
+
+def _segments_of_mitk(path: Path, lines: Sequence[bytes]) -> Iterator[Segment]:
+    """Labels as MITK writes them: groups in JSON, a layer each."""
+    line = next((line for line in lines if line.startswith(_MITK)), None)
+    if line is None:
+        return
+    try:
+        groups = json.loads(_text(line.removeprefix(_MITK)))
+        found = [(layer, label) for layer, group in enumerate(groups) for label in group.get("labels") or ()]
+        entries = [(label.get("name"), layer, label.get("value")) for layer, label in found]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise DatasetError(
+            f"{path}: expected the labels of MITK in its header, got text that is none; save the segmentation again."
+        ) from None
+    for name, layer, value in entries:
+        yield _segment(path, name, str(layer), str(value), f"a label of group {layer}")
+
+
+def _segment(path: Path, name: Any, layer: str, value: str, which: str) -> Segment:
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", name).split()) if isinstance(name, str) else ""
+    if not text or not re.fullmatch(r"\d{1,9} 0*[1-9]\d{0,8}", f"{layer} {value}"):
+        raise DatasetError(
+            f"{path}: expected a name, a layer and a value above 0 of each segment in the header, got {text!r:.80}, "
+            f"{layer!r:.20} and {value!r:.20} of {which}; save it again."
+        )
+    return Segment(text, int(layer), int(value))
+
+
+def _text(value: bytes) -> str:
+    """A value of a NRRD header, in which a backslash and n stand for a new line, and two for one backslash."""
+    text = value.decode("utf-8", errors="replace")
+    return re.sub(r"\\(.)", lambda escape: "\n" if escape[1] == "n" else escape[1], text)
 
 
 def _inside(where: Path | str, mask: NDArray[Any]) -> NDArray[np.bool_]:

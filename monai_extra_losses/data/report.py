@@ -22,7 +22,7 @@ from monai_extra_losses.data.statistics import (
 
 JSON_FORMAT = 1
 _WIDTH = 100
-_MANY = 20  # classes of which each has its row; of more those with the fewest voxels
+_MANY = 20  # classes of which each has its row; of more those with the fewest voxels, if they have any
 _SOME = 10
 
 
@@ -125,7 +125,7 @@ def _tables(statistics: DataStatistics) -> Iterable[str]:
     yield _table(("Percentiles of intensity", *(f"{share:g} %" for share in PERCENTILES)), intensities)
     shown = statistics.classes
     if len(shown) > _MANY:
-        rarest = sorted(shown, key=lambda entry: (entry.share, entry.value))[:_SOME]
+        rarest = sorted(shown, key=lambda entry: (entry.share == 0, entry.share, entry.value))[:_SOME]
         shown = tuple(entry for entry in shown if entry in rarest)
     names = [f"{entry.value} {entry.name}" for entry in shown]
     more = f"\nOf {len(statistics.classes)} classes these are the {_SOME} rarest; --json tells of all."

@@ -337,6 +337,7 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "name",
         "problems",
         "passed_over",
+        "remarks",
         "labels",
         "ignore_label",
         "percentiles",

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ from monai.transforms import (
     Transposed,
 )
 from runs import evaluate, table
-from volume_files import DIRECTIONS, volume, write, write_dicom
+from volume_files import DIRECTIONS, volume, write, write_dicom, write_nifti
 
 import monai_extra_losses
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
@@ -459,6 +460,49 @@ def test_labels_get_the_ids_back_that_they_had(
     np.testing.assert_array_equal(np.asarray(original.dataobj), np.array([0, 300, 1])[values])
 
 
+def test_ids_that_float32_does_not_hold_are_written_exactly(
+    changed: Callable[..., RunFolder], phantom_folder: Path, tmp_path: Path
+) -> None:
+    run = changed(original_labels={1: 2**24 + 1, 2: 2**24 + 3})
+    infer(run, phantom_folder / IMAGE, tmp_path / "trained", restore_labels=False)
+    trained = nibabel.load(tmp_path / "trained" / "phantom_test_000_seg.nii.gz")
+    classes = np.asarray(trained.dataobj)
+    assert len(np.unique(classes)) > 1
+    for number, (ids, dtype) in enumerate(
+        {(2**24 + 1, 2**24 + 3): np.int32, (2**40 + 1, 2**62 + 1): np.int64, (-(2**62) - 1, 5): np.int64}.items()
+    ):
+        originals = dict(enumerate(ids, start=1))
+        dataclasses.replace(RunRecord.read(run.record), original_labels=originals).write(run.record)
+        infer(run, phantom_folder / IMAGE, tmp_path / f"out{number}")
+        written = nibabel.load(tmp_path / f"out{number}" / "phantom_test_000_seg.nii.gz")
+        assert written.get_data_dtype() == dtype
+        np.testing.assert_array_equal(np.asarray(written.dataobj), np.array([0, *ids])[classes])
+        np.testing.assert_array_equal(written.affine, trained.affine)
+        assert (written.header["qform_code"], written.header["sform_code"]) == (1, 1)
+
+
+def test_what_headers_leave_open_is_said_before_the_first_case(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nibabel.load(phantom_folder / IMAGE)
+    fields = {"qform_code": 0, "sform_code": 0, "pixdim": [1, 1, 1, 3]}
+    for name in "ab":
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", np.asarray(image.dataobj), image.affine, fields)
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 28 24 16\nencoding: raw\nendian: little\n\n"
+    content = voxels_to_segment(phantom_folder).tobytes(order="F")
+    (tmp_path / "in" / "c.nrrd").write_bytes(header.encode() + content)
+    infer(trained, tmp_path / "in", tmp_path / "out")
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"{tmp_path / 'in' / 'c.nrrd'} (of 3 files): the header does not say how its axes lie in the patient, so its "
+        "coordinates are taken to run to the left, to the back and to the head.",
+        f"{tmp_path / 'in' / 'a.nii.gz'} and 1 more (of 3 files): the header gives no orientation (qform_code and "
+        "sform_code are 0), so the first axis is taken to run from right to left, the second from back to front and "
+        "the third from foot to head, with the spacing of pixdim.",
+        f"{tmp_path / 'in' / 'c.nrrd'} (of 3 files): the header gives no spacing, so it is taken as 1 mm.",
+    ]
+    assert names_in(tmp_path / "out") == {f"{name}_seg.nii.gz" for name in "abc"}
+
+
 def test_a_record_of_an_earlier_version_is_read(trained: RunFolder, tmp_path: Path) -> None:
     content = json.loads(trained.record.read_text())
     for name in ("original_labels", "regions"):
@@ -756,6 +800,13 @@ def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((8, 8, 8, 2)), isVector=True), str(folder / "vector.nrrd"))
     nibabel.save(nibabel.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), folder / "nan.nii")
     sitk.WriteImage(image[:, :, 0], str(folder / "flat.mha"))
+    ones = np.ones((8, 8, 8))
+    write_nifti(folder / "complex.nii.gz", ones.astype(np.complex64), np.eye(4))
+    ones[0, 0, 0] = 1e300
+    write_nifti(folder / "too bright.nii", ones, np.eye(4))
+    ones[0, 0, 0] = -np.inf
+    write(volume(ones), folder / "infinite.mha")
+    os.mkfifo(folder / "pipe.nii.gz")
     return {
         "cut": "cut.nii.gz: expected a whole gzip file, got a damaged one",
         "cut too": "cut too.nii: expected a whole NIfTI file of",
@@ -767,6 +818,10 @@ def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
         "vector": "vector.nrrd: expected one real number per voxel, got 2",
         "nan": "nan.nii: expected numbers, got 512 voxels of NaN or infinity",
         "flat": "flat.mha: expected a volume of several slices",
+        "complex": "complex.nii.gz: expected one real number per voxel, got voxels of type complex64",
+        "too bright": "too bright.nii: expected intensities that float32 holds (up to 3.4e+38), got 1e+300",
+        "infinite": "infinite.mha: expected numbers, got 1 voxels of NaN or infinity",
+        "pipe": "pipe.nii.gz: expected a readable file, got a named pipe",
     }
 
 

@@ -22,6 +22,7 @@ from volume_files import (
     write,
     write_dicom,
     write_dicom_object,
+    write_nifti,
 )
 
 from monai_extra_losses.cli import main
@@ -498,6 +499,43 @@ def test_ids_with_a_gap(found: Sequence[int], remap: dict[int, int], match: str)
         new_label_ids(found, remap)
 
 
+@pytest.mark.parametrize(
+    ("ids", "dtype", "suffix"),
+    [
+        ((2**24 + 1, 2**24 + 2), np.int32, ".nii.gz"),
+        ((2**24 + 1, 2**24 + 2), np.uint32, ".mha"),
+        ((2**40 + 1, 2**62 + 1), np.int64, ".nii"),
+        ((2**40 + 1, 2**62 + 1), np.int64, ".nrrd"),
+        ((2**40 + 1, 2**62 + 1), np.uint64, ".nii.gz"),
+        ((2**40 + 1, 2**53 - 1), np.float64, ".nii.gz"),
+        ((2**40 + 1, 2**53 - 1), np.float64, ".mha"),
+    ],
+)
+def test_large_ids_are_exact_and_remembered(tmp_path: Path, ids: tuple[int, int], dtype: type, suffix: str) -> None:
+    label = np.array([0, *ids], dtype)[block_label(ids=(1, 2))]
+    for voxels, file in ((random_image(), tmp_path / "images" / "a.nrrd"), (label, tmp_path / "labels" / f"a{suffix}")):
+        image = volume(voxels, DIRECTIONS["straight"])
+        affine = np.diag([-1, -1, 1, 1]) @ np.diag([*image.GetSpacing(), 1])
+        affine[:3, 3] = np.array(image.GetOrigin()) * [-1, -1, 1]
+        write_nifti(file, voxels, affine) if ".nii" in suffix and voxels is label else write(image, file)
+    remap = {ids[0]: 1, ids[1]: 2}
+    refused(tmp_path, rf'got 0, {ids[0]}, {ids[1]}; .*--remap "{ids[0]}:1,{ids[1]}:2"')
+    prepare(tmp_path, remap=remap)
+    written = voxels_of(tmp_path / "out" / "labelsTr" / "a.nii.gz")
+    assert written.dtype == np.uint8
+    assert np.array_equal(written, block_label(ids=(1, 2)))
+    assert read_case_list(tmp_path / "out").original_labels == {1: ids[0], 2: ids[1]}
+
+
+def test_label_values_a_little_off_are_written_as_whole_numbers(tmp_path: Path) -> None:
+    make_sources(tmp_path, "ab", ids=(1, 2))
+    label = np.array([0, 1.0000003, 1.9999999993])[block_label(ids=(1, 2))]
+    write(volume(label), tmp_path / "labels" / "b_seg.nii.gz")
+    prepared = prepare(tmp_path)
+    assert np.array_equal(voxels_of(tmp_path / "out" / "labelsTr" / "b.nii.gz"), block_label(ids=(1, 2)))
+    assert "b_seg.nii.gz (of 4 files): label values a little off whole numbers, such as" in prepared.summary()
+
+
 def test_ids_may_change_places() -> None:
     new_ids = new_label_ids([0, 1, 2, 255], {1: 2, 2: 1, 255: 3})
     assert new_ids == {0: 0, 1: 2, 2: 1, 255: 3}
@@ -741,6 +779,40 @@ def test_nan_and_cut_files_are_listed_with_what_has_no_partner(
     ):
         assert re.search(words, sentences), words
     assert "MetaImage" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_and_infinity_are_refused_whatever_the_format(tmp_path: Path, suffix: str, dtype: type) -> None:
+    """SimpleITK makes 0 of them in NIfTI files."""
+    for case in range(2):
+        for kind, voxels in (("images", random_image(case)), ("labels", block_label())):
+            voxels = voxels.astype(dtype)
+            if case == (kind == "labels"):
+                voxels[2, 3, 1], voxels[0, 0, 0], voxels[1, 0, 0] = np.nan, np.inf, -np.inf
+            file = tmp_path / kind / f"{case}{suffix}"
+            write_nifti(file, voxels, np.eye(4)) if ".nii" in suffix else write(volume(voxels, np.eye(3)), file)
+    problems = refused(tmp_path, "has 2 problems")
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    assert problems == [
+        f"{images / f'0{suffix}'}: expected numbers, got 3 voxels of NaN or infinity; replace them.",
+        f"{labels / f'1{suffix}'}: expected whole numbers as label values, got 3 voxels with others; resample labels "
+        "with nearest neighbours.",
+    ]
+
+
+def test_intensities_beyond_float32_are_refused(tmp_path: Path) -> None:
+    make_sources(tmp_path, "ab")
+    for name, value, write_it in (
+        ("a.nrrd", 1e300, lambda voxels, file: write(volume(voxels), file)),
+        ("b.nii.gz", -4e38, lambda voxels, file: write_nifti(file, voxels, np.eye(4))),
+    ):
+        voxels = random_image(dtype=np.float64)
+        voxels[0, 0, 0] = value
+        (tmp_path / "images" / f"{name[0]}.nrrd").unlink()
+        write_it(voxels, tmp_path / "images" / name)
+    problems = refused(tmp_path, r"a\.nrrd: expected intensities that float32 holds \(up to 3\.4e\+38\), got 1e\+300")
+    assert "b.nii.gz: expected intensities that float32 holds (up to 3.4e+38), got -4e+38; replace" in problems[1]
 
 
 def test_a_broken_pattern_is_said_before_options_that_changed(tmp_path: Path) -> None:

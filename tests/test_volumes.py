@@ -13,16 +13,18 @@ from volume_files import (
     DIRECTIONS,
     ORIGIN,
     SPACING,
+    block_label,
     random_image,
     rotation,
     volume,
     write,
     write_dicom,
     write_dicom_object,
+    write_nifti,
 )
 
-from monai_extra_losses.data import DatasetError, open_volume, read_volume
-from monai_extra_losses.data.remarks import FOREIGN_FILES
+from monai_extra_losses.data import DatasetError, PrepareOptions, open_volume, prepare_dataset, read_volume
+from monai_extra_losses.data.remarks import FOREIGN_FILES, NO_FRAME, NO_SPACING
 
 SEGMENTATION, STRUCTURES = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 STRUCTURED_REPORT, DIRECTORY = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.1.3.10"
@@ -311,3 +313,148 @@ def test_a_segmentation_beside_the_series_is_no_second_series(tmp_path: Path) ->
     folder = write_dicom(STRAIGHT, tmp_path / "P")
     write_dicom_object(folder / "contours.dcm", STRUCTURES)
     assert open_volume(folder).segmentations == (folder / "contours.dcm",)
+
+
+# ---- what headers leave open, or say wrongly -------------------------------------------------------------------------
+
+
+def _metaimage(file: Path, spacing: str = "ElementSpacing = 2 3 4", more: str = "", matrix: bool = True) -> Path:
+    header = f"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n{more}{spacing}\n"
+    header += "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\n" if matrix else ""
+    sizes = "" if "DimSize" in more else "DimSize = 7 6 5\n"
+    header += f"{sizes}ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    file.write_bytes(header.encode() + random_image().tobytes(order="F"))
+    return file
+
+
+SPACED = "space: left-posterior-superior\nspace directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (1,2,3)\n"
+
+
+def _nrrd(file: Path, fields: str = SPACED, sizes: str = "7 6 5") -> Path:
+    header = f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nencoding: raw\nendian: little\n{fields}\n"
+    file.write_bytes(header.encode() + random_image().tobytes(order="F"))
+    return file
+
+
+ODD_HEADERS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "0 mm": (lambda folder: _metaimage(folder / "a.mha", "ElementSpacing = 0 3 4"), r"a spacing above 0, got 0 3 4 mm"),
+    "-2 mm": (lambda folder: _metaimage(folder / "a.mha", "ElementSpacing = -2 3 4"), r"above 0, got -2 3 4 mm; corr"),
+    "NaN mm": (lambda folder: _metaimage(folder / "a.mha", "ElementSpacing = nan 3 4"), r"got nan 3 4 mm"),
+    "other unit": (
+        lambda folder: _metaimage(folder / "a.mha", more="DistanceUnits = um\n"),
+        r"expected millimetres, got a header in 'um', which few programs read; write it anew",
+    ),
+    "damaged size": (
+        lambda folder: _metaimage(folder / "a.mha", more="DimSize = 4000 4000 1000\n"),
+        r"expected 32000000000 bytes of voxels, got 420",
+    ),
+    "damaged size, compressed": (
+        lambda folder: _metaimage(folder / "a.mha", more="CompressedData = True\nDimSize = 4000 4000 1000\n"),
+        r"expected 32000000000 bytes of voxels, as the header declares, got 433440 at most; the file is cut off or its",
+    ),
+    "nrrd 0 mm": (lambda folder: _nrrd(folder / "a.nrrd", "spacings: 0 3 4\n"), r"a spacing above 0, got 0 3 4 mm"),
+    "nrrd -2 mm": (lambda folder: _nrrd(folder / "a.nrrd", "spacings: -2 3 4\n"), r"spacing above 0, got -2 3 4 mm"),
+    "nrrd NaN mm": (lambda folder: _nrrd(folder / "a.nrrd", "spacings: nan 3 4\n"), r"got nan 3 4 mm"),
+    "nrrd no direction": (
+        lambda folder: _nrrd(folder / "a.nrrd", SPACED.replace("(2,0,0)", "none")),
+        r"expected a direction of each axis, got none \(0,3,0\) \(0,0,4\)",
+    ),
+    "nrrd direction of no length": (
+        lambda folder: _nrrd(folder / "a.nrrd", SPACED.replace("(2,0,0)", "(0,0,0)")),
+        r"expected a spacing above 0 and a position, got the spacing \(0\.0, 3\.0, 4\.0\) mm",
+    ),
+    "nrrd other unit": (
+        lambda folder: _nrrd(folder / "a.nrrd", SPACED + 'space units: "m" "m" "m"\n'),
+        r"expected millimetres, got a header in 'm'",
+    ),
+    "nrrd damaged size": (
+        lambda folder: _nrrd(folder / "a.nrrd", sizes="4000 4000 1000"),
+        r"expected 32000000000 bytes of voxels, as the header declares, got 420 at most",
+    ),
+    "DICOM without PixelSpacing": (
+        lambda folder: _without_tag(write_dicom(STRAIGHT, folder / "a"), b"\x28\x00\x30\x00"),
+        r"expected the distance of its pixels in the patient \(PixelSpacing\), got none, which would be taken as 1 mm;",
+    ),
+    "DICOM with ImagerPixelSpacing": (
+        lambda folder: _without_tag(
+            write_dicom(STRAIGHT, folder / "a", tags={n: {"0018|1164": "0.7\\0.7"} for n in range(5)}),
+            b"\x28\x00\x30\x00",
+        ),
+        r"\(PixelSpacing\), got none, but that on the detector \(ImagerPixelSpacing\), which is larger; export",
+    ),
+    "DICOM with an intercept in some": (
+        lambda folder: _without_tag(_rescaled(folder / "a"), b"\x28\x00\x52\x10", "785_1.dcm"),
+        r"expected RescaleIntercept in every slice or in none, got none in 785_1\.dcm and one in 007_1\.dcm, so that",
+    ),
+}
+
+
+def _rescaled(folder: Path) -> Path:
+    stored = {"0028|0100": "16", "0028|0101": "16", "0028|0102": "15", "0028|0103": "1"}
+    tags = {n: {**stored, "0028|1052": "-1024", "0028|1053": "1"} for n in range(5)}
+    return write_dicom(volume(random_image().astype(np.float32), DIRECTIONS["straight"]), folder, tags=tags)
+
+
+def _without_tag(folder: Path, tag: bytes, only: str = "*.dcm") -> Path:
+    """Take an element out of slices in implicit little endian."""
+    for file in folder.glob(only):
+        content = file.read_bytes()
+        at = content.rindex(tag, 0, content.rindex(b"\xe0\x7f\x10\x00"))
+        length = int.from_bytes(content[at + 4 : at + 8], "little")
+        file.write_bytes(content[:at] + content[at + 8 + length :])
+    return folder
+
+
+@pytest.mark.parametrize("kind", ODD_HEADERS)
+def test_an_odd_header_is_refused(tmp_path: Path, kind: str) -> None:
+    make, match = ODD_HEADERS[kind]
+    path = make(tmp_path)
+    with pytest.raises(DatasetError, match=match) as caught:
+        open_volume(path)
+    (sentence,) = caught.value.problems
+    assert sentence.startswith(str(path))
+    assert sentence.endswith(".")
+
+
+def test_slices_with_one_intercept_each_are_read(tmp_path: Path) -> None:
+    assert np.array_equal(sitk.GetArrayFromImage(read_volume(_rescaled(tmp_path / "a"))).T, random_image())
+
+
+@pytest.mark.parametrize(
+    ("make", "remarks"),
+    [
+        (lambda folder: _metaimage(folder / "a.mha"), ()),
+        (lambda folder: _metaimage(folder / "a.mha", "ElementSpacing = 2 3 4\nDistanceUnits = mm"), ()),
+        (lambda folder: _metaimage(folder / "a.mha", ""), (NO_SPACING,)),
+        (lambda folder: _metaimage(folder / "a.mha", matrix=False), (NO_FRAME,)),
+        (lambda folder: _nrrd(folder / "a.nrrd"), ()),
+        (lambda folder: _nrrd(folder / "a.nrrd", SPACED + 'space units: "mm" "mm" "mm"\n'), ()),
+        (lambda folder: _nrrd(folder / "a.nrrd", SPACED.replace("left-posterior-superior", "RAS")), ()),
+        (
+            lambda folder: _nrrd(folder / "a.nrrd", SPACED.replace("left-posterior-superior", "scanner-xyz")),
+            (NO_FRAME,),
+        ),
+        (lambda folder: _nrrd(folder / "a.nrrd", "spacings: 2 3 4\n"), (NO_FRAME,)),
+        (lambda folder: _nrrd(folder / "a.nrrd", ""), (NO_SPACING, NO_FRAME)),
+        (lambda folder: write(STRAIGHT, folder / "a.nhdr"), ()),
+        (lambda folder: write(STRAIGHT, folder / "a.mhd"), ()),
+        (lambda folder: write_dicom(STRAIGHT, folder / "a"), ()),
+    ],
+)
+def test_what_a_header_leaves_open_is_remarked(
+    tmp_path: Path, make: Callable[[Path], Path], remarks: tuple[str, ...]
+) -> None:
+    source = open_volume(make(tmp_path))
+    assert source.remarks == remarks
+    assert np.array_equal(sitk.GetArrayFromImage(source.load()).T, random_image())
+
+
+def test_a_grid_a_little_off_right_angles_is_written_as_it_is(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 3, 4, 1])
+    affine[0, 1] = 3e-4  # 1e-4 off
+    fields = {"qform_code": 0, "sform_code": 2}
+    write_nifti(tmp_path / "images" / "a.nii.gz", random_image(), affine, fields)
+    write_nifti(tmp_path / "labels" / "a.nii.gz", block_label(), affine, fields)
+    options = PrepareOptions(images=tmp_path / "images", labels=tmp_path / "labels", num_folds=0)
+    assert not prepare_dataset(options, tmp_path / "out", num_workers=1).notes
+    assert np.allclose(nibabel.load(tmp_path / "out/imagesTr/a.nii.gz").affine, affine, rtol=0, atol=1e-6)

@@ -49,10 +49,11 @@ class DataReport:
 
         Returns:
             `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
-            alone); `passed_over`: what is not read, a sentence each; `labels`: value -> name; `ignore_label`: value or
-            null; `percentiles`: those of the intensities; `statistics`: `DataStatistics`; `advice`: `DataAdvice`;
-            `cases`: per labelled case `CaseSummary` and `CaseMeasures`; `validation`: names of the cases among them
-            that are set apart to validate; `unlabelled`: per other case `CaseSummary`.
+            alone); `passed_over`: what is not read, a sentence each; `remarks`: what is assumed of files, a sentence each;
+            `labels`: value -> name; `ignore_label`: value or null; `percentiles`: those of the intensities;
+            `statistics`: `DataStatistics`; `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and
+            `CaseMeasures`; `validation`: names of the cases among them that are set apart to validate; `unlabelled`:
+            per other case `CaseSummary`.
         """
         measured = zip(self.summaries.cases, self.measures, strict=True)
         return {
@@ -61,6 +62,7 @@ class DataReport:
             "name": self.case_list.name,
             "problems": [],
             "passed_over": self.case_list.passed_over,
+            "remarks": self.summaries.remarks,
             "labels": self.summaries.labels,
             "ignore_label": self.case_list.ignore_label,
             "percentiles": PERCENTILES,

@@ -394,6 +394,19 @@ def test_what_is_passed_over_is_named_and_counted(tmp_path: Path) -> None:
     )
 
 
+def test_a_list_of_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset_0.json").write_text(json.dumps({"training": [_A], "validation": [_B]}))
+    (tmp_path / "plans.json").write_text("{")
+    with pytest.raises(
+        DatasetError, match=r"got neither; dataset_0\.json lists cases; rename the one to use to dataset"
+    ):
+        read_case_list(tmp_path)
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
+    assert read_case_list(tmp_path).passed_over == (
+        f"{tmp_path / 'dataset_0.json'}: its list of cases, because its name is not dataset.json.",
+    )
+
+
 def test_files_of_other_formats_beside_the_pairs_are_named(tmp_path: Path) -> None:
     _touch(
         tmp_path,

@@ -68,7 +68,7 @@ def test_the_call_that_the_refusal_names_makes_a_data_set(
     prepared = read_case_list(words[words.index("--out") + 1])
     summaries = check_cases(prepared, progress=False)
     assert (list(prepared.channels), list(prepared.labels.values())) == (channels, labels)
-    assert len(prepared.cases) == 3
+    assert (len(prepared.cases), prepared.passed_over) == (3, ())
     case = prepared.cases[0]
     assert case.label is not None
     assert np.asanyarray(nibabel.load(case.label).dataobj).max() == highest

@@ -3,6 +3,7 @@
 Longer than most, because each way in which data sets are laid out takes a few lines, and all of them share the rest.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -446,6 +447,8 @@ def _cases_of_folders(
             break
     else:
         hint = layout_hint(folder) or "is this the data set's own folder?"
+        if lists := _lists_of_other_names(folder, files):
+            hint = f"{named(lists)} lists cases; rename the one to use to dataset.json."
         raise DatasetError(
             f"{folder}: expected dataset.json with a list of cases, or the folders imagesTr/ and labelsTr/, "
             f"got neither; {hint}"
@@ -466,7 +469,23 @@ def _cases_of_folders(
         if other := files.not_nifti(place):
             hint = "; `monai-extra-losses prepare` makes NIfTI of volumes" if any(map(is_volume_name, other)) else ""
             passed_over.append(f"{place}: {len(other)} that are no files .nii.gz or .nii ({named(other)}){hint}.")
+    passed_over += [
+        f"{folder / name}: its list of cases, because its name is not dataset.json."
+        for name in _lists_of_other_names(folder, files)
+    ]
     return {"training": training, "testing": [], **others}, passed_over
+
+
+def _lists_of_other_names(folder: Path, files: FolderFiles) -> list[str]:
+    """JSON files beside dataset.json that list cases as it does, such as the dataset_0.json of MONAI's tutorials."""
+    found = []
+    for name in files.names_in(folder):
+        if name.lower().endswith(".json") and name != "dataset.json":
+            with contextlib.suppress(DatasetError):
+                content = read_json(folder / name)
+                if isinstance(content, dict) and isinstance(content.get("training"), list):
+                    found.append(name)
+    return found
 
 
 def _paired_cases(

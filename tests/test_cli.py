@@ -16,10 +16,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_extra_losses
+from monai_extra_losses.bundle import device_of_process, join_processes
 from monai_extra_losses.cli import main
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.options import file_or_folder
@@ -85,6 +87,71 @@ def test_demo_does_everything(
     assert "phantom_test_000.nii.gz (never seen)" in said
     assert str(out) in said
     assert "expected a new or empty folder" in sentence_of("demo", "--out", out).lower()
+    # the same call shows what is there
+    model = (out / "models" / "model.pt").stat().st_mtime_ns
+    succeeds("demo", "--loss", "tversky", "--data", phantom_folder, *QUICK)
+    said = capsys.readouterr().out
+    assert said.startswith("This demo is finished; for a new one name another --out, or delete ")
+    assert "Trained to epoch 1 in" in said
+    assert f"best model           {out / 'models' / 'model.pt'}" in said
+    assert (out / "models" / "model.pt").stat().st_mtime_ns == model
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    # another call has a folder of its own
+    succeeds("demo", "--loss", "tversky", "--data", phantom_folder, *QUICK, "--seed", "1")
+    assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}-2"}
+
+
+def test_a_demo_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from monai_extra_losses import commands
+    from monai_extra_losses.data import phantom
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "_DEMO_CASES", 6)
+    out = tmp_path / "runs" / "demo_dice_ce"
+    steps: list[str] = []
+    last = ""
+    run_configs, save = commands.run_configs, phantom.nib.save
+
+    def run_until(configs: tuple[str, ...], **options: Any) -> None:
+        steps.append(configs[-1])
+        if configs[-1] == last:
+            raise KeyboardInterrupt
+        run_configs(configs, **options)
+
+    def save_until(volume: Any, file: Path) -> None:
+        if last == "phantom" and file.name == "phantom_003.nii.gz":
+            raise KeyboardInterrupt
+        save(volume, file)
+
+    monkeypatch.setattr(commands, "run_configs", run_until)
+    monkeypatch.setattr(phantom.nib, "save", save_until)
+    call = ("demo", "--epochs", "2", "--num_folds", "3", "--channels", "[4,8,16]", "--patch_size", "[32,32,16]")
+    every = ["losses", "evaluate", "inference"]
+    for count, stage in enumerate(["phantom", *every]):
+        last = stage
+        steps.clear()
+        with pytest.raises(SystemExit) as ended:
+            main([*call])
+        assert ended.value.code == 130
+        assert "go on with:\n  monai-extra-losses demo --epochs 2" in capsys.readouterr().err
+        assert steps == every[:count]
+    tables = (out / "eval" / "summary.csv").stat().st_mtime_ns
+    last = "never"
+    steps.clear()
+    succeeds(*call)
+    assert steps == ["losses", "inference"]
+    said = capsys.readouterr().out
+    assert "Nothing to do: 2 epochs are trained" in said
+    assert f"Done before: {out / 'eval' / 'summary.csv'}" in said
+    assert (out / "eval" / "summary.csv").stat().st_mtime_ns == tables
+    assert json.loads((out / "models" / "run.json").read_text())["epochs"] == 2
+    assert len(list((out / "phantom" / "imagesTr").iterdir())) == 6
+    assert not (out / ".phantom").exists()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    succeeds(*call)
+    assert "This demo is finished" in capsys.readouterr().out
 
 
 def test_list_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +224,101 @@ def test_a_plain_installation_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "monai_extra_losses.commands", raising=False)
     assert "needs click" in (said := sentence_of("list"))
     assert "pip install 'monai-extra-losses[bundle]'" in said
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts each of three processes."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "0")
+
+
+@pytest.mark.usefixtures("by_torchrun")
+@pytest.mark.parametrize("command", ["infer", "prepare", "demo", "doctor", "check", "phantom"])
+def test_a_command_for_one_process_refuses_several(command: str) -> None:
+    said = sentence_of(command)
+    assert said == f"Expected one process for {command}, got 3 by torchrun; only train and evaluate take several."
+
+
+@pytest.mark.usefixtures("by_torchrun")
+def test_processes_without_the_config_for_them_are_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(phantom_folder), "bundle_root": str(tmp_path / "run"), "num_folds": 3}
+    workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), **options)
+    with pytest.raises(
+        StartUpRefused, match=r"Expected one process, got 3 by torchrun; add configs/multi_gpu_train\.yaml"
+    ):
+        workflow.initialize()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("by_torchrun")
+@pytest.mark.parametrize("device", [(), ("--device", "cpu")])
+def test_more_processes_than_cases_are_refused(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: tuple[str, ...]
+) -> None:
+    backends = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(backends))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("monai_extra_losses.bundle.idist.sync", lambda: None)
+    run = ("--bundle_root", tmp_path / "run")  # torchrun takes --run for its own
+    said = sentence_of("train", "--dataset_dir", phantom_folder, *run, *QUICK, *device)
+    assert said == (
+        "Expected at least a validation case for each of the 3 processes, got 2; start fewer (--nproc_per_node)."
+    )
+    assert backends == ["gloo"]
+
+
+def test_a_process_that_torchrun_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(StartUpRefused, match="Expected a process that torchrun started, got one without RANK in its"):
+        join_processes("cpu")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert device_of_process() == torch.device("cuda", 2)
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(
+            StartUpRefused, match=f"a GPU for each process, got '{device}' for all; leave --device away"
+        ):
+            join_processes(device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(StartUpRefused, match=r"Expected a GPU for each process, got 2 for 3 processes or more on this"):
+        device_of_process()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_short_commands(phantom_folder: Path, tmp_path: Path) -> None:
+    """Torchrun takes `--run` for `--run-path`, unless `--` is before it; so the configs' names are taken too."""
+
+    def in_two_processes(*words: str) -> subprocess.CompletedProcess[str]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment)
+
+    run, data = tmp_path / "R#1", str(phantom_folder)
+    train = ("monai_extra_losses", "train", "--data", data)
+    assert "ambiguous option: --run" in in_two_processes(*train, "--run", str(run), *QUICK).stderr
+    ended = in_two_processes(*train, "--bundle_root", str(run), "--device", "cpu", *QUICK)
+    assert ended.returncode == 0, ended.stderr
+    ended = in_two_processes("--", "monai_extra_losses", "evaluate", "--run", str(run), "--overlays", "False")
+    assert ended.returncode == 0, ended.stderr
+    with (run / "eval" / "cases.csv").open() as file:
+        assert len({row["case"] for row in csv.DictReader(file)}) == 2
 
 
 # ---- names of files ---------------------------------------------------------------------------------------------

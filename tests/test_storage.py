@@ -375,7 +375,7 @@ def test_a_stopped_command_says_how_to_go_on(
 
 
 @POSIX
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_training_that_is_stopped_goes_on_by_the_line_it_prints(
     phantom_folder: Path, tmp_path: Path, by: signal.Signals
 ) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -202,6 +203,25 @@ def test_the_example_of_masks_and_millimetres_runs() -> None:
     assert gradient is not None
     assert not gradient[..., :4].any()  # not annotated
     assert gradient[..., 4:].any()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("target", "extra", "other"), [("demo", "bundle", "dev"), ("test", "dev", "bundle")])
+def test_make_installs_what_its_target_needs_and_shows_it(
+    tmp_path: Path, target: str, extra: str, other: str
+) -> None:
+    def planned(venv: Path) -> str:
+        command = ["make", "-n", target, f"VENV={venv}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    first = planned(tmp_path / "new")
+    assert f"-m pip install -c constraints.txt -e '.[{extra}]'" in first
+    assert f".[{other}]" not in first
+    assert " -q " not in first.partition("pytest")[0]
+    (tmp_path / "done").mkdir()
+    for stamp in re.findall(rf"touch {tmp_path}/new/(\S+)", first):
+        (tmp_path / "done" / stamp).touch()
+    assert "pip install" not in planned(tmp_path / "done")
 
 
 @pytest.fixture(scope="module")

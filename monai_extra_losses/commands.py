@@ -21,6 +21,10 @@ from monai_extra_losses.options import literal
 
 _DEMO_CASES = 24
 _DEMO_EPOCHS = 100
+_DEMO_PATIENCE = """\
+The organ is found within the first epochs. The lesions are small: with dice_ce their Dice stays at 0.000 for about 25
+epochs, and then rises. Every line ends with the time that is left.
+"""
 _WIDTH = 100
 _OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
 
@@ -418,8 +422,11 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None)
         data = out / "phantom"
         _write_phantom(data, _DEMO_CASES, seed=0)
         overrides.setdefault("epochs", _DEMO_EPOCHS)
+        patience = _DEMO_PATIENCE
+    else:
+        patience = ""
     data = data.absolute()
-    click.echo("\n== Training ==")
+    click.echo(f"\n== Training ==\n{patience}", nl=False)
     options = {"dataset_dir": str(data), "bundle_root": str(out), "loss": loss}
     run_configs(("train", "losses"), **options | overrides)
     click.echo("\n== Evaluation on the validation cases ==")

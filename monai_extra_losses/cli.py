@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(
             f"monai-extra-losses needs {error.name}, which a plain installation of the losses leaves out; "
-            "install it with: pip install 'monai-extra-losses[bundle]'"
+            "install the package again with its extra: pip install '.[bundle]' in the checkout, or 'FILE.whl[bundle]'"
         )
 
 

@@ -25,6 +25,10 @@ from monai_extra_losses.versions import version_of
 
 _DEMO_CASES = 24
 _DEMO_EPOCHS = 100
+_DEMO_PATIENCE = """\
+The organ is found within the first epochs. The lesions are small: with dice_ce their Dice stays at 0.000 for about 25
+epochs, and then rises. Every line ends with the time that is left.
+"""
 _WIDTH = 100
 # What a stopped command needs to go on, after its own words.
 _GO_ON = {"train": ("--resume", "True"), "evaluate": (), "infer": (), "prepare": (), "demo": (), "check": ()}
@@ -528,8 +532,11 @@ def _write_demo(out: Path, data: Path | None, overrides: dict[str, Any]) -> None
             shutil.rmtree(draft, ignore_errors=True)  # half of one
             _write_phantom(draft, _DEMO_CASES, seed=0, place=data)
         overrides.setdefault("epochs", _DEMO_EPOCHS)
+        patience = _DEMO_PATIENCE
+    else:
+        patience = ""
     data = data.absolute()
-    click.echo("\n== Training ==")
+    click.echo(f"\n== Training ==\n{patience}", nl=False)
     if (out / "models" / "run.json").exists():
         overrides.setdefault("resume", True)
     options = {"dataset_dir": data, "bundle_root": out}

@@ -27,6 +27,7 @@ from monai_extra_losses.error_text import first_cause, said_of
 from monai_extra_losses.handlers import shown_duration
 from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored
 from monai_extra_losses.loss_facts import (
+    has_regions_alone,
     loss_of_equal_scores,
     measures_distances,
     parts_of,
@@ -44,6 +45,7 @@ _STEPS = 5
 _NEAR = 0.01  # relative: a sum of rounded numbers against a formula
 _ADAM_EPS = 1e-8  # a gradient below it moves a weight no more
 _MUCH = 0.5  # of a step, for the loss
+_TINY = 0.01  # share of the voxels of the patches, in which each class is looked for as often
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -287,6 +289,19 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
             "warning",
             f"None of {drawn} has a voxel of {' or '.join(missing)}. If few cases have one, the loss "
             "seldom sees it (`monai-extra-losses check` counts them); if all have, the patch is too small.",
+        )
+    yield from _about_tiny_classes(training.loss, dict(zip(training.names, shares.tolist(), strict=True)))
+
+
+def _about_tiny_classes(loss: nn.Module, shares: Mapping[str, float]) -> Iterator[Finding]:
+    tiny = [f"{name} ({share:.2%})" for name, share in shares.items() if 0 < share < _TINY]
+    if tiny and has_regions_alone(loss):
+        name = " and ".join(dict.fromkeys(type(part).__name__ for _, part in parts_of(loss)))
+        yield Finding(
+            "warning",
+            f"{' and '.join(tiny)}: less than {_TINY:.0%} of the voxels, and {name} without a cross-entropy has almost "
+            "no gradient for a class that the network does not predict yet. Should its Dice stay at 0, take a compound "
+            "with one: --loss dice_ce, or in a config `compound` of this loss and cross_entropy.",
         )
 
 

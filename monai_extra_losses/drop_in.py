@@ -1,4 +1,7 @@
-"""MONAI's names for the classes here that equal MONAI's: changing the import is the whole migration.
+"""MONAI's names for the classes here that equal MONAI's: changing the import is the migration.
+
+Two usual calls give other numbers, because MONAI 1.6.1 is wrong there: `DiceFocalLoss(softmax=True)` and
+`GeneralizedDiceLoss` with smoothing. Each class lists its departures.
 
 Plain aliases: MONAI's config parser looks short names up among definitions, and finds MONAI's own.
 """

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
+import monai.losses
 import torch
 from torch import Tensor, nn
 
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
-from monai_extra_losses.losses.base import SegmentationLoss
+from monai_extra_losses.losses import LovaszLoss
+from monai_extra_losses.losses.base import RegionLoss, SegmentationLoss
+from monai_extra_losses.losses.boundary import DistanceLoss
 from monai_extra_losses.losses.compound import CompoundLoss
 
 
@@ -100,6 +103,28 @@ def loss_options(loss: nn.Module) -> dict[str, Any]:
             with contextlib.suppress(TypeError, ValueError):  # a function, say
                 options[prefix + name] = json.loads(json.dumps(value))
     return options
+
+
+def has_regions_alone(loss: nn.Module) -> bool:
+    """Whether all of a loss are overlaps or distances, of this package or MONAI, without a cross-entropy beside them.
+
+    The gradient of such a loss has the probability of a class as factor, that of a cross-entropy has not.
+
+    Args:
+        loss: as the trainer has it.
+    """
+    return all(isinstance(part, _REGIONS) for weight, part in parts_of(loss) if weight > 0)
+
+
+_REGIONS = (
+    RegionLoss,
+    DistanceLoss,
+    LovaszLoss,
+    monai.losses.DiceLoss,
+    monai.losses.GeneralizedDiceLoss,
+    monai.losses.TverskyLoss,
+    monai.losses.HausdorffDTLoss,
+)
 
 
 def measures_distances(loss: nn.Module) -> bool:

@@ -85,6 +85,7 @@ def test_demo_does_everything(
     assert (out / "segmentations" / "phantom_test_000_seg.nii.gz").exists()
     said = capsys.readouterr().out
     assert "phantom_test_000.nii.gz (never seen)" in said
+    assert "lesions" not in said  # the data are the user's
     assert str(out) in said
     assert "expected a new or empty folder" in sentence_of("demo", "--out", out).lower()
     # the same call shows what is there
@@ -152,6 +153,17 @@ def test_a_demo_goes_on_where_it_was_stopped(
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     succeeds(*call)
     assert "This demo is finished" in capsys.readouterr().out
+
+
+def test_the_demo_says_that_lesions_take_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("monai_extra_losses.commands._DEMO_CASES", 3)
+    monkeypatch.setattr("monai_extra_losses.commands._DEMO_EPOCHS", 2)
+    succeeds("demo", "--out", tmp_path / "out", *QUICK[2:], "--patch_size", "[32,32,16]", "--val_interval", "1")
+    said = capsys.readouterr().out
+    assert "with dice_ce their Dice stays at 0.000 for about 25\nepochs, and then rises" in said
+    assert re.search(r"epoch 1/2 .* left\n", said)
 
 
 def test_list_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +235,7 @@ def test_a_plain_installation_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "click", None)
     monkeypatch.delitem(sys.modules, "monai_extra_losses.commands", raising=False)
     assert "needs click" in (said := sentence_of("list"))
-    assert "pip install 'monai-extra-losses[bundle]'" in said
+    assert "pip install '.[bundle]' in the checkout, or 'FILE.whl[bundle]'" in said
 
 
 # ---- several processes ------------------------------------------------------------------------------------------

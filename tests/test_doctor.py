@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ from monai_extra_losses import CompoundLoss, CrossEntropyLoss, losses
 from monai_extra_losses.cli import main
 from monai_extra_losses.commands import _config_files
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.doctor import Finding, examine, spread_cases
-from monai_extra_losses.loss_facts import loss_of_equal_scores, score_reading
+from monai_extra_losses.doctor import Finding, _about_tiny_classes, examine, spread_cases
+from monai_extra_losses.loss_facts import has_regions_alone, loss_of_equal_scores, score_reading
 
 TABLE = yaml.safe_load((monai_extra_losses.config_dir() / "losses.yaml").read_text())["losses"]
 
@@ -252,6 +253,47 @@ def test_no_gradient_for_a_layer_is_a_warning(phantom_folder: Path) -> None:
     assert "Without gradient: 1 layer, 1.weight the first; unused?" in of_level(found, "warning")
 
 
+def test_a_region_loss_alone_on_a_tiny_class_is_a_warning(phantom_folder: Path) -> None:
+    quick: dict[str, Any] = {"patch_size": [32, 32, 16], "batch_size": 2}
+    (text,) = of_level(findings(phantom_folder, loss="tversky", **quick), "warning")
+    assert re.match(
+        r"lesion \(0\.\d\d%\): less than 1% of the voxels, and FusedTverskyLoss without a cross-entropy", text
+    )
+    assert "--loss dice_ce, or in a config `compound` of this loss and cross_entropy." in text
+    for loss in ("dice_ce", "surface", "combo", "exponential_logarithmic"):
+        warned = of_level(findings(phantom_folder, loss=loss, **quick), "warning")
+        assert not any("without a cross-entropy" in text for text in warned), loss
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.0, False), (0.0001, True), (0.0099, True), (0.01, False)])
+def test_tiny_is_below_a_hundredth(share: float, warned: bool) -> None:
+    found = list(_about_tiny_classes(losses.FusedDiceLoss(softmax=True), {"background": 1 - share, "lesion": share}))
+    assert [finding.level for finding in found] == ["warning"] * warned
+
+
+def test_which_losses_are_regions_alone() -> None:
+    region, cross_entropy = losses.FusedDiceLoss(softmax=True), losses.CrossEntropyLoss(softmax=True)
+    for loss in (
+        region,
+        losses.SurfaceLoss(softmax=True),
+        losses.LovaszLoss(softmax=True),
+        monai.losses.DiceLoss(softmax=True),
+        monai.losses.TverskyLoss(softmax=True),
+        CompoundLoss([region, losses.SurfaceLoss(softmax=True)]),
+        CompoundLoss([region, cross_entropy], weights=[1.0, 0.0]),
+    ):
+        assert has_regions_alone(loss), loss
+    for loss in (
+        cross_entropy,
+        losses.FusedDiceCELoss(softmax=True),
+        losses.UnifiedFocalLoss(softmax=True),
+        monai.losses.DiceCELoss(softmax=True),
+        CompoundLoss([region, cross_entropy]),
+        nn.MSELoss(),  # unknown
+    ):
+        assert not has_regions_alone(loss), loss
+
+
 def test_threads_that_wait_for_each_other_are_a_warning(phantom_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monai_extra_losses.thread_stalls.Interruptions.warning", lambda self: "set OMP_NUM_THREADS=1.")
     assert of_level(findings(phantom_folder, device="cpu"), "warning") == ["set OMP_NUM_THREADS=1."]
@@ -383,7 +425,7 @@ def test_the_command(phantom_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert not run.exists()
     assert ended("doctor", "--data", phantom_folder, "--loss", "dice", "--loss::to_onehot_y", "False", *quick) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "1 problem, no warning."
+    assert lines[-1] == "1 problem, 1 warning."  # and a lesion is tiny
     assert any(line.startswith("problem  The forward pass of the loss failed:") for line in lines)
     assert "did you mean 'tversky'?" in ended("doctor", "--data", phantom_folder, "--loss", "tverski")
     assert ended("doctor", "--loss", "dice") == 2

@@ -3,14 +3,19 @@
 import importlib
 import importlib.util
 import inspect
+import json
 import pkgutil
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fire
+import monai.bundle
 import monai.losses
 import pytest
 import torch
@@ -202,6 +207,65 @@ def test_the_example_of_masks_and_millimetres_runs() -> None:
     assert gradient is not None
     assert not gradient[..., :4].any()  # not annotated
     assert gradient[..., 4:].any()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("target", "extra", "other"), [("demo", "bundle", "dev"), ("test", "dev", "bundle")])
+def test_make_installs_what_its_target_needs_and_shows_it(tmp_path: Path, target: str, extra: str, other: str) -> None:
+    def planned(venv: Path) -> str:
+        command = ["make", "-n", target, f"VENV={venv}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    first = planned(tmp_path / "new")
+    assert f"-m pip install -c constraints.txt -e '.[{extra}]'" in first
+    assert f".[{other}]" not in first
+    assert " -q " not in first.partition("pytest")[0]
+    (tmp_path / "done").mkdir()
+    for stamp in re.findall(rf"touch {tmp_path}/new/(\S+)", first):
+        (tmp_path / "done" / stamp).touch()
+    assert "pip install" not in planned(tmp_path / "done")
+
+
+def test_the_readme_names_the_drop_ins_that_give_another_number() -> None:
+    torch.manual_seed(0)
+    scores, labels = torch.randn(2, 3, 8, 8, 8), torch.randint(0, 3, (2, 1, 8, 8, 8))
+    labels[:, :, :7] = 0
+    others = set()
+    for name in drop_in.__all__:
+        options = {"to_onehot_y": True, "use_softmax" if name == "FocalLoss" else "softmax": True}
+        theirs, ours = (getattr(module, name)(**options)(scores, labels).item() for module in (monai.losses, drop_in))
+        if ours != pytest.approx(theirs, rel=1e-6):
+            others.add(name)
+    text = (ROOT / "README.md").read_text().partition("Two usual calls give other numbers")[2].partition("\n\n")[0]
+    assert others == set(re.findall(r"`(\w+Loss)\b", text)) == {"DiceFocalLoss", "GeneralizedDiceLoss"}
+
+
+def test_the_lines_of_the_readme_swap_the_loss_of_another_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs").mkdir()
+    trainer = {"_target_": "SupervisedTrainer", "max_epochs": 1, "device": "cpu", "optimizer": "@optimizer"}
+    trainer |= {"train_data_loader": "@loader", "network": "@network", "loss_function": "@loss"}
+    item = "{'image': torch.randn(1, 8, 8, 8), 'label': torch.randint(0, 3, (1, 8, 8, 8))}"
+    options = {"to_onehot_y": True, "softmax": True, "squared_pred": True, "batch": True}
+    config = {
+        "network": {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3}
+        | {"channels": [4, 8], "strides": [2]},
+        "loss": {"_target_": "DiceCELoss", **options},
+        "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()"},
+        "loader": {"_target_": "DataLoader", "dataset": f"$[{item}]", "batch_size": 1},
+        "trainer": trainer,
+        "imports": ["$import torch"],
+        "run": ["$@trainer.run()", "$print('trained with', type(@loss).__name__, @loss.to_onehot_y, @loss.softmax)"],
+    }
+    (tmp_path / "configs" / "train.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^python -m (monai\.bundle run (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text(), re.M)
+    swaps = [command for command in commands if "train.json" in command]
+    assert len(swaps) == 2
+    for command, name in zip(swaps, ("FusedDiceCELoss", "FocalTverskyLoss"), strict=True):
+        fire.Fire(monai.bundle.run, command=shlex.split(command.replace("\\\n", " "))[2:])
+        assert f"trained with {name} True True" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -895,4 +895,4 @@ def test_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delitem(sys.modules, f"monai_extra_losses.data.{name}", raising=False)
     said = run("--images", tmp_path, "--labels", tmp_path, "--out", tmp_path / "out")
     assert "needs SimpleITK" in str(said)
-    assert "pip install 'monai-extra-losses[bundle]'" in str(said)
+    assert "pip install '.[bundle]'" in str(said)

@@ -51,6 +51,7 @@ from monai_extra_losses.run_folder import (
     longest_name,
     open_folder,
     refuse_unwritable,
+    release_lock,
     write_whole,
 )
 from monai_extra_losses.schedules import LossWeightSchedule
@@ -341,9 +342,15 @@ class EvaluationSetUp(RunSetUp):
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation."""
         if is_first_process():
-            self.results.remove()
             open_folder("output_dir", self.results.root)
+            rule = "a folder that no other evaluation writes to"
+            hold_lock(self.results.lock, folder=self.results.root, rule=rule, option="--output_dir")
+            self.results.remove()
             log_to(self.results.log, append=True)
+
+    def close_results(self) -> None:
+        """Let other processes evaluate into the folder."""
+        release_lock(self.results.lock)
 
 
 class InferenceSetUp:

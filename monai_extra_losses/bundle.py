@@ -67,6 +67,7 @@ from monai_extra_losses.run_folder import (
     open_folder,
     read_training_csv,
     refuse_unwritable,
+    release_lock,
     write_whole,
 )
 from monai_extra_losses.schedules import LossWeightSchedule
@@ -414,10 +415,16 @@ class EvaluationSetUp(RunSetUp):
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation."""
         if is_first_process():
+            open_folder("output_dir", self.results.root)
+            rule = "a folder that no other evaluation writes to"
+            hold_lock(self.results.lock, folder=self.results.root, rule=rule, option="--output_dir")
             self.results.remove()
             self.results.remove_drafts()
-            open_folder("output_dir", self.results.root)
             log_to(self.results.log, append=True)
+
+    def close_results(self) -> None:
+        """Let other processes evaluate into the folder."""
+        release_lock(self.results.lock)
 
 
 class InferenceSetUp:

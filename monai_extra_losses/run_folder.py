@@ -178,6 +178,11 @@ class ResultsFolder:
         """What the training and evaluations said."""
         return self.root / "log.txt"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that evaluates into here; `hold_lock`."""
+        return self.root / ".lock"
+
     def overlay_of(self, rank: str) -> Path:
         """Copy of the picture of the "best", "median" or "worst" case."""
         return self.root / f"overlay_{rank}.png"
@@ -226,14 +231,21 @@ def open_folder(option: str, folder: Path) -> None:
         ) from error
 
 
-def hold_lock(path: Path) -> None:
-    """Keep other processes from training in this folder as long as this one lives.
+def hold_lock(
+    path: Path,
+    *,
+    folder: Path | None = None,
+    rule: str = "a run folder that no other training writes to",
+    option: str = "--bundle_root (--run on the short command line)",
+) -> None:
+    """Keep other processes from working in a folder as long as this one lives, or until `release_lock`.
 
     The system gives the lock back when the process ends, however it does. The file stays. A file system without locks,
     and Windows, have no such guard.
 
     Args:
         path: of the lock file; its folder exists.
+        folder, rule, option: of the sentence: what is locked (default: the run), what it should be, and what names it.
 
     Raises:
         StartUpRefused: another process holds it.
@@ -252,8 +264,8 @@ def hold_lock(path: Path) -> None:
         holder = os.read(descriptor, 1000).decode(errors="replace").strip()
         os.close(descriptor)
         raise StartUpRefused(
-            f"Expected a run folder that no other training writes to, got {path.parent.parent} ({holder}); wait for it "
-            "or stop it, or choose another --bundle_root (--run on the short command line)."
+            f"Expected {rule}, got {folder or path.parent.parent} ({holder}); wait for it or stop it, or choose "
+            f"another {option}."
         ) from None
     except OSError:  # a network file system without locks
         os.close(descriptor)
@@ -264,6 +276,13 @@ def hold_lock(path: Path) -> None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
     _held_locks[path.resolve()] = descriptor
+
+
+def release_lock(path: Path) -> None:
+    """Give back a lock of this process."""
+    descriptor = _held_locks.pop(path.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def log_to(path: Path, *, append: bool) -> None:

@@ -1,11 +1,12 @@
 """The bundle end to end, in this process, on a tiny phantom: training, resuming, evaluation, inference."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,25 +123,47 @@ def test_resuming_without_a_run_says_so_and_starts(
     assert run.model.exists()
 
 
+@contextlib.contextmanager
+def another_process_holding(lock: Path) -> Iterator[int]:
+    """Its number; it is killed at the end."""
+    hold = "import sys, pathlib, time; from monai_extra_losses.run_folder import hold_lock\n"
+    hold += "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(300)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield other.pid
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_a_second_training_in_a_folder_is_refused(phantom_folder: Path, tmp_path: Path) -> None:
     """The lock ends with the process that holds it, even a killed one."""
     run = RunFolder(tmp_path / "run")
     run.lock.parent.mkdir(parents=True)
-    hold = "import sys, pathlib, time; from monai_extra_losses.run_folder import hold_lock\n"
-    hold += "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(300)"
-    other = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        sentence = rf"Expected a run folder that no other training writes to, got .*\(process {other.pid} on .*--run "
+    with another_process_holding(run.lock) as pid:
+        sentence = rf"Expected a run folder that no other training writes to, got .*run \(process {pid} on .*--run "
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(StartUpRefused, match=sentence):
                 train(phantom_folder, run.root, **options)
         assert [path.name for path in run.root.rglob("*") if path.is_file()] == [".lock"]
-    finally:
-        other.kill()
-        other.communicate()
     train(phantom_folder, run.root)
+
+
+def test_a_second_evaluation_into_a_folder_is_refused(trained: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"output_dir": str(out), "overwrite": True}
+    evaluate(trained, **options)
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file() and path.name != ".lock"}
+    with another_process_holding(out / ".lock") as pid:
+        sentence = rf"Expected a folder that no other evaluation writes to, got .*out \(process {pid} on .*--output_dir"
+        with pytest.raises(StartUpRefused, match=sentence):
+            evaluate(trained, **options)
+        assert before == {path: path.read_bytes() for path in before}
+    evaluate(trained, **options)
+    with another_process_holding(out / ".lock"):  # given back at the end
+        pass
 
 
 def test_a_damaged_checkpoint_is_one_sentence(copy_of: RunFolder, phantom_folder: Path) -> None:
@@ -330,7 +353,7 @@ def test_no_overlay_drops_the_start_up_of_an_evaluation(overlays: Sequence[str])
     assert [step for entry in parser["initialize"] for step in steps if step in str(entry)] == steps
     assert parser["setup"]["_target_"] == "monai_extra_losses.bundle.EvaluationSetUp"
     assert parser["validate::evaluator"]["inferer"] == "@validate::inferer"
-    assert parser["run"] == ["$@validate::evaluator.run()"]
+    assert parser["run"] == ["$@validate::evaluator.run()", "$@setup.close_results()"]
 
 
 # ---- options -------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """What happens to the files of a case, or of the disk cache, after the data set was checked."""
 
 import errno
+import linecache
 import os
 import pickle
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,6 +227,37 @@ def test_a_volume_of_the_disk_cache_keeps_its_place_and_its_history(phantom_fold
     inverted = [spacing.inverse(second)["image"], of_plain.inverse(plain)["image"]]
     assert torch.equal(*inverted)
     assert inverted[0].shape == (1, 32, 32, 16)
+
+
+def test_a_file_of_the_disk_cache_is_found_by_what_made_it_alone(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"image": [str(phantom_folder / "imagesTr" / "phantom_000.nii.gz")], "case": "phantom_000"}
+    case["label"] = str(phantom_folder / "labelsTr" / "phantom_000.nii.gz")
+    counts = []
+
+    def prepare(more: str = "") -> None:
+        module = types.ModuleType("of_a_user")
+        monkeypatch.setitem(sys.modules, "of_a_user", module)
+        code = "from monai.transforms import Transform\nclass Mine(Transform):\n"
+        code += f"    def __call__(self, data): return data{more}\n"
+        file = tmp_path / f"of_a_user{len(counts)}.py"
+        file.write_text(code)
+        exec(compile(code, str(file), "exec"), vars(module))
+        module.__file__ = str(file)
+        linecache.clearcache()
+        transform = Compose([LoadImaged(["image", "label"], ensure_channel_first=True), module.Mine()])
+        prepared_cases([case], transform, "disk", tmp_path / "cache")[0]
+        counts.append(len(list((tmp_path / "cache").iterdir())))
+
+    prepare()
+    prepare()
+    prepare(" | {'more': 1}")  # a class of one name that does something else
+    with monkeypatch.context() as patch:
+        patch.setattr("monai.__version__", "1.6.2")
+        prepare()
+    prepare()
+    assert counts == [1, 1, 2, 3, 3]
 
 
 def test_a_disk_cache_that_cannot_be_written_costs_time_and_no_more(

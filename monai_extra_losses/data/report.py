@@ -49,7 +49,8 @@ class DataReport:
 
         Returns:
             `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
-            alone); `passed_over`: what is not read, `remarks`: what is assumed of files, a sentence each; `labels`: value -> name; `ignore_label`: value or null; `percentiles`: those of the intensities;
+            alone); `passed_over`: what is not read, `remarks`: what is assumed of files, a sentence each; `labels`:
+            value -> name; `ignore_label`: value or null; `percentiles`: those of the intensities;
             `statistics`: `DataStatistics`; `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and
             `CaseMeasures`; `validation`: names of the cases among them that are set apart to validate; `unlabelled`:
             per other case `CaseSummary`.

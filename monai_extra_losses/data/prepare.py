@@ -47,7 +47,7 @@ from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
 _SECONDS_BETWEEN_RECORDS = 5.0
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", bound=SourceCase | CheckedCase)
 _Result = TypeVar("_Result")
 
 
@@ -483,6 +483,10 @@ def _in_parallel(
             return work(item)
         except DatasetError as error:
             return error
+        except MemoryError:
+            return DatasetError(
+                f"{item.name}: expected volumes that fit into memory, got larger ones; free some memory."
+            )
 
     pool = ThreadPoolExecutor(workers)
     try:

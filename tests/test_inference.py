@@ -427,8 +427,8 @@ def test_an_image_that_outliers_blank_is_named(
     voxels[0, 0, 0] = np.finfo(np.float32).max
     file = write_nifti(tmp_path / "a.nii.gz", voxels, np.eye(4))
     sentence = (
-        f"{file}: 99.99% of the voxels, from {low} to {high}, become one grey when the image is normalised, because others "
-        "reach 3.40282e+38; replace these."
+        f"{file}: 99.99% of the voxels, from {low} to {high}, become one grey when the image is normalised, because "
+        "others reach 3.40282e+38; replace these."
     )
     run = changed()
     for window, said in ((None, True), ((-100.0, 100.0), False)):

@@ -484,8 +484,8 @@ def test_outliers_that_blank_an_image_are_named(
         return
     (sentence,) = remarks
     found = re.fullmatch(
-        rf"{broken / IMAGE}: (.*)% of the voxels, from (\S*) to (\S*), become one grey when training normalises the "
-        r"image, because others reach (\S*); replace these, or let --hu_window clip them\.",
+        rf"{broken / IMAGE}: (.*)% of the voxels, from (\S*) to (\S*), become one grey when the image is normalised, "
+        r"because others reach (\S*); replace these, or let --hu_window clip them in training\.",
         sentence,
     )
     assert found
@@ -508,7 +508,7 @@ def test_many_blank_images_are_counted(broken: Path) -> None:
             _change(broken, f"{name}/{file.name}", _some(0, 1e12))
     remarks = _check(broken).remarks
     assert len(remarks) == 6
-    assert remarks[-1] == "3 more images become one grey when training normalises them."
+    assert remarks[-1] == "3 more images become one grey when they are normalised."
 
 
 @pytest.mark.parametrize(
@@ -525,4 +525,13 @@ def test_many_blank_images_are_counted(broken: Path) -> None:
 def test_intensities_that_float32_does_not_hold(broken: Path, change: Callable[..., np.ndarray], match: str) -> None:
     _change(broken, IMAGE, change)
     with pytest.raises(DatasetError, match=match):
+        _check(broken)
+
+
+def test_a_volume_beyond_memory_is_one_sentence(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("monai_extra_losses.data.checks.deviation", no_memory)
+    with pytest.raises(DatasetError, match=rf"{broken / IMAGE}: expected a volume that fits into memory, got a larger"):
         _check(broken)

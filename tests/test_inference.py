@@ -503,6 +503,24 @@ def test_what_headers_leave_open_is_said_before_the_first_case(
     assert names_in(tmp_path / "out") == {f"{name}_seg.nii.gz" for name in "abc"}
 
 
+def test_an_image_that_outliers_blank_is_named(
+    changed: Callable[..., RunFolder], phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voxels = np.asarray(nibabel.load(phantom_folder / IMAGE).dataobj).astype(np.float32)
+    low, high = f"{voxels.min():g}", f"{voxels.max():g}"
+    voxels[0, 0, 0] = np.finfo(np.float32).max
+    file = write_nifti(tmp_path / "a.nii.gz", voxels, np.eye(4))
+    sentence = (
+        f"{file}: 99.99% of the voxels, from {low} to {high}, become one grey when the image is normalised, because "
+        "others reach 3.40282e+38; replace these."
+    )
+    run = changed()
+    for window, said in ((None, True), ((-100.0, 100.0), False)):
+        dataclasses.replace(RunRecord.read(run.record), hu_window=window).write(run.record)
+        infer(run, file, tmp_path / "out", overwrite=True)
+        assert capsys.readouterr().out.count(sentence) == said
+
+
 def test_a_record_of_an_earlier_version_is_read(trained: RunFolder, tmp_path: Path) -> None:
     content = json.loads(trained.record.read_text())
     for name in ("original_labels", "regions"):

@@ -161,17 +161,15 @@ def check_cases(
 
 def _blanked_images(scans: Mapping[Path, _FileScan]) -> Iterable[str]:
     found = [
-        f"{file}: {min(blanked.share, 0.9999):.2%} of the voxels"
-        f"{f' of channel {channel}' if len(scan.blanked) > 1 else ''}, from {blanked.low:g} to {blanked.high:g}, "
-        f"become one grey when training normalises the image, because others reach {blanked.outlier:g}; replace these, "
-        "or let --hu_window clip them."
+        f"{file}{f' of channel {channel}' if len(scan.blanked) > 1 else ''}: {blanked}; replace these, or let "
+        "--hu_window clip them in training."
         for file, scan in scans.items()
         for channel, blanked in enumerate(scan.blanked)
         if blanked is not None
     ]
     yield from found[:_SHOWN]
     if len(found) > _SHOWN:
-        yield f"{len(found) - _SHOWN} more images become one grey when training normalises them."
+        yield f"{len(found) - _SHOWN} more images become one grey when they are normalised."
 
 
 def _image_problems(
@@ -366,6 +364,8 @@ def _scan_files(
             return _scan_file(file, kinds[file])
         except DatasetError as error:
             return str(error)
+        except MemoryError:
+            return f"{file}: expected a volume that fits into memory, got a larger one."
 
     for file, result in in_threads(attempt, changed, num_workers, "checking files" if progress else None):
         if isinstance(result, str):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
-from monai_extra_losses.data.intensities import intensity_problem
+from monai_extra_losses.data.intensities import blanked_channels, intensity_problem
 from monai_extra_losses.data.label_ids import count_ids, label_ids_of, refusals_of
 from monai_extra_losses.data.layouts import CASE, channels_of_cases, patterns_of
 from monai_extra_losses.data.nifti import is_nifti, open_nifti, regular_size
 from monai_extra_losses.data.pairing import _CHANNEL
 from monai_extra_losses.data.remarks import orientation_hint
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, _data_files, is_dicom, open_volume
+
+_logger = logging.getLogger(__name__)
 
 _FOR_TORCH = {"uint16": np.int32, "uint32": np.int64}  # which has hardly an operation for these
 
@@ -236,11 +239,13 @@ class AnyVolumeReader(NibabelReader):
 
     Args:
         series: picks a series of a DICOM folder, as `open_volume` says.
+        normalised: the images will be, by mean and deviation: warn of those that outliers blank.
     """
 
-    def __init__(self, series: str | None = None) -> None:
+    def __init__(self, series: str | None = None, normalised: bool = False) -> None:
         super().__init__()
         self.series = series
+        self.normalised = normalised
 
     def verify_suffix(self, filename: Any) -> bool:
         """Any name will do."""
@@ -282,6 +287,9 @@ class AnyVolumeReader(NibabelReader):
         """
         if problem := intensity_problem(voxels):
             raise DatasetError(f"{path}: {problem}")
+        if self.normalised:
+            for where, blanked in blanked_channels(voxels):
+                _logger.warning("%s%s: %s; replace these.", path, where, blanked)
         return voxels
 
 

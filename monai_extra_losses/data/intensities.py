@@ -1,5 +1,6 @@
 """Intensities that training cannot use: no numbers, numbers beyond float32, and those that blank an image."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,25 @@ class BlankedIntensities:
     high: float
     share: float
     outlier: float
+
+    def __str__(self) -> str:
+        return (
+            f"{min(self.share, 0.9999):.2%} of the voxels, from {self.low:g} to {self.high:g}, become one grey when "
+            f"the image is normalised, because others reach {self.outlier:g}"
+        )
+
+
+def blanked_channels(image: NDArray[Any]) -> Iterable[tuple[str, BlankedIntensities]]:
+    """What outliers blank in an image, as ` of channel 1` or nothing, and the intensities.
+
+    Args:
+        image: values of axes x, y, z, or x, y, z, channel; finite.
+    """
+    channels = image[..., None] if image.ndim == 3 else image
+    for number, channel in enumerate(np.moveaxis(channels, -1, 0)):
+        found = blanked_intensities(channel, deviation(channel, float(channel.mean(dtype=np.float64))))
+        if found is not None:
+            yield f" of channel {number}" if channels.shape[-1] > 1 else "", found
 
 
 def intensity_problem(voxels: NDArray[Any]) -> str | None:

@@ -48,7 +48,7 @@ from monai_extra_losses.versions import version_of
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
 _SECONDS_BETWEEN_RECORDS = 5.0
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", bound=SourceCase | CheckedCase)
 _Result = TypeVar("_Result")
 
 
@@ -496,6 +496,10 @@ def _in_parallel(
             return work(item)
         except DatasetError as error:
             return error
+        except MemoryError:
+            return DatasetError(
+                f"{item.name}: expected volumes that fit into memory, got larger ones; free some memory."
+            )
 
     pool = ThreadPoolExecutor(workers)
     try:

@@ -448,10 +448,12 @@ def _refuse_cut_nrrd(path: Path, voxels: int) -> None:
     if len(files) > 1:
         return
     found = files[0].stat().st_size if files else path.stat().st_size - header.end
-    encoding = header.fields.get("encoding", "").lower()
-    ratio = {"raw": 1, "gzip": DEFLATE_RATIO, "gz": DEFLATE_RATIO}.get(encoding)
+    size = _NRRD_BYTES.get(header.fields.get("type", "").lower(), 0)
+    # bytes of voxels that a byte of each encoding can stand for; in ASCII one is a number at most
+    most = {"raw": 1, "gzip": DEFLATE_RATIO, "gz": DEFLATE_RATIO, "hex": 0.5, "ascii": size, "text": size, "txt": size}
+    ratio = most.get(header.fields.get("encoding", "").lower())
     if ratio is not None:
-        _refuse_too_many(path, voxels * _NRRD_BYTES.get(header.fields.get("type", "").lower(), 0), found * ratio)
+        _refuse_too_many(path, voxels * size, int(found * ratio))
 
 
 def _refuse_too_many(path: Path, declared: int, most: int) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pickle
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ from monai_extra_losses.run_folder import (
     refuse_unwritable,
     write_whole,
 )
+from monai_extra_losses.run_metadata import differs_from_run, metadata_of_run
 from monai_extra_losses.schedules import LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord, model_stamp
 
@@ -169,6 +171,7 @@ class TrainingSetUp(RunSetUp):
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
         check_loss: try the loss on a few voxels; False for a network that gives probabilities itself.
+        metadata: the bundle's metadata.json, of which the run gets its own; None: that of this package.
 
     Raises:
         StartUpRefused: the first option, folder or data set that cannot work; all problems of a data set at once.
@@ -205,6 +208,7 @@ class TrainingSetUp(RunSetUp):
         cache_dir: Any = None,
         num_workers: Any = 0,
         check_loss: Any = True,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_machinery(device, num_workers)
         step = 2 ** (len(levels := _levels(channels)) - 1)
@@ -283,6 +287,7 @@ class TrainingSetUp(RunSetUp):
             if folder.model.exists():
                 _state_dict_of(folder.model, folder.model.name)  # refused now
         super().__init__(folder, record, training, validation, going_on)
+        self.metadata = metadata_of_run(metadata, record, summaries.channels)
         # a resumed training has its own weights
         self.pretrained = None if continued else record.pretrained
         if self.pretrained is not None:
@@ -310,6 +315,7 @@ class TrainingSetUp(RunSetUp):
             why = "the training there ended before its first checkpoint" if begun else "no training was begun there"
             logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1: {why}")
         self.record.write(self.folder.record)
+        _write_metadata(self.folder, self.metadata)
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
@@ -376,10 +382,13 @@ class EvaluationSetUp(RunSetUp):
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
+        self.metadata = metadata_of_run(None, record, summaries.channels)
 
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation."""
         if is_first_process():
+            if not self.folder.metadata.exists():  # of an earlier version
+                _write_metadata(self.folder, self.metadata)
             self.results.remove()
             self.results.remove_drafts()
             open_folder("output_dir", self.results.root)
@@ -450,6 +459,8 @@ class InferenceSetUp:
         self.made_of: dict[str, dict[str, Any]] = {}
         overwrite = yes_or_no("overwrite", overwrite)
         if input is None:
+            if trained:
+                _refuse_other_metadata(metadata, self.folder, self.record)
             return
         _state_dict_of(self.model_file, "model_file")  # refused now
         model = model_stamp(self.model_file)
@@ -871,6 +882,22 @@ def _trained_weights(model_file: Any, folder: RunFolder) -> str:
     if not path.is_file():
         raise StartUpRefused(f"Expected trained weights in {path}, got no such file; train first.")
     return str(path)
+
+
+def _write_metadata(folder: RunFolder, content: Mapping[str, Any]) -> None:
+    open_folder("bundle_root (--run)", folder.metadata.parent)
+    write_whole(folder.metadata, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _refuse_other_metadata(metadata: Mapping[str, Any], folder: RunFolder, record: RunRecord) -> None:
+    """Refuse to export or check a network under the names of other classes."""
+    if differs_from_run(metadata, record):
+        there = folder.metadata.exists()
+        raise StartUpRefused(
+            f"Expected the metadata.json of the run in {folder.root}, got one of other channels or classes; give "
+            f"--meta_file {shlex.quote(str(folder.metadata))}"
+            f"{'' if there else f', which monai-extra-losses evaluate --run {shlex.quote(str(folder.root))} writes'}."
+        )
 
 
 def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:

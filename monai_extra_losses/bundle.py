@@ -38,6 +38,7 @@ from monai_extra_losses.data.datalist import (
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
+from monai_extra_losses.data.storage import remove_drafts
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import LossWithMaps
 from monai_extra_losses.file_content import short, typed
@@ -531,6 +532,7 @@ class InferenceSetUp:
     def open_output(self) -> None:
         """Make the output folder; what a killed run left half written goes."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
+        remove_drafts(self.output_dir / ".segmentations.json")
         open_folder("output_dir", self.output_dir)
 
     def items_to_do(self) -> list[dict[str, Any]]:

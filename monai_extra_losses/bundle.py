@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.data.remarks import remark_sentences
 from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
+from monai_extra_losses.data.storage import remove_drafts
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
 from monai_extra_losses.file_content import short, typed
@@ -70,6 +72,7 @@ from monai_extra_losses.run_folder import (
     release_lock,
     write_whole,
 )
+from monai_extra_losses.run_metadata import differs_from_run, metadata_of_run
 from monai_extra_losses.schedules import LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord, open_unfinished
 from monai_extra_losses.tensor_files import damage, not_finite, refuse_changed, sha256
@@ -180,6 +183,7 @@ class TrainingSetUp(RunSetUp):
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
         check_loss: try the loss on a few voxels; False for a network that gives probabilities itself.
+        metadata: the bundle's metadata.json, of which the run gets its own; None: that of this package.
 
     Raises:
         StartUpRefused: the first option, folder or data set that cannot work; all problems of a data set at once.
@@ -217,6 +221,7 @@ class TrainingSetUp(RunSetUp):
         cache_dir: Any = None,
         num_workers: Any = 0,
         check_loss: Any = True,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_machinery(device, num_workers)
         step = 2 ** (len(levels := _levels(channels)) - 1)
@@ -308,6 +313,7 @@ class TrainingSetUp(RunSetUp):
                 refuse_changed(folder.model, "bring back that of this run, or train again with --overwrite True")
                 _state_dict_of(folder.model, folder.model.name)  # refused now
         super().__init__(folder, record, training, validation, going_on)
+        self.metadata = metadata_of_run(metadata, record, summaries.channels)
         # a resumed training has its own weights
         self.pretrained = None if continued else record.pretrained
         if self.pretrained is not None:
@@ -335,6 +341,7 @@ class TrainingSetUp(RunSetUp):
             why = "the training there ended before its first checkpoint" if begun else "no training was begun there"
             logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1: {why}")
         self.record.write(self.folder.record)
+        _write_metadata(self.folder, self.metadata)
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
@@ -411,6 +418,7 @@ class EvaluationSetUp(RunSetUp):
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
+        self.metadata = metadata_of_run(None, record, summaries.channels)
 
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation."""
@@ -418,6 +426,8 @@ class EvaluationSetUp(RunSetUp):
             open_folder("output_dir", self.results.root)
             rule = "a folder that no other evaluation writes to"
             hold_lock(self.results.lock, folder=self.results.root, rule=rule, option="--output_dir")
+            if not self.folder.metadata.exists():  # of an earlier version
+                _write_metadata(self.folder, self.metadata)
             self.results.remove()
             self.results.remove_drafts()
             log_to(self.results.log, append=True)
@@ -501,6 +511,8 @@ class InferenceSetUp:
         if input is None:
             if trained and (model_file is not None or self.folder.model.exists()):
                 _state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
+            if trained:
+                _refuse_other_metadata(metadata, self.folder, self.record)
             return
         _state_dict_of(self.model_file, "model_file")  # refused now
         model = sha256(self.model_file)
@@ -587,6 +599,7 @@ class InferenceSetUp:
 
     def open_output(self) -> None:
         """Make the output folder, and in it `unfinished`; what a killed run left half written goes."""
+        remove_drafts(self.output_dir / ".segmentations.json")
         open_folder("output_dir", self.output_dir)
         open_unfinished(self.unfinished)
         for sentence in self._about_flips:
@@ -1045,6 +1058,22 @@ def _trained_weights(model_file: Any, folder: RunFolder) -> str:
     if model_file is None:
         refuse_changed(path, f"bring back that of this run, or name weights of your own as such: --model_file {path}")
     return str(path)
+
+
+def _write_metadata(folder: RunFolder, content: Mapping[str, Any]) -> None:
+    open_folder("bundle_root (--run)", folder.metadata.parent)
+    write_whole(folder.metadata, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _refuse_other_metadata(metadata: Mapping[str, Any], folder: RunFolder, record: RunRecord) -> None:
+    """Refuse to export or check a network under the names of other classes."""
+    if differs_from_run(metadata, record):
+        there = folder.metadata.exists()
+        raise StartUpRefused(
+            f"Expected the metadata.json of the run in {folder.root}, got one of other channels or classes; give "
+            f"--meta_file {shlex.quote(str(folder.metadata))}"
+            f"{'' if there else f', which monai-extra-losses evaluate --run {shlex.quote(str(folder.root))} writes'}."
+        )
 
 
 def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:

@@ -72,6 +72,8 @@ def _how_to_go_on(command: str, words: Sequence[str]) -> str:
     if command not in _GO_ON:
         return ""
     anew, more = {"--overwrite"} if command == "prepare" else set(), _GO_ON[command]
+    if _processes() > 1:  # how torchrun was called is not known here
+        return f"What was finished is kept; go on with the same call{f' and {shlex.join(more)}' if more else ''}."
     line = shlex.join(["monai-extra-losses", *(word for word in words if word not in anew), *more])
     return f"What was finished is kept; go on with:\n  {line}"
 
@@ -141,7 +143,7 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     --amp bf16                    half precision: fp16, bf16 or False
     --pretrained FILE             weights to start from
     --limit 20                    the first cases only
-    --resume True                 go on with the run in the folder
+    --resume True                 go on with the run in the folder, or begin it: for every start of a job
     --overwrite True              replace it
     --device cpu, --num_workers 4 where to compute, and loader processes
 
@@ -154,6 +156,7 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
     monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
+    torchrun --standalone --nproc_per_node=2 -m -- monai_extra_losses train --data DIR --run runs/two_gpus
     """
     configs, options = _training(context, data, **chosen)
     several = ("multi_gpu_train",) if _processes() > 1 else ()

@@ -541,6 +541,8 @@ def read_training_csv(path: Path) -> list[dict[str, str]]:
             f"{problem}; bring back the file as it was, or move it away, and the training begins a new one."
         )
 
+    if path.exists() and not path.is_file():
+        raise refused("no file of its own kind")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)

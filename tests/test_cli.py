@@ -313,6 +313,27 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         device_of_process()
 
 
+@pytest.mark.usefixtures("by_torchrun")
+def test_the_first_of_several_processes_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from monai_extra_losses.commands import commands
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.commands["train"], "callback", stopped)
+    for rank, said in {
+        "0": "\nStopped by Ctrl-C. What was finished is kept; go on with the same call and --resume True.\n",
+        "1": "",
+    }.items():
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "--data", "d", "--run", "r"])
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == said
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_short_commands(phantom_folder: Path, tmp_path: Path) -> None:
     """Torchrun takes `--run` for `--run-path`, unless `--` is before it; so the configs' names are taken too."""
@@ -460,6 +481,17 @@ def test_a_name_that_monai_s_command_line_changes_is_refused(
     assert file_or_folder("dataset_dir", "123") == Path("123")
     monkeypatch.setattr(sys, "argv", ["/home/me/program.py", *words])  # which may do with it what it likes
     assert file_or_folder("bundle_root", arrived) == Path(str(arrived))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["R#1", "1e5", "a,b"])
+def test_monai_s_command_writes_to_no_other_folder(phantom_folder: Path, tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "train.yaml"), *QUICK]
+    command += ["--dataset_dir", str(phantom_folder), "--bundle_root", name]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("Expected bundle_root to be ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_given_as_a_list_is_refused() -> None:

@@ -163,6 +163,8 @@ def test_a_record_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
     for name in ("folder", "pipe") if hasattr(os, "mkfifo") else ("folder",):
         with pytest.raises(StartUpRefused, match="got no file of its own kind; bring back the file as it was"):
             RunRecord.read(tmp_path / name)
+        with pytest.raises(StartUpRefused, match="got no file of its own kind; bring back the file as it was"):
+            read_training_csv(tmp_path / name)
 
 
 def test_a_byte_order_mark_is_no_harm(trained: RunFolder, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from monai.transforms import ScaleIntensityRanged
 from runs import evaluate, infer, table, train
 
 from monai_extra_losses.bundle import half_precision, intensity_scaling
+from monai_extra_losses.data.cache import FactCache
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 from monai_extra_losses.handlers import RunCheckpoints
 from monai_extra_losses.run_folder import ResultsFolder, RunFolder, RunRecord
@@ -203,10 +204,17 @@ def test_what_killed_trainings_left_half_written_goes(
     train(phantom_folder, run.root, **options)
     assert not [file for file in ours if file.exists()]
     assert all(file.read_text() == "half" for file in others)
-    mine = run.results.cases_csv.with_name(f".draft.{ended.pid}.cases.csv")
-    mine.write_text("half")
+    table_of_cases = run.results.cases_csv.with_name(f".draft.{ended.pid}.cases.csv")
+    (tmp_path / "out").mkdir()
+    record = tmp_path / "out" / f".draft.{ended.pid}..segmentations.json"
+    facts = FactCache(phantom_folder).file
+    facts_draft = facts.with_name(f".draft.{ended.pid}.{facts.name}")
+    for file in (table_of_cases, record, facts_draft):
+        file.write_text("half")
     evaluate(run, overlays=False)
-    assert not mine.exists()
+    infer(run, phantom_folder / "imagesTs", tmp_path / "out")
+    FactCache(phantom_folder).write()
+    assert not [file for file in (table_of_cases, record, facts_draft) if file.exists()]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(

@@ -4,10 +4,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from monai_extra_losses.data.storage import draft_of, remove_drafts
 
 _FORMAT = 3
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -71,11 +72,9 @@ class FactCache:
         """Write beside the file and rename, so that a run that starts meanwhile never reads half of it."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.file.parent, suffix=".tmp", delete=False, encoding="utf-8"
-            ) as draft:
-                json.dump({"format": _FORMAT, **self._kept}, draft)
-            os.replace(draft.name, self.file)
+            remove_drafts(self.file)
+            with draft_of(self.file) as draft:
+                draft.write_text(json.dumps({"format": _FORMAT, **self._kept}), encoding="utf-8")
         except OSError as error:
             _logger.warning(
                 "%s: results cannot be kept here (%s); the next start reads every file again.", self.file, error

@@ -94,22 +94,29 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a file beside `path` to write, which takes the place of `path` when it is whole.
-
-    Neither a reader nor a killed process ever leaves half of it; `remove_drafts` finds what a killed one does leave.
+    """As `draft_of`, for a file that the program cannot go on without.
 
     Raises:
         WritingFailed: the storage does not take it; what was in `path` is as it was.
     """
+    with writing(path), draft_of(path) as draft:
+        yield draft
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Gives a file beside `path` to write, which takes the place of `path` when it is whole.
+
+    Neither a reader nor a killed process ever leaves half of it; `remove_drafts` finds what a killed one does leave.
+    """
     draft = path.with_name(f".draft.{os.getpid()}.{path.name}")  # the ending says how to write it
-    with writing(path):
-        try:
-            yield draft
-            draft.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def remove_drafts(*paths: Path) -> None:

@@ -7,17 +7,17 @@ never writes, so that a workflow may build it twice.
 
 import contextlib
 import dataclasses
-import inspect
 import itertools
 import json
 import logging
 import os
 import pickle
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import numpy as np
@@ -25,11 +25,12 @@ import torch
 from monai.networks.utils import copy_model_state
 from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 
-from monai_extra_losses.data.checks import CaseSummaries, check_cases
+from monai_extra_losses.data.checks import CaseSummaries, check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import (
     CaseList,
     LabelledCase,
     count_folds,
+    declared_ignore_label,
     declares_regions,
     read_case_list,
     split_cases,
@@ -37,8 +38,11 @@ from monai_extra_losses.data.datalist import (
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH, automatic_patch
 from monai_extra_losses.data.inputs import find_inputs, input_stamp, refuse_unlike
+from monai_extra_losses.data.remarks import remark_sentences
+from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
-from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
+from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored, leave_out, needs_maps
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
 from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
 from monai_extra_losses.run_folder import (
@@ -123,10 +127,12 @@ class TrainingSetUp(RunSetUp):
         dataset_dir: folder with dataset.json, or imagesTr/ and labelsTr/.
         bundle_root: the run folder.
         loss: the loss to train with.
-        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them, else 5.
+        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them; else
+            none where its `validation` sets cases apart, which then validate; else 5. A number given deals the others,
+            and those set apart take no part.
         fold: the fold that validates.
         seed: deals the folds and seeds the training.
-        limit: use the first `limit` cases only (for a quick look); None for all.
+        limit: use the first `limit` cases only (for a quick look), of those set apart a share; None for all.
         patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
             to a multiple of 16 and kept within 16 and 96.
         pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
@@ -137,6 +143,8 @@ class TrainingSetUp(RunSetUp):
         early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
         loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
             the weights.
+        flip_axes: body axes (0, 1, 2) along which patches are mirrored at random; None: left and right, unless a name
+            of a class is of one side (`data.sides`).
         hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
         pretrained: file of weights to start from; None: random ones.
         cache: where prepared volumes are kept, "memory", "disk" or "none".
@@ -174,6 +182,7 @@ class TrainingSetUp(RunSetUp):
         loss_weights: Any = None,
         regions: Any = True,
         early_stop_patience: Any = None,
+        flip_axes: Any = None,
         amp: Any = None,
         device: Any = None,
         hu_window: Any = None,
@@ -206,6 +215,7 @@ class TrainingSetUp(RunSetUp):
             "loss_weights": _weight_ramps(loss, loss_weights),
         }
         patch = _given_patch(patch_size, step)
+        flips = _given_flips(flip_axes)
         half_precision(amp, "cpu" if device is None else device)  # refused now
         with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
@@ -223,8 +233,12 @@ class TrainingSetUp(RunSetUp):
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
             training, validation = _dealt_cases(case_list, chosen)
-            case_list = dataclasses.replace(case_list, cases=case_list.cases[: chosen["limit"]], unlabelled=())
+            self.passed_over = _passed_over(case_list, chosen["num_folds"])
+            self.test_cases = len(case_list.unlabelled)
+            used = tuple(sorted((*training, *validation), key=lambda case: case.name))
+            case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
             summaries = check_cases(case_list)
+            refuse_empty_labels(case_list.folder, summaries)
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
@@ -235,15 +249,22 @@ class TrainingSetUp(RunSetUp):
             original_labels=case_list.original_labels,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
-            loss_options=loss_options(loss),
+            ignore_label=case_list.ignore_label,
             **chosen,
         )
+        _leave_out_ignored(loss, record)
+        record = dataclasses.replace(
+            record,
+            loss_options=loss_options(loss),
+            flip_axes=automatic_flips(record.foreground.values()) if flips is None else flips,
+        )
+        self._loss_warnings = check_ignore_index(loss, record)
         if yes_or_no("check_loss", check_loss):
             if record.regions is None:
-                _refuse_broken_loss(loss, record.num_classes)
+                _refuse_broken_loss(loss, record.num_classes, record.ignore_index)
             _refuse_raw_scores(loss)
         if record.regions is not None:
-            _refuse_loss_of_classes(loss, record.num_classes)
+            _refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
         self.nothing_to_do = False
         if continued := going_on and folder.last.exists():
             _refuse_other_run(RunRecord.read(folder.record), record)
@@ -276,13 +297,21 @@ class TrainingSetUp(RunSetUp):
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
+        for text in self.passed_over:
+            logger.info(f"Passed over: {text}")
         logger.info(
-            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases, "
+            f"{len(self.training_cases)} training and {len(self.validation_cases)} validation cases"
+            f"{f' (and {self.test_cases} of the test, which take no part)' if self.test_cases else ''}, "
             f"{self.record.in_channels} channel(s), "
             f"{'classes' if self.record.regions is None else 'regions'} "
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
             f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
+            + ("" if self.record.ignore_label is None else f", voxels of label {self.record.ignore_label} left out")
         )
+        for sentence in self._loss_warnings:
+            logger.warning(sentence)
+        for wrong, sentence in mirror_remarks(self.record.foreground.values(), self.record.flip_axes):
+            logger.log(logging.WARNING if wrong else logging.INFO, sentence)
 
 
 class EvaluationSetUp(RunSetUp):
@@ -335,6 +364,8 @@ class EvaluationSetUp(RunSetUp):
         with _problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, record, case_list.folder)
+        # the data say which voxels are not annotated: those of another folder may have another value for it
+        record = dataclasses.replace(record, ignore_label=case_list.ignore_label)
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
@@ -364,7 +395,10 @@ class InferenceSetUp:
         output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         series: picks a series of each DICOM folder; None where each holds one.
-        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three.
+        channel_files: whether NAME_0000, NAME_0001, ... are channels of NAME, or else cases; None: cases where the
+            network has one channel and the training's cases have such names, else as `find_inputs` says.
+        test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three, but those that exchange what
+            names of classes tell apart (`data.sides`).
         probabilities: write them too.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
@@ -388,6 +422,7 @@ class InferenceSetUp:
         output_dir: Any = None,
         model_file: Any = None,
         series: Any = None,
+        channel_files: Any = None,
         test_time_flips: Any = False,
         probabilities: Any = False,
         restore_labels: Any = True,
@@ -399,7 +434,7 @@ class InferenceSetUp:
         num_workers: Any = 0,
     ) -> None:
         refuse_machinery(device, num_workers)
-        self.flips = _flipped_axes(test_time_flips)
+        flips = _flipped_axes(test_time_flips)
         self.probabilities = yes_or_no("probabilities", probabilities)
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
@@ -408,11 +443,14 @@ class InferenceSetUp:
         self.folder = RunFolder(Path(str(bundle_root)))
         trained = input is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
+        self.flips, self._about_flips = _flips_that_names_allow(flips, literal(test_time_flips) is True, self.record)
         self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
         self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
+        self._remarks: tuple[str, ...] = ()
+        self.passed_over: tuple[str, ...] = ()
         self._model_file = model_file
         self.made_of: dict[str, dict[str, Any]] = {}
         self.overwrite = yes_or_no("overwrite", overwrite)
@@ -439,11 +477,19 @@ class InferenceSetUp:
         source = Path(str(input))
         own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
         with _problems_as_refusal():
-            cases = find_inputs(source, self.record.in_channels, leave_out=own)
+            found = find_inputs(
+                source,
+                self.record.in_channels,
+                channel_files=self._channel_files(channel_files),
+                leave_out=own,
+                results=self.output_dir,
+            )
+        self.passed_over = found.passed_over
         recorded = SegmentationRecord(self.output_dir)
         others: list[str] = []
         longest = longest_name(self.output_dir)
-        for name, files in cases.items():
+        remarks: dict[Path, tuple[str, ...]] = {}
+        for name, files in found.cases.items():
             if (size := max(len(os.fsencode(file)) for file in self.files_of(name))) > longest:
                 self.failures[name] = (
                     f"{files[0]}: expected a shorter name, got {len(os.fsencode(name))} bytes, with which that of a "
@@ -461,7 +507,7 @@ class InferenceSetUp:
                 self._finished.append(name)
                 continue
             try:
-                refuse_unlike(files, self.record.in_channels, self.series)
+                remarks |= refuse_unlike(files, self.record.in_channels, self.series)
                 self._to_do.append({"image": [str(file) for file in files], "case": name})
             except DatasetError as error:
                 self.failures[name] = str(error)
@@ -472,6 +518,7 @@ class InferenceSetUp:
             )
         if not self._to_do and not self._finished:
             self.refuse_failures()
+        self._remarks = remark_sentences(remarks)
 
     @property
     def model_file(self) -> str:
@@ -482,8 +529,14 @@ class InferenceSetUp:
     def dtype(self) -> type:
         """The smallest type that holds every label value written."""
         least, most = min(self.written_labels), max(self.written_labels)
-        types = (np.uint8, np.uint16, np.int16, np.int32)
+        types = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
         return next(t for t in types if np.iinfo(t).min <= least and most <= np.iinfo(t).max)
+
+    def _channel_files(self, given: Any) -> bool | None:
+        if literal(given) is not None:
+            return yes_or_no("channel_files", given)
+        numbered = any(re.fullmatch(r".+_\d{4}", name) for name in (*self.record.training, *self.record.validation))
+        return False if numbered and self.record.in_channels == 1 else None
 
     def files_of(self, case: str) -> list[str]:
         """Names of the files that a case gets."""
@@ -493,9 +546,15 @@ class InferenceSetUp:
         """Make the output folder, and in it `unfinished`; what a killed run left half written goes."""
         open_folder("output_dir", self.output_dir)
         open_unfinished(self.unfinished)
+        for sentence in self._about_flips:
+            logger.warning(sentence)
 
     def items_to_do(self) -> list[dict[str, Any]]:
-        """The cases that are not finished; how many are is said."""
+        """The cases that are not finished; how many are is said, what is passed over and what headers leave open."""
+        for text in self.passed_over:
+            logger.info(f"Passed over: {text}")
+        for remark in self._remarks:
+            logger.warning(remark)
         if self._finished:
             named = f"{', '.join(self._finished[:3])}{', ...' if len(self._finished) > 3 else ''}"
             logger.info(f"{len(self._finished)} case(s) skipped, finished in {self.output_dir}: {named}")
@@ -556,13 +615,46 @@ def _flipped_axes(test_time_flips: Any) -> tuple[int, ...]:
     given = literal(test_time_flips)
     if given is None or isinstance(given, bool):
         return (0, 1, 2) if given else ()
+    return _axes("test_time_flips", "True, False", given)
+
+
+def _given_flips(flip_axes: Any) -> tuple[int, ...] | None:
+    """Axes in order, or None for the automatic ones."""
+    given = literal(flip_axes)
+    if given is None or given is False:
+        return None if given is None else ()
+    return tuple(sorted(_axes("flip_axes", "null, False", given)))
+
+
+def _axes(name: str, others: str, given: Any) -> tuple[int, ...]:
     axes = list(given) if isinstance(given, list | tuple) else [given]
-    if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) and not isinstance(axis, bool) for axis in axes):
+    known = all(isinstance(axis, int) and not isinstance(axis, bool) and axis in (0, 1, 2) for axis in axes)
+    if not known or len(set(axes)) != len(axes):
         raise StartUpRefused(
-            f'Expected test_time_flips to be True, False or axes among 0, 1 and 2 such as "[0, 1]", '
-            f"got {test_time_flips!r}."
+            f'Expected {name} to be {others} or axes among 0, 1 and 2 such as "[0, 1]", got {given!r}.'
         )
     return tuple(axes)
+
+
+def _flips_that_names_allow(
+    flips: tuple[int, ...], automatic: bool, record: RunRecord
+) -> tuple[tuple[int, ...], list[str]]:
+    """The flips at test time, without those that names speak against where they were not asked for; and what to say."""
+    said, left = [], []
+    for axis in flips:
+        bound = bound_to_direction(record.foreground.values(), axis)
+        if bound and automatic:
+            said.append(
+                f"test_time_flips leaves axis {axis} out: a mirror image exchanges {AXES_OF_MIRRORS[axis]}, and so the "
+                f"look of {listed(bound)}."
+            )
+            left.append(axis)
+        elif bound:
+            said.append(
+                f"test_time_flips averages over mirror images that exchange {AXES_OF_MIRRORS[axis]}, and so over the "
+                f"looks of {listed(bound)}: leave axis {axis} out."
+            )
+    return tuple(axis for axis in flips if axis not in left), said
 
 
 def _written_labels(record: RunRecord, restore: bool) -> list[int]:
@@ -606,22 +698,36 @@ def _weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | 
         raise StartUpRefused(f"loss_weights: {error}") from None
 
 
-def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int) -> None:
-    """Refuse a loss that fails on the scores and the label map of a few voxels."""
-    parameters = list(inspect.signature(loss.forward).parameters.values())
-    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters[2:]):
-        return  # it needs maps
+def _leave_out_ignored(loss: torch.nn.Module, record: RunRecord) -> None:
+    declared = None if record.ignore_label is None else (record.ignore_label, cast(int, record.ignore_index))
+    leave_out(loss, declared, multi_label=record.regions is not None)
+
+
+def _refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: int | None) -> None:
+    """Refuse a loss that fails on the scores and the label map of a few voxels, or does not leave ignored ones out."""
+    if needs_maps(loss):
+        return
     device = _device_of(loss)
     scores = torch.randn(1, num_classes, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
     label = (torch.arange(16**3, device=device) * num_classes // 16**3).reshape(1, 1, 16, 16, 16).float()
+    expected = f"a loss of {num_classes} classes and a label map"
+    if ignore_index is not None:
+        label[..., :4] = ignore_index
+        expected += f" whose voxels without annotation are {ignore_index}"
     try:
         with torch.no_grad():
             loss(scores, label)
+        counts = ignore_index is not None and counts_ignored(loss, scores, label, label == ignore_index)
     except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
         raise StartUpRefused(
-            f"Expected a loss of {num_classes} classes and a label map, got {type(loss).__name__}, which fails on "
+            f"Expected {expected}, got {type(loss).__name__}, which fails on "
             f"them ({_first_line(error)}); look at its options."
         ) from None
+    if counts:
+        raise StartUpRefused(
+            f"Expected {expected} and left out, got {type(loss).__name__}, which counts them; "
+            "choose a loss with an ignore_index, such as those of this package."
+        )
 
 
 def _refuse_raw_scores(loss: torch.nn.Module) -> None:
@@ -652,7 +758,7 @@ def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
     return stopped or checkpoint["epoch"] >= record.epochs
 
 
-def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
+def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int, ignore_index: int | None) -> None:
     """Refuse a loss that cannot train regions, by trying it on nested balls."""
     generator = torch.Generator().manual_seed(0)
     device = _device_of(loss)
@@ -662,7 +768,13 @@ def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
     regions = (from_centre < radii[:, None, None, None])[None].byte().to(device)
     name = type(loss).__name__
     advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
+    counts = False
     try:
+        if ignore_index is not None:
+            loss = AnnotatedVoxelLoss(loss, ignore_index)
+            target = regions.int()
+            target[..., :6] = ignore_index
+            counts = counts_ignored(loss, scores, target, target[:, :1] == ignore_index)
         before, raised = loss(scores, regions), loss(scores + 1, regions)
         each = [loss(scores.index_fill(1, torch.tensor([c], device=device), 0.0), regions) for c in range(num_regions)]
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -674,6 +786,11 @@ def _refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int) -> None:
         raise StartUpRefused(
             f"Expected a loss that takes overlapping regions, got {name}, in which the channels exclude each other; "
             f"{advice}."
+        )
+    if counts:
+        raise StartUpRefused(
+            f"Expected a loss that leaves masked voxels out, got {name}, which counts them; "
+            f"{advice.partition(', or')[0]}."
         )
     if any(torch.equal(before, value) for value in each):
         raise StartUpRefused(
@@ -706,18 +823,39 @@ def _cases_of(dataset_dir: Any) -> CaseList:
 
 
 def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
-    """Training and validation cases; a limit leaves a case in the fold that dataset.json declares."""
-    used = case_list.cases[: chosen["limit"]]
-    dealt = used if used[0].fold is None else case_list.cases
-    parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
-    names = {case.name for case in used}
-    training, validation = ([case for case in part if case.name in names] for part in parts)
+    """Training and validation cases; a limit leaves a case in the part that dataset.json declares."""
+    limit = chosen["limit"]
+    if chosen["num_folds"] == 0 and any(case.validation for case in case_list.cases):
+        training, validation = split_cases(case_list.cases, 0, chosen["fold"], chosen["seed"])
+        if limit is not None:
+            share = max(round(limit * len(validation) / len(case_list.cases)), 1)
+            training, validation = training[: max(limit - share, 0)], validation[:share]
+    else:
+        cases = [case for case in case_list.cases if not case.validation]
+        used = cases[:limit]
+        dealt = used if used[0].fold is None else cases
+        parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
+        names = {case.name for case in used}
+        training, validation = ([case for case in part if case.name in names] for part in parts)
     if not training or not validation:
         raise DatasetError(
-            f"expected training and validation cases among the first {len(used)} (limit), got {len(training)} and "
-            f"{len(validation)} by the folds of dataset.json; raise limit, or let another fold validate."
+            f"expected training and validation cases among the first {limit or 'ones'} (limit), got {len(training)} "
+            f"and {len(validation)} by the folds or lists of dataset.json; raise limit, or let another fold validate."
         )
     return training, validation
+
+
+def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:
+    """What a training does not read of a data set although it might, a sentence each."""
+    apart = sum(case.validation for case in case_list.cases) if num_folds else 0
+    return case_list.passed_over + (
+        (
+            f"{apart} cases set apart to validate, because the others are dealt to {num_folds} folds; "
+            "evaluate --split all measures them too.",
+        )
+        if apart
+        else ()
+    )
 
 
 @contextlib.contextmanager
@@ -754,8 +892,10 @@ def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
     for field in dataclasses.fields(RunRecord):
         before, after = getattr(recorded, field.name), getattr(now, field.name)
         if before != after and field.name not in _CHANGE_ON_RESUME:
+            # automatic for a run that was started before names were looked at
+            again = f"give --flip_axes {json.dumps(str(list(before)))}, or " if field.name == "flip_axes" else ""
             raise StartUpRefused(
-                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {_ANOTHER_RUN}."
+                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {again}{_ANOTHER_RUN}."
             )
     options, others = recorded.loss_options or {}, now.loss_options or {}
     if recorded.loss_options is None:
@@ -935,13 +1075,17 @@ def _half_precision_option(amp: Any) -> str | None:
     return known[name]
 
 
-def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ()) -> torch.nn.Module:
+def loss_for_training(
+    loss: Any, device: torch.device, maps: Sequence[str] = (), dataset_dir: Any = None, regions: Any = False
+) -> torch.nn.Module:
     """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
 
     Args:
         loss: as the config gives it.
         device: of the training.
         maps: names of maps that come with the label (`engines.PrepareBatchMaps`), for a loss that takes them.
+        dataset_dir, regions: whose ignore label the loss leaves out, as `TrainingSetUp` takes them; the loss is built
+            before the data are read.
 
     Raises:
         StartUpRefused: what is no loss, or does not take the maps.
@@ -951,11 +1095,16 @@ def loss_for_training(loss: Any, device: torch.device, maps: Sequence[str] = ())
             f"Expected loss to be a component or a reference such as @losses::tversky, got {loss!r}; "
             "configs/losses.yaml must be among the config files for a reference."
         )
-    if maps:
-        try:
+    multi_label = has_regions(dataset_dir, regions)
+    declared = None if dataset_dir is None else declared_ignore_label(str(dataset_dir), multi_label)
+    leave_out(loss, declared, multi_label=multi_label)
+    try:
+        if declared is not None and multi_label:
+            loss = AnnotatedVoxelLoss(loss, declared[1], maps)
+        elif maps:
             loss = LossWithMaps(loss, maps)
-        except TypeError as error:
-            raise StartUpRefused(str(error)) from None
+    except TypeError as error:
+        raise StartUpRefused(str(error)) from None
     return loss.to(device)
 
 

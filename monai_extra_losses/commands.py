@@ -17,6 +17,7 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.options import literal
 from monai_extra_losses.versions import version_of
 
@@ -71,6 +72,8 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     --patch_size "[96, 96, 32]"   voxels per axis
     --pixdim "[1, 1, 2.5]"        spacing in mm to resample to
     --hu_window "[-175, 250]"     CT: intensities to clip to
+    --flip_axes "[0, 1]"          axes to mirror patches along, or False; by itself left-right where
+                                  no class is the left or right one of two
     --batch_size 4                patches per step
     --learning_rate 0.002         of the first step
     --early_stop_patience 5       stop after validations without a better Dice
@@ -179,13 +182,15 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
 
     A case that is finished is skipped; what is there of another model, other options or another image is refused, and
-    made anew with --overwrite True. What cannot be segmented is named at the end. Every value of configs/inference.yaml
-    can be given as --KEY VALUE. Often used ones:
+    made anew with --overwrite True. What cannot be segmented is named at the end. Files in a folder per case are found
+    by patterns, one per channel: --input "DIR/{case}/{case}-t1c.nii.gz,DIR/{case}/{case}-t2w.nii.gz". Every value of
+    configs/inference.yaml can be given as --KEY VALUE. Often used ones:
 
     \b
     --test_time_flips True        average over mirror images
     --probabilities True          write them too
     --series TEXT                 which series of DICOM folders with several
+    --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels
     --restore_labels False        write the label ids of the training
     --model_file FILE             other weights
     --overwrite True              make anew what is there of another model or image
@@ -201,20 +206,25 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     options = {
         "workflow_type": "infer",
         "bundle_root": str(run.absolute()),
-        "input": str(source.absolute()),
+        "input": str(source if CASE in str(source) else source.absolute()),
         "output_dir": str(output.absolute()),
     }
     run_configs(("inference",), **options | _overrides(context.args))
 
 
 @commands.command()
-@click.option("--images", type=_folder, required=True, help="Folder of images: files, or a folder per DICOM series.")
-@click.option("--labels", type=_folder, required=True, help="Folder of labels: the same; paired with images by name.")
+@click.option(
+    "--images", type=_folder, required=True, help="Folder of images: files, or a folder per DICOM series; or patterns."
+)
+@click.option(
+    "--labels", type=_folder, required=True, help="Folder of labels, paired with images by name; or a pattern."
+)
 @click.option("--out", type=_folder, required=True, help="Folder for the data set.")
 @click.option("--test-images", type=_folder, help="Folder of images without labels, for imagesTs/.")
 @click.option("--series", metavar="TEXT", help="The DICOM series of the images: its description, part of it, or UID.")
 @click.option("--resample-labels", is_flag=True, help="Bring labels onto their image's grid (nearest neighbour).")
 @click.option("--remap", metavar="OLD:NEW,...", help='Give label ids others, such as "4:3,7:0".')
+@click.option("--ignore-label", type=int, metavar="ID", help="The id, after --remap, of voxels without annotation.")
 @click.option("--names", metavar="ID:NAME,...", help='Names of the labels, such as "1:liver,2:tumour".')
 @click.option("--modality", metavar="NAME", help="Name of the images' one channel, such as CT.")
 @click.option("--channel-names", metavar="NAME,...", help='Names of several channels, such as "T1,T2".')
@@ -235,6 +245,7 @@ def prepare(
     series: str | None,
     resample_labels: bool,
     remap: str | None,
+    ignore_label: int | None,
     names: str | None,
     modality: str | None,
     channel_names: str | None,
@@ -251,15 +262,23 @@ def prepare(
     call again goes on where it was stopped.
 
     Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
-    have sub-folders. NAME_seg, NAME_label, NAME_mask, NAME-label and NAME_gt are labels of NAME; NAME_0000, NAME_0001,
-    ... are its channels.
+    have sub-folders. NAME_seg, NAME.seg, NAME-seg, NAME_label, NAME-label, NAME_mask and NAME_gt are labels of NAME;
+    NAME_0000, NAME_0001, ... are its channels. Files in other places are named by patterns, in which {case} stands for
+    the name of the case, and commas separate the channels; {label} in that of the labels stands for the name of a
+    structure with a file of its own.
+
+    3D Slicer's .seg.nrrd names its segments: where numbers and names differ between files, ids follow the names. Layers
+    and files of structures that do not overlap become one label.
 
     A label must lie on its image's grid, within 5 % of a voxel; --resample-labels changes nothing but the order of
-    the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap.
+    the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap. Voxels of the
+    --ignore-label are left out of losses and measures; it may be any id, 255 or -1 say.
 
     \b
     monai-extra-losses prepare --images scans --labels contours --out data/liver --names 1:liver,2:tumour
     monai-extra-losses prepare --images dicom --labels nrrd --out DIR --series portal --group-by "^[^_]+"
+    monai-extra-losses prepare --images "IN/{case}/imaging.nii.gz" --labels "IN/{case}/segmentation.nii.gz" --out DIR
+    monai-extra-losses prepare --images "IN/{case}/ct.nii.gz" --labels "IN/{case}/masks/{label}.nii.gz" --out DIR
     """
     from monai_extra_losses.data.label_ids import parse_names, parse_remap
     from monai_extra_losses.data.prepare import PrepareOptions, prepare_dataset
@@ -275,6 +294,7 @@ def prepare(
             series=series,
             resample_labels=resample_labels,
             remap=parse_remap(remap) if remap else {},
+            ignore_label=ignore_label,
             names=parse_names(names) if names else {},
             channels=tuple(name.strip() for name in channels),
             num_folds=folds,
@@ -302,8 +322,8 @@ def check(data: Path, as_json: bool) -> None:
     losses to start from. What was read is remembered while a file does not change. Exit code 0 without a problem, 1
     with any.
 
-    The JSON document has: format (1), folder, problems; and without problems: name, labels, percentiles, statistics
-    (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
+    The JSON document has: format (1), folder, problems; and without problems: name, labels, ignore_label, percentiles,
+    statistics (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
 
     \b
     monai-extra-losses check Task04_Hippocampus

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from monai_extra_losses.bundle import refuse_run_folder
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.sides import mirror_remarks
 from monai_extra_losses.engines import LABEL
+from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored
 from monai_extra_losses.loss_facts import (
     loss_of_equal_scores,
     measures_distances,
@@ -65,6 +67,7 @@ class _Training:
     evaluator: Any
     dataset: Any
     loss: nn.Module
+    setup: Any
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +142,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
         training = _build(config_files, options)
     for text in warned:
         yield Finding("warning", text)
+    for text in training.setup.passed_over:
+        yield Finding("warning", f"Passed over: {text}")
     record = training.record
     precision = "half precision" if getattr(training.trainer.inferer, "dtype", None) else "float32"
     yield Finding(
@@ -147,12 +152,15 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
         f"{' x '.join(map(str, record.patch_size))} voxels, {record.batch_size} a step, on {training.device} in "
         f"{precision}. Here a few of them are read.",
     )
+    for wrong, sentence in mirror_remarks(record.foreground.values(), record.flip_axes):
+        yield Finding("warning" if wrong else "ok", sentence)
     batches, data_seconds = _draw(training)
     yield from _about_batches(training, batches)
     inputs, target = batches[0]
     scores = _scores(training, inputs)
     yield from _about_channels(training, scores, _label(target))
     yield from _about_activations(training.loss, scores, training.multi_label)
+    yield from _about_ignored(training, scores, target)
     with _warnings() as warned, torch.no_grad():
         equal = _loss_of(training, torch.zeros_like(scores), target).item()
     yield _about_equal_scores(training, equal, _label(target), scores.shape[1])
@@ -202,7 +210,7 @@ def _build(config_files: Sequence[str], options: Mapping[str, Any]) -> _Training
     ):
         with _stage(doing):
             parser.get_parsed_content(part)
-    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "training_loss")
+    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "training_loss", "setup")
     return _Training(*map(parser.get_parsed_content, ids))
 
 
@@ -244,6 +252,16 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
             "infinity; a transform makes them, for the files have none."
         )
     labels = torch.cat([_label(target).float() for _, target in batches])
+    drawn = f"{sum(inputs.shape[0] for inputs, _ in batches)} patches from {_count(len(training.dataset), 'case')}"
+    labels, share = _annotated(training, labels)
+    if share < 1:
+        yield Finding(
+            "ok" if share else "warning",
+            f"{1 - share:.2%} of the voxels of {drawn} are without annotation (label {training.record.ignore_label}): "
+            "loss, validation and evaluation leave them out.",
+        )
+    if not share:
+        return
     number = 2 if training.multi_label else training.record.num_classes
     foreign = sorted(set(labels.unique().tolist()) - set(range(number)))
     if foreign:
@@ -252,11 +270,10 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
             "a label must be resampled with nearest neighbours."
         )
     if training.multi_label:
-        shares = labels.transpose(0, 1).flatten(1).mean(dim=1)
+        shares = labels.mean(dim=1)
     else:
-        shares = torch.bincount(labels.flatten().long(), minlength=number) / labels.numel()
+        shares = torch.bincount(labels[0].long(), minlength=number) / labels.numel()
     shown = ", ".join(f"{name} {share:.2%}" for name, share in zip(training.names, shares.tolist(), strict=True))
-    drawn = f"{sum(inputs.shape[0] for inputs, _ in batches)} patches from {_count(len(training.dataset), 'case')}"
     yield Finding("ok", f"Voxels of {drawn}: {shown}.")
     missing = [name for name, share in zip(training.names, shares.tolist(), strict=True) if share == 0]
     if missing:
@@ -264,6 +281,32 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
             "warning",
             f"None of {drawn} has a voxel of {' or '.join(missing)}. If few cases have one, the loss "
             "seldom sees it (`monai-extra-losses check` counts them); if all have, the patch is too small.",
+        )
+
+
+def _annotated(training: _Training, labels: Tensor) -> tuple[Tensor, float]:
+    """The labels (C, voxels) of the annotated voxels, and their share."""
+    voxels = labels.transpose(0, 1).flatten(1)
+    if training.record.ignore_index is None:
+        return voxels, 1.0
+    annotated = voxels[0] != training.record.ignore_index
+    return voxels[:, annotated], annotated.float().mean().item()
+
+
+def _about_ignored(training: _Training, scores: Tensor, target: Any) -> Iterator[Finding]:
+    for _, part in parts_of(training.loss):
+        for sentence in check_ignore_index(part, training.record):
+            yield Finding("warning", sentence)
+    if training.record.ignore_index is None:
+        return
+    ignored = _label(target)[:, :1] == training.record.ignore_index
+    with _stage("The forward pass of the loss", training):
+        counts = bool(ignored.any()) and counts_ignored(training.loss, scores, target, ignored)
+    if counts:
+        yield Finding(
+            "problem",
+            f"The loss changes with the scores of voxels without annotation (label {training.record.ignore_label}), "
+            "which it should leave out; choose one with an ignore_index, such as those of this package.",
         )
 
 

@@ -101,6 +101,7 @@ class LossWithMaps(nn.Module):
                 f"{', '.join(known)}: choose a boundary loss or a compound, or leave the maps out."
             )
         self.loss = loss
+        self.maps = tuple(maps)
 
     @property
     def components(self) -> dict[str, Tensor]:
@@ -114,6 +115,53 @@ class LossWithMaps(nn.Module):
         if LABEL not in target:
             raise ValueError(f"expected a target with {LABEL!r}, got {', '.join(map(repr, target))}.")
         return self.loss(input, target[LABEL], **{name: value for name, value in target.items() if name != LABEL})
+
+
+class AnnotatedVoxelLoss(nn.Module):
+    """Leaves the voxels without annotation of a target of regions to no loss: it gives the others as the `mask`.
+
+    A region, 0 or 1, cannot say that a voxel is neither; `ignore_index` in all its channels does
+    (`transforms.LabelsToRegions`).
+
+    Args:
+        loss: takes the mask; it may take maps as well.
+        ignore_index: value of the target in voxels without annotation.
+        maps: names of the maps that come with the label, see `LossWithMaps`.
+
+    Raises:
+        TypeError: a loss that takes no mask; else as of `LossWithMaps`.
+
+    Example:
+        >>> import torch
+        >>> from monai_extra_losses import FusedDiceLoss
+        >>> loss = AnnotatedVoxelLoss(FusedDiceLoss(), ignore_index=255)
+        >>> round(loss(torch.tensor([[[1.0, 1.0, 1.0]]]), torch.tensor([[[1, 0, 255]]])).item(), 4)  # 1 - 2/3
+        0.3333
+    """
+
+    def __init__(self, loss: nn.Module, ignore_index: int, maps: Sequence[str] = ()) -> None:
+        super().__init__()
+        known = inspect.signature(loss.forward).parameters
+        if "mask" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise TypeError(
+                "expected a loss that takes a mask, by which voxels without annotation are left out of regions, got "
+                f"{type(loss).__name__}, which takes {', '.join(known)}: choose one of this package."
+            )
+        self.loss = LossWithMaps(loss, [*maps, *(["mask"] if "mask" not in maps else [])])
+        self.ignore_index = ignore_index
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Those of a `CompoundLoss`; empty for another loss."""
+        return self.loss.components
+
+    def forward(self, input: Tensor, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The loss of the annotated voxels of a plain target, or of a label with its maps."""
+        given = dict(target) if isinstance(target, Mapping) else {LABEL: target}
+        ignored = given[LABEL][:, :1] == self.ignore_index
+        given[LABEL] = given[LABEL].masked_fill(ignored, 0)
+        given["mask"] = ~ignored if "mask" not in given else given["mask"].masked_fill(ignored, 0)
+        return self.loss(input, given)
 
 
 class HalfPrecisionInferer(Inferer):

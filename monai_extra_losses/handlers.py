@@ -65,9 +65,10 @@ class EmptyAwareDice(DiceMetric):
     Args:
         num_classes: with background; of regions their number.
         multi_label: the inputs are regions, 0 or 1, that may overlap.
+        ignore_index: what the target has in voxels without annotation, which count in no prediction and no target.
     """
 
-    def __init__(self, num_classes: int, multi_label: bool = False) -> None:
+    def __init__(self, num_classes: int, multi_label: bool = False, ignore_index: int | None = None) -> None:
         super().__init__(
             include_background=multi_label,
             reduction="none",
@@ -75,8 +76,12 @@ class EmptyAwareDice(DiceMetric):
             num_classes=None if multi_label else num_classes,
         )
         self.multi_label = multi_label
+        self.ignore_index = ignore_index
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        if self.ignore_index is not None:  # background in both adds to no Dice of a class
+            ignored = y[:, :1] == self.ignore_index
+            y_pred, y = y_pred.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
         dice = super()._compute_tensor(y_pred, y)
         for case, column in dice.isnan().nonzero().tolist():
             invented = y_pred[case, column] > 0 if self.multi_label else y_pred[case] == column + 1
@@ -509,15 +514,25 @@ class CaseReport:
         labels: class -> name, without background; of regions 1, 2, ... -> name.
         surface_tolerance_mm: distance at which two surfaces count as one, in mm.
         overlays: draw the pictures.
+        ignore_index: what the label has in voxels without annotation. They are taken out of prediction and target
+            before anything is measured: volumes are those of the annotated part, and what is cut at its border has a
+            surface there.
     """
 
     def __init__(
-        self, *, folder: ResultsFolder, labels: Mapping[int, str], surface_tolerance_mm: float, overlays: bool = True
+        self,
+        *,
+        folder: ResultsFolder,
+        labels: Mapping[int, str],
+        surface_tolerance_mm: float,
+        overlays: bool = True,
+        ignore_index: int | None = None,
     ) -> None:
         self.folder = folder
         self.labels = dict(labels)
         self.surface_tolerance_mm = surface_tolerance_mm
         self.overlays = overlays
+        self.ignore_index = ignore_index
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -534,6 +549,9 @@ class CaseReport:
             )
             spacing = [float(mm) for mm in target.pixdim]
             predicted, true = (masks_of(volume.numpy(), self.labels) for volume in (prediction, target))
+            ignored = None if self.ignore_index is None else target[0].numpy() == self.ignore_index
+            if ignored is not None:
+                predicted, true = ({n: mask & ~ignored for n, mask in masks.items()} for masks in (predicted, true))
             for number, name in self.labels.items():
                 measured = case_metrics(
                     predicted[number],
@@ -554,6 +572,7 @@ class CaseReport:
                     labels=self.labels,
                     out=self.folder.overlays / f"{item['case']}.png",
                     title=f"{item['case']}, mean Dice {mean:.3f}",
+                    ignored=ignored,
                 )
 
     def _write(self, engine: Engine) -> None:
@@ -744,7 +763,8 @@ class FinishedSegmentations:
 def write_nifti(volume: MetaTensor, file: Path, dtype: type) -> None:
     """Write (C,X,Y,Z) as NIfTI in its own place: (X,Y,Z) of one channel, else (X,Y,Z,C).
 
-    Thin volumes keep their three axes, which MONAI's `SaveImage` (1.6.1) does not leave them.
+    MONAI's `SaveImage` (1.6.1) drops axes of one voxel, and passes label ids through a resampler that rounds to float32
+    even where there is nothing to resample.
     """
     channels: np.ndarray = volume.as_tensor().cpu().numpy().astype(dtype)
     voxels = channels[0] if len(channels) == 1 else np.moveaxis(channels, 0, -1)

@@ -277,7 +277,7 @@ class SegmentationOfScoresd(MapTransform):
             scores: MetaTensor = changed[key]
             values = scores.as_tensor()
             classes = values.argmax(dim=0) if self.regions is None else self._classes_of_regions(values)
-            table = torch.tensor(self.written, dtype=torch.int32, device=values.device)
+            table = torch.tensor(self.written, dtype=torch.int64, device=values.device)
             changed[key] = MetaTensor(table[classes][None], meta=scores.meta)
             if self.probabilities is not None:
                 found = values.float()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_extra_losses.engines import LossWithMaps
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
 from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.losses.compound import CompoundLoss
 
@@ -38,7 +38,7 @@ def parts_of(loss: nn.Module, weight: float = 1.0) -> Iterator[tuple[float, nn.M
         loss: as the trainer has it.
         weight: of all of it.
     """
-    if isinstance(loss, LossWithMaps):
+    if isinstance(loss, LossWithMaps | AnnotatedVoxelLoss):
         yield from parts_of(loss.loss, weight)
     elif isinstance(loss, CompoundLoss):
         for factor, part in zip(loss.weights, loss.losses.values(), strict=True):
@@ -103,7 +103,9 @@ def measures_distances(loss: nn.Module) -> bool:
         loss: as the trainer has it.
     """
     parts = [part for _, part in parts_of(loss)]
-    return not isinstance(loss, LossWithMaps) and any("distance" in signature(p.forward).parameters for p in parts)
+    holder = loss.loss if isinstance(loss, AnnotatedVoxelLoss) else loss
+    given = isinstance(holder, LossWithMaps) and "distance" in holder.maps
+    return not given and any("distance" in signature(part.forward).parameters for part in parts)
 
 
 def loss_of_equal_scores(loss: nn.Module, label: Tensor, channels: int) -> tuple[float, str] | None:

@@ -11,12 +11,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.ignore_label import value_in_memory
 from monai_extra_losses.versions import version_of
 
 if sys.platform != "win32":
@@ -288,7 +289,7 @@ class RunRecord:
         num_res_units: residual units per level of the U-Net.
         loss: class of the loss.
         dataset_dir: the folder trained on.
-        num_folds, fold, seed, limit: how cases were dealt.
+        num_folds, fold, seed, limit: how cases were dealt; 0 folds where those set apart to validate do so.
         training, validation: names of the cases.
         epochs, val_interval, batch_size, learning_rate: of the training.
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
@@ -300,6 +301,8 @@ class RunRecord:
             its own mean and deviation removed.
         pretrained: file of the weights that the training started from, or None.
         cache, cache_dir: where prepared volumes were kept.
+        flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
+        ignore_label: label value of voxels without annotation, none of `labels`; None: every voxel is annotated.
         version: of this package.
         loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
     """
@@ -333,6 +336,8 @@ class RunRecord:
     cache_dir: str | None = None
     version: str = __version__
     loss_options: dict[str, Any] | None = None
+    flip_axes: tuple[int, ...] = (0,)
+    ignore_label: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -348,6 +353,17 @@ class RunRecord:
     def label_values(self) -> list[int]:
         """The data set's label values, in the order of `classes`."""
         return list(self.labels)
+
+    @property
+    def ignore_index(self) -> int | None:
+        """What a label in memory holds in a voxel without annotation; no number of a class or of a region."""
+        return value_in_memory(self.ignore_label, max(len(self.labels), len(self.regions or ())))
+
+    @property
+    def values_in_memory(self) -> dict[int, int]:
+        """Label value in the files -> the class that a label map holds in memory, or `ignore_index`."""
+        values = dict(zip(self.label_values, self.classes, strict=True))
+        return values if self.ignore_label is None else values | {self.ignore_label: cast(int, self.ignore_index)}
 
     @property
     def foreground(self) -> dict[int, str]:

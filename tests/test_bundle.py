@@ -25,7 +25,8 @@ import monai_extra_losses
 from monai_extra_losses import CompoundLoss, FusedDiceCELoss
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.commands import run_configs
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.report import data_report
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.tensor_files import record_checksum, refuse_changed
 from monai_extra_losses.workflow import SegmentationWorkflow
@@ -396,6 +397,52 @@ def test_folds_of_the_data_set_are_taken_and_recorded(phantom_folder: Path, tmp_
     assert start_up(phantom_folder, tmp_path / "run").record.num_folds == 5
 
 
+def _redeclared(phantom_folder: Path, folder: Path, **changes: Any) -> Path:
+    data = shutil.copytree(phantom_folder, folder)
+    declared = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**declared, **changes}))
+    return data
+
+
+def test_a_validation_list_validates_unless_folds_are_asked_for(phantom_folder: Path, tmp_path: Path) -> None:
+    entries = json.loads((phantom_folder / "dataset.json").read_text())["training"]
+    data = _redeclared(phantom_folder, tmp_path / "data", training=entries[:4], validation=entries[4:], numTraining=4)
+    built = start_up(data, tmp_path / "run")
+    assert (built.record.num_folds, built.record.fold) == (0, 0)
+    assert built.record.training == tuple(f"phantom_{i:03d}" for i in range(4))
+    assert built.record.validation == ("phantom_004", "phantom_005")
+    assert (built.passed_over, built.test_cases) == ((), 2)
+    limited = start_up(data, tmp_path / "run", limit=3)
+    assert (limited.record.training, limited.record.validation) == (("phantom_000", "phantom_001"), ("phantom_004",))
+    with pytest.raises(StartUpRefused, match=r"first 1 \(limit\), got 0 and 1 by the folds or lists of dataset\.json"):
+        start_up(data, tmp_path / "run", limit=1)
+    folds = start_up(data, tmp_path / "run", num_folds=2)
+    assert sorted(folds.record.training + folds.record.validation) == [f"phantom_{i:03d}" for i in range(4)]
+    (apart,) = folds.passed_over
+    assert apart.startswith(
+        "2 cases set apart to validate, because the others are dealt to 2 folds; evaluate --split all"
+    )
+    with pytest.raises(
+        StartUpRefused, match=r"expected fold 0, because the 2 cases set apart .* got 1; give --num_folds"
+    ):
+        start_up(data, tmp_path / "run", fold=1)
+
+
+def test_a_data_set_of_empty_labels_is_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    for file in (data / "labelsTr").iterdir():
+        label = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
+    match = r"data: expected a structure in some label, got the background 0 in every voxel of all 6 labels; are these"
+    with pytest.raises(StartUpRefused, match=match):
+        start_up(data, tmp_path / "run")
+    with pytest.raises(DatasetError, match=match):
+        data_report(data)
+    (data / "dataset.json").unlink()
+    with pytest.raises(DatasetError, match=match):
+        data_report(data)
+
+
 def test_options_are_typed(set_up: Callable[..., TrainingSetUp], tmp_path: Path) -> None:
     built = set_up(epochs="3", learning_rate="1e-3", resume="false", patch_size="[16, 16, 16]", limit="None")
     assert (built.record.epochs, built.record.learning_rate, built.resume) == (3, 0.001, False)
@@ -753,7 +800,7 @@ def test_inference_refuses_inputs_it_cannot_name_or_read(
 
     refusal(r"Expected --input to hold files \.nii\.gz, .*, got none")
     (source / "broken.nii.gz").write_bytes(b"no volume")
-    refusal(r"broken\.nii\.gz: expected a whole volume, got an unreadable or damaged file")
+    refusal(r"broken\.nii\.gz: expected a whole gzip file, got a damaged one")
     (source / "broken.nii.gz").unlink()
     image = nibabel.load(phantom_folder / "imagesTs" / "phantom_test_000.nii.gz")
     for name in ("a.nii", "a.nii.gz"):

@@ -22,6 +22,7 @@ from monai_extra_losses.commands import _overrides
 from monai_extra_losses.data import read_case_list
 from monai_extra_losses.data.advice import DataAdvice, data_advice
 from monai_extra_losses.data.checks import CaseSummaries, CaseSummary
+from monai_extra_losses.data.nifti import NiftiFile
 from monai_extra_losses.data.report import data_report
 from monai_extra_losses.data.statistics import (
     CaseMeasures,
@@ -122,8 +123,8 @@ def test_a_case_is_measured_once(phantom_folder: Path, tmp_path: Path, monkeypat
     data = shutil.copytree(phantom_folder, tmp_path / "data")
     first = measured(data, cache_dir=tmp_path / "cache")
     read: list[str] = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), original(self))[1])
+    original = NiftiFile.read_stored
+    monkeypatch.setattr(NiftiFile, "read_stored", lambda self: (read.append(self.path.name), original(self))[1])
     assert measured(data, cache_dir=tmp_path / "cache") == first
     assert read == []
     label = nibabel.load(data / "labelsTr" / "phantom_002.nii.gz")
@@ -294,6 +295,39 @@ def test_text(phantom_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"train --data {phantom_folder} --run runs/dice_ce --loss dice_ce --loss::absent_class skip\n" in said
 
 
+def test_many_classes_are_summed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    label = np.zeros((32, 16, 16), np.uint8)
+    for value in range(1, 31):  # at the border, in single voxels, and larger from id to id
+        label[value, 0, : value // 2 : 2] = value
+        label[value, 8:9, 0] = value
+    for name in "abc":
+        write_case(tmp_path, name, label)
+    names = {"0": "background", **{str(value): f"part-{value:02d}" for value in range(1, 41)}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    assert ended("check", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("part-" in line for line in lines) < 40
+    assert lines.count("Of 40 classes these are the 10 rarest; --json tells of all.") == 2
+    text = " ".join(" ".join(lines).split())
+    assert any(line.startswith("1 part-01 ") for line in lines)
+    assert "part-31, part-32, part-33 and 7 more: no case has a voxel of these 10 classes, so they cannot" in text
+    assert "and 27 more: these 30 classes reach the border of the volume, in up to 3 of 3 cases each" in text
+    assert "connected components of these 30 classes are single voxels" in text
+    assert "no case has a voxel of the declared labels 31 (part-31), 32" in caplog.text
+    assert caplog.text.count("part-") == 5
+    assert ended("check", tmp_path, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["statistics"]["classes"]) == 40
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {**names, "41": "more"} | {"3": "x"}}))
+    changed = nibabel.load(tmp_path / "labelsTr" / "a.nii.gz")
+    voxels = np.asarray(changed.dataobj).copy()
+    voxels[0, 0, 0] = 99
+    nibabel.save(nibabel.Nifti1Image(voxels, changed.affine), tmp_path / "labelsTr" / "a.nii.gz")
+    said = str(ended("check", tmp_path))
+    assert "(0 background, 1 part-01, 2 part-02, 3 x, 4 part-04 and 37 more), got 99 (1 voxels)" in said
+
+
 def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended("check", phantom_folder, "--json") == 0
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -302,11 +336,14 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "folder",
         "name",
         "problems",
+        "passed_over",
         "labels",
+        "ignore_label",
         "percentiles",
         "statistics",
         "advice",
         "cases",
+        "validation",
         "unlabelled",
     ]
     report = data_report(phantom_folder)

@@ -3,19 +3,27 @@ import gzip
 import json
 import logging
 import os
+import re
 import shutil
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.transforms import LoadImage, MapLabelValue
+from volume_files import write_nifti
 
+from monai_extra_losses.bundle import intensity_scaling
 from monai_extra_losses.data import CaseSummaries, ChannelIntensity, DatasetError, check_cases, read_case_list
 from monai_extra_losses.data.checks import TOLERANCE
+from monai_extra_losses.data.inputs import LabelIdReader
+from monai_extra_losses.data.nifti import NiftiFile
+from monai_extra_losses.data.report import data_report
 
 IMAGE, LABEL = "imagesTr/phantom_001.nii.gz", "labelsTr/phantom_001.nii.gz"
 
@@ -89,9 +97,13 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "truncated volume": (
         lambda f: _cut(f, IMAGE, lambda b: gzip.compress(gzip.decompress(b)[:5000])),
         IMAGE,
-        r"whole NIfTI file, got a damaged one",
+        r"whole NIfTI file of 33120 bytes, as its header declares, got 5000; it is cut off",
     ),
-    "not a gzip": (lambda f: _cut(f, IMAGE, gzip.decompress), IMAGE, r"whole gzip file, got a damaged one"),
+    "not a gzip": (
+        lambda f: _cut(f, IMAGE, gzip.decompress),
+        IMAGE,
+        r"expected a gzip, as its name says, got an uncompressed NIfTI file; rename it to phantom_001\.nii\.$",
+    ),
     "not a NIfTI": (
         lambda f: _cut(f, LABEL, lambda _: gzip.compress(b"x" * 999)),
         LABEL,
@@ -121,7 +133,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "label of 4 dimensions": (
         lambda f: _change(f, LABEL, lambda d: np.stack([d, d], -1)),
         LABEL,
-        r"volume of three dimensions, got shape \(32, 32, 16, 2\)",
+        r"a volume of three dimensions, got shape \(32, 32, 16, 2\); where it has a layer .* prepare` makes",
     ),
     "undeclared label": (
         lambda f: _change(f, LABEL, _set(7)),
@@ -140,7 +152,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "colour image": (
         lambda f: _change(f, IMAGE, lambda d: np.zeros(d.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
         IMAGE,
-        r"expected real numbers",
+        r"expected one real number per voxel, got colours \(RGB\); export the intensities",
     ),
     "two channels": (
         lambda f: _change(f, IMAGE, lambda d: np.stack([d, d], -1)),
@@ -253,8 +265,8 @@ def test_declared_label_without_a_voxel_is_a_warning(broken: Path, caplog: pytes
 
 def test_cache_is_used_until_a_file_changes(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), original(self))[1])
+    original = NiftiFile.read_stored
+    monkeypatch.setattr(NiftiFile, "read_stored", lambda self: (read.append(self.path.name), original(self))[1])
     first = _check(broken, cache_dir=tmp_path / "cache")
     assert len(read) == 16
     read.clear()
@@ -283,7 +295,7 @@ def test_default_cache_folder(phantom_folder: Path, tmp_path: Path, monkeypatch:
         assert kept.suffix == ".json"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "files": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 3, "files": {}}'])
 def test_unreadable_cache_is_no_error(
     phantom_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
@@ -333,3 +345,184 @@ def test_hippocampus_is_checked_in_seconds(hippocampus: Path, tmp_path: Path) ->
     # Ten times the aim on an idle machine, 3 s and 0.5 s when cached: what is guarded is the kind of cost.
     assert seconds[0] < 30
     assert seconds[1] < 5
+
+
+# ---- label ids of any size -------------------------------------------------------------------------------------------
+
+
+def _with_ids(folder: Path, ids: Sequence[float], dtype: type, fields: dict[str, Any] | None = None) -> None:
+    """Give the phantom's labels 1 and 2 other ids, of which those are declared that are whole numbers."""
+    for file in (*(folder / "labelsTr").iterdir(), *(folder / "labelsTs").iterdir()):
+        label = nib.load(file)
+        table = np.array([0, *ids], dtype)
+        write_nifti(file, table[np.asarray(label.dataobj)], label.affine, fields)
+    declared = json.loads((folder / "dataset.json").read_text())
+    declared["labels"] = {str(round(value)): f"structure {value}" for value in (0, *ids)}
+    (folder / "dataset.json").write_text(json.dumps(declared))
+
+
+def _as_trained(file: Path, ids: Sequence[int]) -> np.ndarray:
+    """A label as train.yaml reads and renumbers it."""
+    label = LoadImage(reader=LabelIdReader(), dtype=None, image_only=True)(file)
+    return np.asarray(MapLabelValue([0, *ids], [0, 1, 2])(label))
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype"),
+    [
+        ((2**24 + 1, 2**24 + 2), np.int32),
+        ((2**32 - 2, 2**32 - 1), np.uint32),
+        ((2**40 + 1, 2**40 + 2), np.int64),
+        ((2**63 - 2, 2**63 - 1), np.int64),
+        ((2**63 - 2, 2**63 - 1), np.uint64),
+        ((2**53 - 2, 2**53 - 1), np.float64),
+        ((2**24 - 2, 2**24 - 1), np.float32),
+        ((70, 65535), np.uint16),
+    ],
+)
+def test_label_ids_are_exact(broken: Path, ids: tuple[int, int], dtype: type) -> None:
+    expected = {case.name: tuple(case.voxels.values()) for case in _check(broken).cases}
+    before = np.asarray(nib.load(broken / LABEL).dataobj)
+    _with_ids(broken, ids, dtype)
+    report = data_report(broken)  # with the components, and no array as long as the largest id
+    assert report.summaries.remarks == ()
+    for case in report.summaries.cases:
+        assert case.voxels.keys() <= {0, *ids}
+        assert tuple(case.voxels.values()) == expected[case.name]
+    assert {entry.value: entry.missing_cases for entry in report.statistics.classes} == {ids[0]: 0, ids[1]: 1}
+    assert all(measured.components.keys() <= set(ids) for measured in report.measures)
+    assert np.array_equal(_as_trained(broken / LABEL, ids), before)
+
+
+def test_label_ids_beyond_64_bits_are_refused(broken: Path) -> None:
+    for value, dtype in ((2**63, np.uint64), (1e300, np.float64), (-(2.0**64), np.float64)):
+        label = nib.load(broken / LABEL)
+        voxels = np.asarray(label.dataobj).astype(dtype)
+        voxels[voxels > 1] = value
+        write_nifti(broken / LABEL, voxels, label.affine)
+        with pytest.raises(
+            DatasetError, match=r"label ids of at most 9223372036854775807 \(64 bits with a sign\), got"
+        ):
+            _check(broken)
+        with pytest.raises(DatasetError, match=r"got larger ones in \d+ voxels; give them smaller ids"):
+            _as_trained(broken / LABEL, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "fields"),
+    [
+        ((0.9999999993, 2.9999999993), np.float64, {}),
+        ((1.0000001, 2.9999998), np.float32, {}),
+        ((85, 255), np.uint8, {"scl_slope": 3 / 255}),  # in float32, which gives 1.0000000298
+    ],
+)
+def test_label_values_a_little_off_whole_numbers_count_as_these(
+    broken: Path, stored: tuple[float, float], dtype: type, fields: dict[str, Any]
+) -> None:
+    before = np.asarray(nib.load(broken / LABEL).dataobj)
+    _with_ids(broken, stored, dtype, fields)
+    declared = json.loads((broken / "dataset.json").read_text())
+    declared["labels"] = {"0": "background", "1": "organ", "3": "lesion"}
+    (broken / "dataset.json").write_text(json.dumps(declared))
+    report = data_report(broken)
+    (remark,) = report.summaries.remarks
+    assert remark.endswith(
+        "label values a little off whole numbers, such as 2.9999999, are taken as the whole numbers."
+    )
+    assert set(report.summaries.cases[1].voxels) == set(report.measures[1].components) | {0} == {0, 1, 3}
+    assert np.array_equal(_as_trained(broken / LABEL, (1, 3)), before)
+
+
+def test_ids_that_their_type_cannot_tell_apart_are_told(broken: Path) -> None:
+    _with_ids(broken, (2**24 + 2, 2**24 + 4), np.float32)
+    (remark,) = _check(broken).remarks
+    assert "do not hold each of them (float32 above 16777216), so that the program that wrote them may have" in remark
+
+
+# ---- outliers --------------------------------------------------------------------------------------------------------
+
+
+def _some(share: float, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Another value in a share of the voxels, in float64."""
+
+    def change(data: np.ndarray) -> np.ndarray:
+        data = data.astype(np.float64)
+        data.ravel()[: max(1, round(share * data.size))] = value
+        return data
+
+    return change
+
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("share", "value", "blank"),
+    [
+        (0, 30.0, False),
+        (0, 1e9, True),
+        (0, -FLOAT_MAX, True),
+        (0.3, -FLOAT_MAX, True),
+        (0.3, 1e6, True),
+        (0.3, -1024.0, False),
+    ],
+)
+def test_outliers_that_blank_an_image_are_named(
+    broken: Path, caplog: pytest.LogCaptureFixture, share: float, value: float, blank: bool
+) -> None:
+    before = np.asarray(nib.load(broken / IMAGE).dataobj)
+    _change(broken, IMAGE, _some(share, value))
+    with caplog.at_level(logging.WARNING):
+        remarks = _check(broken).remarks
+    assert remarks == tuple(caplog.messages)
+    image = torch.as_tensor(np.asarray(nib.load(broken / IMAGE).dataobj), dtype=torch.float32)[None]
+    others = (image - value).abs() > 1e-3 * abs(value)
+    rest = intensity_scaling("image", None)({"image": image.clone()})["image"][others]
+    if not blank:
+        assert remarks == ()
+        assert rest.max() - rest.min() > 0.1
+        return
+    (sentence,) = remarks
+    found = re.fullmatch(
+        rf"{broken / IMAGE}: (.*)% of the voxels, from (\S*) to (\S*), become one grey when training normalises the "
+        r"image, because others reach (\S*); replace these, or let --hu_window clip them\.",
+        sentence,
+    )
+    assert found
+    assert float(found[1]) == pytest.approx(min(100 * (1 - share), 99.99), abs=0.02)
+    assert float(found[4]) == pytest.approx(value, rel=1e-4)
+    assert float(found[2]) >= before.min() - 1e-3
+    assert float(found[3]) <= before.max() + 1e-3
+    assert not (rest.max() - rest.min() > 0.01)  # or NaN
+
+
+def test_an_image_of_two_values_is_not_blank(broken: Path) -> None:
+    _change(broken, IMAGE, lambda d: (d > d.mean()).astype(np.float32))
+    _change(broken, "imagesTr/phantom_002.nii.gz", lambda d: (np.arange(d.size) == 7).reshape(d.shape).astype(np.uint8))
+    assert _check(broken).remarks == ()
+
+
+def test_many_blank_images_are_counted(broken: Path) -> None:
+    for name in ("imagesTr", "imagesTs"):
+        for file in sorted((broken / name).iterdir()):
+            _change(broken, f"{name}/{file.name}", _some(0, 1e12))
+    remarks = _check(broken).remarks
+    assert len(remarks) == 6
+    assert remarks[-1] == "3 more images become one grey when training normalises them."
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (_some(0, 1e300), r"expected intensities that float32 holds \(up to 3\.4e\+38\), got 1e\+300; replace such"),
+        (_some(0, -3.5e38), r"got -3\.5e\+38; replace such voxels"),
+        (
+            lambda d: np.where(d > d.mean(), 2**30 + 1, 2**30).astype(np.int32),
+            r"expected an image, got intensities from 1073741824 to 1073741825, which are one number in float32",
+        ),
+    ],
+)
+def test_intensities_that_float32_does_not_hold(broken: Path, change: Callable[..., np.ndarray], match: str) -> None:
+    _change(broken, IMAGE, change)
+    with pytest.raises(DatasetError, match=match):
+        _check(broken)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,14 +11,19 @@ from typing import Any
 import pytest
 
 from monai_extra_losses.data import (
+    CaseList,
     DatasetError,
     LabelledCase,
     StartUpRefused,
     count_folds,
     deal_folds,
+    nifti,
     read_case_list,
     split_cases,
+    volumes,
 )
+from monai_extra_losses.data.datalist import declares_regions
+from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -149,7 +155,8 @@ _B = {"image": "i/b.nii.gz", "label": "l/b.nii.gz"}
         (_listed(labels={"1": "organ"}), r"expected 0 \(background\) and one more"),
         (_listed(labels={"0": "background"}), r"expected 0 \(background\) and one more"),
         (_listed(labels={"0": "background", "x": "organ"}), r"expected whole numbers in `labels`"),
-        (_listed(labels={"background": 0, "tumour": [1, 2]}), r"expected whole numbers in `labels`"),
+        (_listed(labels={"background": 0, "tumour": [1, 2.5]}), r"expected whole numbers in `labels`"),
+        (_listed(labels={"background": 0, "tumour": []}), r"expected whole numbers in `labels`"),
         (_listed(labels={"0": "organ", "1": "organ"}), r"expected every value and name once"),
         (_listed(modality={"1": "MRI"}), r"expected `modality` as"),
         (_listed(training=[{**_A, "fold": 0}, _B]), r"whole numbers from 0 .* or none with one, got 0, none; correct"),
@@ -164,6 +171,331 @@ def test_unusable_folder_is_one_sentence(tmp_path: Path, prepare: Callable[[Path
     with pytest.raises(DatasetError, match=match) as caught:
         read_case_list(tmp_path)
     assert all(problem.startswith(str(tmp_path)) for problem in caught.value.problems)
+
+
+# ---- JSON that anybody may have written ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"[" * 200_000, r"expected JSON, got one nested too deeply to read; correct the file"),
+        (b'{"labels": ' + b'{"a": ' * 200_000, r"expected JSON, got one nested too deeply to read"),
+        (b'{"name": "\\ud83d"}', r'expected text of whole characters, got "\\ud83d"; correct it'),
+        (b'{"training": [{"image": "a\\u0000.nii"}]}', r'expected text of whole characters, got "a\\u0000\.nii"'),
+        (b'{"\\u0000": 1}', r"expected text of whole characters"),
+        (
+            b'{"labels": ' + b"9" * 5000 + b"}",
+            r"valid JSON, got an error \(a number of 5000 digits, 9999999999\.\.\.\)",
+        ),
+        (b'{"labels": {"0": "a", "1": "b", "1": "c"}}', r'the key "1" twice, of which only one would count'),
+        (b'{"training": [], "training": []}', r'the key "training" twice'),
+        ('{"name": "Größe"}'.encode("latin-1"), r"expected text in UTF-8, got the byte 0xf6 at position 12; save the"),
+        (b"", r"expected valid JSON, got an error \(Expecting value"),
+        (b'{"labels": NaN}', r"expected an object under `labels`, got NaN"),
+        (b'{"labels": {"background": 0, "a": Infinity}}', r'whole numbers in `labels`, got {"a": Infinity}'),
+        (b'{"labels": {"0": "background", "' + b"1" * 50 + b'": "a"}}', r"expected whole numbers in `labels`"),
+        (b'{"labels": {"0": "background", "9223372036854775808": "a"}}', r"expected whole numbers in `labels`"),
+        (b'{"labels": {"0": "background", "1": "a\\nb"}}', r'expected names of printable characters, got "a\\nb"'),
+    ],
+)
+def test_json_that_no_program_can_use_is_one_sentence(tmp_path: Path, content: bytes, match: str) -> None:
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(DatasetError, match=match) as caught:
+        read_case_list(tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{tmp_path / 'dataset.json'}: expected ")
+    assert "\n" not in problem
+    assert len(problem) < 600
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_in_any_unicode_and_with_numbers_beyond_json_is_read(tmp_path: Path, encoding: str) -> None:
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
+    content = {"name": "Größe", "labels": {"0": "background", "1": "Leber"}, "spacing": [float("nan"), float("inf")]}
+    (tmp_path / "dataset.json").write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+    found = read_case_list(tmp_path)
+    assert (found.name, found.labels) == ("Größe", {0: "background", 1: "Leber"})
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
+
+    def forbidden(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(DatasetError, match=r"imagesTr: expected a folder that can be read, got an error \(Permission"):
+        read_case_list(tmp_path)
+
+
+def test_a_dataset_json_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii")
+    where = tmp_path / "dataset.json"
+    for make, match in (
+        (where.mkdir, r"dataset\.json: expected a JSON file, got a folder; correct or remove it"),
+        (lambda: os.mkfifo(where), r"got something else"),
+        (lambda: where.symlink_to(tmp_path / "gone"), r"got none; correct"),
+    ):
+        make()
+        with pytest.raises(DatasetError, match=match):
+            read_case_list(tmp_path)
+        where.rmdir() if where.is_dir() else where.unlink()
+    assert len(read_case_list(tmp_path).cases) == 1
+
+
+_ODD = [
+    *(
+        None,
+        True,
+        -1,
+        1.5,
+        float("nan"),
+        2**64,
+        10**400,
+        "",
+        ".",
+        "..",
+        "a/../b",
+        "/dev/null",
+        "a" * 5000,
+        "a\nb",
+        "²",
+        "١",
+    ),
+    *(
+        "C:\\x\\y.nii",
+        "e\u0301",
+        [],
+        [[]],
+        [[[1]]],
+        {},
+        {"": ""},
+        {"image": []},
+        {"image": {"a": 1}, "label": []},
+        [1, "a"],
+    ),
+]
+_WHOLE = {
+    "name": "x",
+    "modality": {"0": "CT"},
+    "channel_names": {"0": "CT"},
+    "labels": {"0": "background", "1": "a", "2": "b"},
+    "regions": {"whole": [1, 2]},
+    "original_labels": {"2": 5},
+    "numTraining": 2,
+    "training": [{**_A, "fold": 0}, {**_B, "fold": 1}],
+    "validation": [{"image": "i/c.nii.gz", "label": "l/c.nii.gz"}],
+    "test": ["i/d.nii.gz"],
+    "testing": [{"image": "i/e.nii.gz"}],
+    "dataset": {"a": {"images": ["i/a.nii.gz"], "label": "l/a.nii.gz"}},
+}
+
+
+def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [place for key, child in children for place in ((*path, key), *_places(child, (*path, key)))]
+
+
+@pytest.mark.parametrize("place", _places(_WHOLE), ids=lambda place: ".".join(map(str, place)))
+def test_odd_values_in_every_place_are_taken_or_one_sentence(tmp_path: Path, place: tuple[Any, ...]) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    for odd in _ODD:
+        content = json.loads(json.dumps(_WHOLE))
+        if place[0] == "dataset":
+            del content["training"]
+        node = content
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = odd
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        problems, found = _problems_and_cases(tmp_path)
+        assert all("\n" not in problem and len(problem) < 12_000 for problem in problems)
+        if found is not None:
+            cases = [case.name for case in (*found.cases, *found.unlabelled)]
+            assert all(Path(name).name == name for name in cases)
+            assert all(name.isprintable() for name in (*found.labels.values(), *found.channels, *cases))
+            assert all(isinstance(value, int) for value in found.labels)
+
+
+def _problems_and_cases(folder: Path) -> tuple[list[str], CaseList | None]:
+    try:
+        return [], read_case_list(folder)
+    except DatasetError as error:
+        return error.problems, None
+
+
+# ---- lists and files beside those of the training --------------------------------------------------------------------
+
+
+def _entry(name: str, folder: str = "Tr") -> dict[str, str]:
+    return {"image": f"./images{folder}/{name}.nii.gz", "label": f"./labels{folder}/{name}.nii.gz"}
+
+
+def _parts(folder: Path, num_folds: int | None = None, fold: int = 0) -> tuple[str, str]:
+    cases = read_case_list(folder).cases
+    training, validation = split_cases(cases, num_folds, fold, seed=0)
+    return " ".join(case.name for case in training), " ".join(case.name for case in validation)
+
+
+def test_the_validation_list_of_amos_validates(tmp_path: Path) -> None:
+    lists = {
+        "training": [_entry(name) for name in "abcd"],
+        "validation": [_entry("v", "Va"), {"image": "./imagesVa/w.nii.gz"}, _entry("u", "Va")],
+        "test": [{"image": "./imagesTs/t.nii.gz"}],
+    }
+    found = read_case_list(_decathlon(tmp_path, **lists, numTraining=4, numValidation=3, numTest=1))
+    assert [(case.name, case.validation) for case in found.cases] == [
+        *[(name, False) for name in "abcd"],
+        ("u", True),
+        ("v", True),
+    ]
+    assert [case.name for case in found.unlabelled] == ["t", "w"]
+    assert found.passed_over == ()
+    assert count_folds(found.cases, None) == 0
+    assert _parts(tmp_path) == ("a b c d", "u v")
+    training, validation = _parts(tmp_path, num_folds=2)  # asked for: those set apart are in no fold
+    assert sorted(f"{training} {validation}".split()) == ["a", "b", "c", "d"]
+    with pytest.raises(DatasetError, match=r"expected fold 0, because the 2 cases set apart to validate do so, got 1"):
+        _parts(tmp_path, fold=1)
+
+
+def test_declared_folds_go_before_a_validation_list(tmp_path: Path) -> None:
+    folds = [{**_entry(name), "fold": number % 2} for number, name in enumerate("abcd")]
+    _decathlon(tmp_path, training=folds, validation=[_entry("v")], testing=["./imagesTs/t.nii.gz"], test=[])
+    assert _parts(tmp_path) == ("b d", "a c")
+    assert [case.name for case in read_case_list(tmp_path).unlabelled] == ["t"]  # Auto3DSeg's name of the list
+
+
+def test_folders_of_validation_cases_are_taken_as_the_list_is(tmp_path: Path) -> None:
+    for folder, names in (("Tr", "ab"), ("Va", "v"), ("Ts", "t")):
+        _touch(tmp_path, *(f"{kind}{folder}/{name}.nii.gz" for name in names for kind in ("images", "labels")))
+    _touch(tmp_path, "imagesVa/w.nii.gz", "labelsTs/x.nii.gz")
+    found = read_case_list(tmp_path)
+    assert _parts(tmp_path) == ("a b", "v")
+    assert [(case.name, case.label is None) for case in found.unlabelled] == [("t", False), ("w", True)]
+    assert found.passed_over == (f"{tmp_path / 'labelsTs'}: 1 without an image of the same name (x).",)
+
+
+def test_what_is_passed_over_is_named_and_counted(tmp_path: Path) -> None:
+    _touch(
+        tmp_path, "imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "imagesTr/c.mha", "imagesTr/notes.txt", "labelsTr/a.nii.gz"
+    )
+    entry = {**_entry("a"), "image2": "./imagesTr/a_pet.nii.gz", "comment": "none"}
+    _decathlon(tmp_path, training=[entry], test=[], unlabeled=["./imagesU/u.nii.gz"] * 12, numTraining=3, notes=["x"])
+    where = tmp_path / "dataset.json"
+    assert read_case_list(tmp_path).passed_over == (
+        f"{where}: files under `image2` in 1 entries of `training`; channels are read from one list, "
+        '{"image": [FILE, FILE]}.',
+        f"{tmp_path / 'imagesTr'}: 2 files that dataset.json does not list (b.nii.gz, c.mha).",
+        f"{where}: 12 entries of `unlabeled`; list them under `training`, `validation` or `test`.",
+        f"{where}: `numTraining` says 3 cases, 1 is there.",
+    )
+
+
+def test_files_of_other_formats_beside_the_pairs_are_named(tmp_path: Path) -> None:
+    _touch(
+        tmp_path,
+        *(f"{folder}/{name}" for folder in ("imagesTr", "labelsTr") for name in ("a.nii", "B.NII.GZ", "c.nrrd")),
+    )
+    (tmp_path / "imagesTr" / "series").mkdir()
+    found = read_case_list(tmp_path)
+    assert [case.name for case in found.cases] == ["B", "a"]  # upper case is one format
+    images, labels = found.passed_over
+    assert images == (
+        f"{tmp_path / 'imagesTr'}: 2 that are no files .nii.gz or .nii (c.nrrd, series); "
+        "`monai-extra-losses prepare` makes NIfTI of volumes."
+    )
+    assert "labelsTr: 1 that are no files .nii.gz or .nii (c.nrrd)" in labels
+
+
+def test_numbered_names_of_the_test_are_cases_where_those_of_the_training_are(tmp_path: Path) -> None:
+    for folder, numbers in (("Tr", (1, 4)), ("Ts", (90, 91))):
+        _touch(tmp_path, *(f"images{folder}/amos_{number:04d}.nii.gz" for number in numbers))
+    _touch(tmp_path, "labelsTr/amos_0001.nii.gz", "labelsTr/amos_0004.nii.gz", "labelsTs/q.nii.gz")
+    _touch(tmp_path, "imagesTs/q_0000.nii.gz")  # a channel, as its label says
+    found = read_case_list(tmp_path)
+    assert [case.name for case in found.cases] == ["amos_0001", "amos_0004"]
+    assert [(case.name, len(case.image)) for case in found.unlabelled] == [("amos_0090", 1), ("amos_0091", 1), ("q", 1)]
+
+
+def test_names_that_differ_by_the_form_of_unicode_are_one_name(tmp_path: Path) -> None:
+    composed, decomposed = "M\u00fcller", "Mu\u0308ller"
+    _touch(tmp_path, f"imagesTr/{composed}.nii.gz", f"labelsTr/{decomposed}.nii.gz")
+    (case,) = read_case_list(tmp_path).cases
+    assert case.name == composed
+    assert case.label is not None
+    assert case.label.exists()
+    _decathlon(tmp_path, training=[_entry(decomposed)], test=[])
+    assert read_case_list(tmp_path).cases == (case,)
+
+
+def test_files_listed_of_other_formats_lead_to_prepare(tmp_path: Path) -> None:
+    entry = {"image": "i/a.nrrd", "label": "l/a.seg.nrrd"}
+    with pytest.raises(
+        DatasetError, match=r"got 2 of other formats \(a\.nrrd, a\.seg\.nrrd\); make a data set of them by: "
+    ):
+        read_case_list(_decathlon(tmp_path, training=[entry], test=[]))
+    _touch(tmp_path, "n/imagesTr/a_0000.nrrd", "n/labelsTr/a.nrrd")
+    _declare(tmp_path / "n", labels={"background": 0, "liver": 1}, channel_names={"0": "CT"}, file_ending=".nrrd")
+    with pytest.raises(DatasetError, match=r"imagesTr: expected \.nii or \.nii\.gz files, got 1 of other") as caught:
+        read_case_list(tmp_path / "n")
+    data = tmp_path / "n"
+    assert str(caught.value).endswith(
+        f"monai-extra-losses prepare --images {data}/imagesTr --labels {data}/labelsTr --out {data}_prepared "
+        "--names 1:liver"
+    )
+
+
+def test_no_pair_among_many_files_is_one_sentence(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"imagesTr/{n}.nii.gz" for n in "abcde"), *(f"labelsTr/{n}_seg.nii.gz" for n in "abcde"))
+    with pytest.raises(
+        DatasetError, match=r"got a, b, c and 2 more in imagesTr/ and a_seg, .* make a data set"
+    ) as caught:
+        read_case_list(tmp_path)
+    assert len(caught.value.problems) == 1
+
+
+def test_cases_in_folders_of_their_own_have_the_folders_names(tmp_path: Path) -> None:
+    entries = [{"image": f"case_{n}/imaging.nii.gz", "label": f"case_{n}/segmentation.nii.gz"} for n in range(3)]
+    found = read_case_list(_decathlon(tmp_path, training=entries[:2], test=entries[2:]))
+    assert [case.name for case in (*found.cases, *found.unlabelled)] == ["case_0", "case_1", "case_2"]
+
+
+def test_cases_that_nnunet_lists_elsewhere(tmp_path: Path) -> None:
+    listed = {
+        name: {"images": [f"{name}/t1.nii.gz", f"{name}/t2.nii.gz"], "label": f"{name}/seg.nii.gz"} for name in "pq"
+    }
+    content = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "T1", "1": "T2"}, "dataset": listed}
+    found = read_case_list(_declare(tmp_path, **content))
+    assert [(case.name, len(case.image), case.label) for case in found.cases] == [
+        (name, 2, tmp_path / name / "seg.nii.gz") for name in "pq"
+    ]
+    listed["../evil"] = listed["p"]
+    with pytest.raises(DatasetError, match=r"a name of a case that a file can have, got \"\.\./evil\""):
+        read_case_list(_declare(tmp_path, **{**content, "dataset": {"../evil": listed["p"]}}))
+
+
+def test_the_list_of_nnunet_1_names_channel_files_without_their_number(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"imagesTr/a_000{channel}.nii.gz" for channel in range(2)), "labelsTr/a.nii.gz")
+    (case,) = read_case_list(_decathlon(tmp_path, training=[_entry("a")], test=[])).cases
+    assert (case.name, [file.name for file in case.image]) == ("a", ["a_0000.nii.gz", "a_0001.nii.gz"])
+
+
+def test_regions_of_nnunet_are_read(tmp_path: Path) -> None:
+    _touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    found = read_case_list(_declare(tmp_path, labels=labels, channel_names={"0": "T1"}, regions_class_order=[1, 2, 3]))
+    assert found.labels == {0: "background", 1: "label_1", 2: "label_2", 3: "enhancing"}
+    assert found.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert declares_regions(tmp_path)
+    plain = {"background": 0, "a": [1], "b": 2}
+    assert read_case_list(_declare(tmp_path, labels=plain, channel_names={"0": "T1"})).regions is None
+
+
+def test_suffixes_are_those_of_the_readers() -> None:
+    assert (NIFTI_SUFFIXES, NIFTI_SUFFIXES + OTHER_SUFFIXES) == (nifti.NIFTI_SUFFIXES, volumes.VOLUME_SUFFIXES)
 
 
 def test_missing_folder_and_file_instead_of_folder(tmp_path: Path) -> None:

@@ -97,6 +97,13 @@ def of_level(found: Sequence[Finding], level: str) -> list[str]:
     return [finding.text for finding in found if finding.level == level]
 
 
+def test_what_is_passed_over_is_a_warning(phantom_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    (data / "imagesTr" / "more.mha").touch()
+    (text,) = of_level(findings(data), "warning")
+    assert text == f"Passed over: {data / 'imagesTr'}: 1 file that dataset.json does not list (more.mha)."
+
+
 def the_problem(data: Path, **options: Any) -> str:
     (text,) = of_level(findings(data, **options), "problem")
     return text

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ import monai_extra_losses
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.commands import run_configs
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
-from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs
+from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs, input_stamp
 from monai_extra_losses.inference import CaseInferer, InvertGeometryd, SegmentationOfScoresd
 from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.segmentation_record import SegmentationRecord, close_unfinished, open_unfinished
@@ -154,7 +155,7 @@ def test_channels_may_have_different_formats(phantom_folder: Path, tmp_path: Pat
     voxels, _ = AnyVolumeReader().get_data([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.mha"])
     assert voxels.shape == (2, 28, 24, 16)
     np.testing.assert_array_equal(voxels[0], voxels[1])
-    assert find_inputs(tmp_path, 2) == {"a": (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.mha")}
+    assert find_inputs(tmp_path, 2).cases == {"a": (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.mha")}
     assert find_inputs(tmp_path, 1) == find_inputs(tmp_path, 2)
     write(volume(voxels_to_segment(phantom_folder), origin=(0, 0, 0)), tmp_path / "b.mha")
     with pytest.raises(DatasetError, match=r"b\.mha: expected the grid of .*a_0000\.nii\.gz, got another"):
@@ -177,7 +178,130 @@ def test_what_lies_beside_the_volumes_is_passed_over(phantom_folder: Path, tmp_p
     for name in ("notes.txt", "._phantom_test_000.nii.gz", ".unfinished/half.nii.gz", "old/a.nii.gz"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"text")
-    assert list(find_inputs(tmp_path / "in", 1)) == ["phantom_test_000", "phantom_test_001"]
+    found = find_inputs(tmp_path / "in", 1)
+    assert list(found.cases) == ["phantom_test_000", "phantom_test_001"]
+    others, folders = found.passed_over
+    assert others == f"{tmp_path / 'in'}: 1 file of other formats (notes.txt)."
+    assert (
+        "1 folder of volumes that are no case each (old); give the folder as --input, or a pattern such as" in folders
+    )
+
+
+def touch(folder: Path, names: str) -> Path:
+    for name in names.split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "in_channels", "cases", "passed_over"),
+    [
+        ("p1/t1.nii.gz p2/t1.nrrd", 1, "p1:t1.nii.gz p2:t1.nrrd", []),
+        (
+            "p1/x_0000.nii p1/x_0001.nii p2/y_0000.mha p2/y_0001.nii",
+            2,
+            "p1:x_0000.nii+x_0001.nii p2:y_0000.mha+y_0001",
+            [],
+        ),
+        ("p1/t1.nii p2/t1.nii p2/seg.nii", 1, "p1:t1.nii", [r"1 folder of volumes that are no case each \(p2\)"]),
+        ("p1/t1.nii p2/deep/t1.nii", 1, "p1:t1.nii", [r"1 folder without a volume \(p2\)"]),
+        (
+            "p1/1.dcm p1/seg.nii p2/t1.nii",
+            1,
+            "p1:p1 p2:t1.nii",
+            [r"1 volume beside the DICOM series of a case \(seg\.nii\)"],
+        ),
+        ("a.nii out/a_seg.nii", 1, "a:a.nii", []),  # results of an earlier call
+    ],
+)
+def test_a_folder_per_case_is_taken_or_named(
+    tmp_path: Path, files: str, in_channels: int, cases: str, passed_over: list[str]
+) -> None:
+    found = find_inputs(touch(tmp_path, files), in_channels, results=tmp_path / "out")
+    of_cases = (f"{name}:{'+'.join(path.name for path in paths)}" for name, paths in found.cases.items())
+    assert " ".join(of_cases).removesuffix(".nii") == cases.removesuffix(".nii")
+    assert len(found.passed_over) == len(passed_over)
+    for text, expected in zip(found.passed_over, passed_over, strict=True):
+        assert re.search(expected, text)
+
+
+def test_channels_of_one_file_name_are_told_apart(tmp_path: Path) -> None:
+    touch(tmp_path, "t1/a.nii t2/a.nii")
+    first, second = tmp_path / "t1" / "a.nii", tmp_path / "t2" / "a.nii"
+    before = input_stamp([first, second])
+    assert len(before) == 2
+    first.write_bytes(b"changed")
+    assert input_stamp([first, second]) != before
+
+
+def test_cases_of_one_file_name_have_a_segmentation_each(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    voxels = voxels_to_segment(phantom_folder)
+    images = {"p1": volume(voxels), "p2": volume(voxels[::-1])}
+    for name, image in images.items():
+        write(image, tmp_path / "in" / name / "t1.nii.gz")
+        write(image, tmp_path / "flat" / f"{name}.nii.gz")
+    infer(trained, tmp_path / "in", tmp_path / "out")
+    infer(trained, tmp_path / "in" / "{case}" / "t1.nii.gz", tmp_path / "by pattern")
+    infer(trained, tmp_path / "flat", tmp_path / "expected")
+    for name in images:
+        expected = voxels_of(tmp_path / "expected" / f"{name}_seg.nii.gz")
+        for out in ("out", "by pattern"):
+            assert np.array_equal(voxels_of(tmp_path / out / f"{name}_seg.nii.gz"), expected)
+
+
+def test_patterns_find_the_channels_of_a_folder_per_case(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "b2/b2-t1c.nii.gz b2/b2-t2w.nii.gz b1/b1-t1c.nii.gz b1/b1-t2w.nii.gz b1/b1-seg.nii.gz c/other.nii.gz"
+    )
+    patterns = f"{tmp_path}/{{case}}/{{case}}-t1c.nii.gz,{tmp_path}/{{case}}/{{case}}-t2w.nii.gz"
+    found = find_inputs(patterns, 2).cases
+    assert {name: [path.name for path in paths] for name, paths in found.items()} == {
+        name: [f"{name}-t1c.nii.gz", f"{name}-t2w.nii.gz"] for name in ("b1", "b2")
+    }
+    assert list(find_inputs(f"{tmp_path}/*/{{case}}-t1?.nii.gz", 1).cases) == ["b1", "b2"]
+    touch(tmp_path, "x/b1-t1c.nii.gz")
+    for wrong, sentence in (
+        (
+            f"{tmp_path}/*/{{case}}-t1c.nii.gz",
+            r"b1: expected one file for .*, got .*b1-t1c\.nii\.gz, .*x/b1",
+        ),
+        (f"{tmp_path}/{{case}}/{{case}}-t3.nii.gz", r"expected --input to find volumes by .*, got none"),
+        (f"{tmp_path}/{{case}}/{{case}}-t1c.nii.gz,{tmp_path}/b1", r"expected {case} in each pattern, .* got '.*/b1'"),
+        (
+            f"{tmp_path}/{{case}}/{{case}}-t1c.nii.gz,{tmp_path}/{{case}}/{{case}}-seg.nii.gz",
+            r"b2: expected a file for",
+        ),
+    ):
+        with pytest.raises(DatasetError, match=f"(?i){sentence}"):
+            find_inputs(wrong, 2)
+
+
+def test_numbered_files_are_cases_where_the_training_s_are_or_where_told(
+    trained: RunFolder, changed: Callable[..., RunFolder], phantom_folder: Path, tmp_path: Path
+) -> None:
+    image = volume(voxels_to_segment(phantom_folder))
+    for number in range(3):
+        write(image, tmp_path / "in" / f"c_{number:04d}.mha")
+
+    def found(run: RunFolder, **options: Any) -> list[str]:
+        options |= {"input": tmp_path / "in", "output_dir": tmp_path / "out"}
+        return [item["case"] for item in InferenceSetUp(bundle_root=run.root, metadata={}, **options).items_to_do()]
+
+    assert found(changed(training=("amos_0001", "amos_0090"))) == ["c_0000", "c_0001", "c_0002"]
+    assert found(trained, channel_files="False") == ["c_0000", "c_0001", "c_0002"]
+    with pytest.raises(
+        StartUpRefused, match=r"got 3; NAME_0000, .* of one case, or with --channel_files False cases of"
+    ):
+        found(trained)
+
+
+def test_names_that_differ_by_the_form_of_unicode_are_one_name(tmp_path: Path) -> None:
+    (tmp_path / "Mu\u0308ller_0000.nii").touch()
+    (tmp_path / "M\u00fcller_0001.nii").touch()
+    assert list(find_inputs(tmp_path, 2).cases) == ["M\u00fcller"]
 
 
 def test_results_in_the_folder_of_the_images_are_no_images(
@@ -198,7 +322,7 @@ def test_results_in_the_folder_of_the_images_are_no_images(
         (["a.nrrd", "a.mha"], r"Expected one volume named a, got a\.mha, a\.nrrd in"),
         (["a/1.dcm", "a.mha"], r"Expected one volume named a, got a, a\.mha in"),
         (["1.dcm", "a.mha"], r"hold volumes or one DICOM series, got a\.mha and 1\.dcm in"),
-        ([], r"hold files \.nii\.gz, .* or a folder per DICOM series, got none in"),
+        ([], r"hold files \.nii\.gz, .* or a folder per DICOM series or case, got none in"),
     ],
 )
 def test_names_that_collide_are_refused(tmp_path: Path, names: list[str], sentence: str) -> None:
@@ -217,7 +341,7 @@ def test_a_missing_channel_is_refused(tmp_path: Path) -> None:
     ):
         find_inputs(tmp_path, 2)
     (tmp_path / "a_0002.nii").rename(tmp_path / "a_0001.nii")
-    assert {name: len(paths) for name, paths in find_inputs(tmp_path, 2).items()} == {"a": 2, "b": 1}
+    assert {name: len(paths) for name, paths in find_inputs(tmp_path, 2).cases.items()} == {"a": 2, "b": 1}
 
 
 class InvertibleScaling(NormalizeIntensityd, InvertibleTransform):
@@ -613,7 +737,7 @@ def test_channel_files_are_one_case_of_too_many_channels(
         infer(trained, tmp_path / "in", tmp_path / "out")
     for channel in range(1, 4):
         (tmp_path / "in" / f"c_{channel:04d}.mha").unlink()
-    assert list(find_inputs(tmp_path / "in", 1)) == ["c_0000"]
+    assert list(find_inputs(tmp_path / "in", 1).cases) == ["c_0000"]
 
 
 def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
@@ -633,15 +757,15 @@ def bad_files(folder: Path, image: sitk.Image) -> dict[str, str]:
     nibabel.save(nibabel.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), folder / "nan.nii")
     sitk.WriteImage(image[:, :, 0], str(folder / "flat.mha"))
     return {
-        "cut": "cut.nii.gz: expected a whole volume, got an unreadable or damaged file",
-        "cut too": "cut too.nii: expected a whole volume, got an unreadable or damaged file",
+        "cut": "cut.nii.gz: expected a whole gzip file, got a damaged one",
+        "cut too": "cut too.nii: expected a whole NIfTI file of",
         "cut3": "cut3.nrrd: expected a whole volume, got one that cannot be read",
         "cut series": "slices are missing",
-        "empty": "empty.nii.gz: expected a whole volume, got an unreadable or damaged file",
+        "empty": "empty.nii.gz: expected a NIfTI file, got an empty one",
         "text": "text.mha: expected a whole volume, got one that cannot be read",
         "four": "four.nii.gz: expected 1 channel(s) as in the run, got 2.",
         "vector": "vector.nrrd: expected one real number per voxel, got 2",
-        "nan": "nan.nii: expected numbers, got voxels of NaN or infinity",
+        "nan": "nan.nii: expected numbers, got 512 voxels of NaN or infinity",
         "flat": "flat.mha: expected a volume of several slices",
     }
 
@@ -668,7 +792,7 @@ def test_one_volume_that_cannot_be_segmented_is_one_sentence(trained: RunFolder,
     (tmp_path / "a.nii.gz").touch()
     with pytest.raises(StartUpRefused) as ended:
         infer(trained, tmp_path / "a.nii.gz", tmp_path / "out")
-    assert str(ended.value.code).startswith(f"{tmp_path / 'a.nii.gz'}: expected a whole volume, got an unreadable")
+    assert str(ended.value.code).startswith(f"{tmp_path / 'a.nii.gz'}: expected a NIfTI file, got an empty")
     assert not (tmp_path / "out").exists()
     write_dicom(volume(np.zeros((8, 8, 8), np.int16)), tmp_path / "series", leave_out=range(1, 8))
     (slice_,) = (tmp_path / "series").iterdir()
@@ -707,7 +831,7 @@ def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_fo
     assert "1 of 2 cases could not be segmented:\n  phantom_test_001: " in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(names_in(tmp_path / "out")) == 2
-    assert (ended.stdout + ended.stderr).count("expected a whole volume") == 1
+    assert (ended.stdout + ended.stderr).count("expected a whole gzip file") == 1
 
 
 def test_a_volume_however_thin_keeps_its_grid(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
@@ -717,9 +841,7 @@ def test_a_volume_however_thin_keeps_its_grid(trained: RunFolder, phantom_folder
         voxels = np.random.default_rng(number).normal(size=shape).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1, 2, 3, 1])), tmp_path / "in" / f"{number}.nii")
     nibabel.save(nibabel.Nifti1Image(np.zeros((0, 4, 4), np.float32), np.eye(4)), tmp_path / "in" / "empty.nii")
-    with pytest.raises(
-        CasesFailed, match=r"1 of 8 cases .*\n  empty: .*expected a 3D volume, got the shape \(0, 4, 4\)"
-    ):
+    with pytest.raises(CasesFailed, match=r"1 of 8 cases .*\n  empty: .*the shape is \(0, 4, 4\)"):
         infer(trained, tmp_path / "in", tmp_path / "out", probabilities=True)
     for number, shape in enumerate(shapes):
         labels, found = (nibabel.load(tmp_path / "out" / f"{number}_{ending}.nii.gz") for ending in ("seg", "prob"))

@@ -316,6 +316,22 @@ def test_what_has_no_partner_is_named(tmp_path: Path, images: str, labels: str, 
     assert len(caught.value.problems) == len(matches)
 
 
+def test_names_in_two_forms_of_unicode_and_files_in_folders_of_their_own_pair(tmp_path: Path) -> None:
+    touch(tmp_path, "images/Mu\u0308ller.nii", "labels/M\u00fcller_seg.nii", "images/b/t1.nii", "labels/b/seg.nrrd")
+    cases = pair_by_name(tmp_path / "images", tmp_path / "labels")
+    assert [(case.name, case.images[0].name, case.label and case.label.name) for case in cases] == [
+        ("M\u00fcller", "Mu\u0308ller.nii", "M\u00fcller_seg.nii"),
+        ("b", "t1.nii", "seg.nrrd"),
+    ]
+
+
+def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
+    make_sources(tmp_path, "a")
+    touch(tmp_path, "images/notes.txt", "images/a.mat", "images/.hidden")
+    (note,) = prepare(tmp_path).notes
+    assert note == f"passed over: {tmp_path / 'images'}: 2 files of other formats (a.mat, notes.txt)."
+
+
 def test_folders_that_are_none(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii", "file")
     with pytest.raises(DatasetError, match=r"nowhere, which does not exist"):
@@ -461,15 +477,20 @@ def make_and_prepare(folder: Path) -> Path:
     return folder
 
 
+# 22 ids with gaps, as the atlases of the brain have them, are given others by one option
+GAPS = ",".join(f"{old}:{new}" for new, old in enumerate([*range(0, 61, 3), 61]) if old)
+
+
 @pytest.mark.parametrize(
     ("found", "remap", "match"),
     [
-        ([0], {}, r"background and one structure at least, got 0 alone"),
-        ([0, 1, 2], {1: 0, 2: 0}, r"background and one structure at least"),
+        ([0], {}, r"one structure at least, got 0 alone in every voxel of every label; are these the labels\?"),
+        ([0, 1, 2], {1: 0, 2: 0}, r"got 0 alone in every voxel of every label after the remap; remap fewer ids to one"),
         ([1, 2], {}, r'got 1, 2; --remap "1:0,2:1" closes the gap, with 1 as background'),
         ([-1, 0, 1], {}, r'got -1, 0, 1; --remap "-1:2" closes the gap'),
         ([0, 1], {5: 2}, r"expected label ids of the sources to be given others, got 5, which no label has; .* 0, 1"),
-        (range(-1000, 400), {}, r"got -1000, -999, .* and 1380 more; are these label volumes\?"),
+        (range(-1000, 400), {}, r"got 1400 ids, -1000 to 399; are these label volumes\?"),
+        ([*range(0, 61, 3), 61], {}, rf'got 22 ids, 0, 3, .*, 57, 60 to 61; --remap "{GAPS}" closes the gap'),
     ],
 )
 def test_ids_with_a_gap(found: Sequence[int], remap: dict[int, int], match: str) -> None:
@@ -671,8 +692,17 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
             overwrite=overwrite,
         )
     refused(tmp_path, r"file: expected a folder for the data set, got a file", "used/file")
-    (tmp_path / "used" / "manifest.json").write_text('{"manifest_version": 3}')
-    refused(tmp_path, r"manifest\.json: expected the manifest of an earlier call, got another file", "used")
+    prepare(tmp_path, "prepared")
+    whole = json.loads((tmp_path / "prepared" / "manifest.json").read_text())
+    for content in (
+        '{"manifest_version": 3}',
+        "[" * 200_000,
+        json.dumps({**whole, "options": []}),
+        json.dumps({**whole, "cases": [{**whole["cases"][0], "outputs": ["a"]}]}),
+        json.dumps({**whole, "cases": [3]}),
+    ):
+        (tmp_path / "used" / "manifest.json").write_text(content)
+        refused(tmp_path, r"manifest\.json: expected the manifest of an earlier call, got another file", "used")
 
 
 def test_a_manifest_cannot_have_files_elsewhere_deleted(tmp_path: Path) -> None:

@@ -189,6 +189,17 @@ def test_a_class_keeps_its_colour_where_another_is_absent(tmp_path: Path, drawn:
     assert one == both[1:]
 
 
+def test_the_border_of_the_annotation_is_dotted(tmp_path: Path, drawn: list[Figure]) -> None:
+    ignored = np.zeros(IMAGE.shape, dtype=bool)
+    _draw(tmp_path, _ball((13, 5, 4), 3), EMPTY, ignored=ignored)
+    ignored[:, :, 8:] = True
+    _draw(tmp_path, _ball((13, 5, 4), 3), EMPTY, ignored=ignored)
+    without, dotted = ([str(line.get_label()) for line in figure.legends[0].get_lines()] for figure in drawn)
+    assert (without, dotted) == (["organ", "target", "prediction"], ["organ", "target", "prediction", "not annotated"])
+    styles = [[c.get_linestyle()[0][1] is not None for c in f.axes[1].collections] for f in drawn]
+    assert styles == [[False], [False, True]]
+
+
 def test_overlay_of_volumes_that_differ(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"one shape \(X, Y, Z\), got \(20, 16, 12\), \(20, 16, 12\), \(1, 20, 16, 12\)"

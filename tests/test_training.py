@@ -439,15 +439,23 @@ def test_the_run_folder_tells_what_was_run(phantom_folder: Path, tmp_path: Path)
         "hu_window": (0.0, 1.0),
         **TINY,
     }
-    run = train(phantom_folder, tmp_path / "it's a run", **options)
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    (data / "imagesTr" / "more.nrrd").touch()
+    for kind in ("images", "labels"):  # the suffix may be in upper case
+        file = data / f"{kind}Tr" / "phantom_001.nii.gz"
+        file.rename(file.with_name("phantom_001.NII.GZ"))
+    declared = (data / "dataset.json").read_text().replace("phantom_001.nii.gz", "phantom_001.NII.GZ")
+    (data / "dataset.json").write_text(declared)
+    run = train(data, tmp_path / "it's a run", **options)
     environment = json.loads(run.environment.read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert environment["gpus"] == [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     log = run.results.log.read_text()
-    assert "4 training and 2 validation cases" in log
+    assert "4 training and 2 validation cases (and 2 of the test, which take no part)" in log
+    assert f"Passed over: {data / 'imagesTr'}: 1 file that dataset.json does not list (more.nrrd)." in log
     assert "epoch 1/1  loss" in log
 
-    train(phantom_folder, run.root, resume=True, epochs=2, **options)
+    train(data, run.root, resume=True, epochs=2, **options)
     grown = run.results.log.read_text()
     assert grown.startswith(log)
     assert "epoch 2/2  loss" in grown

@@ -1,10 +1,12 @@
 """Volumes in many formats, as other programs write them."""
 
+import gzip
 import locale
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
@@ -116,4 +118,49 @@ def write_dicom_object(file: Path, storage_class: str) -> Path:
     meta = b"\x02\0\x01\0OB\0\0\x02\0\0\0\0\x01" + b"\x02\0\x02\0UI" + len(value).to_bytes(2, "little") + value
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\x04\0" + len(meta).to_bytes(4, "little") + meta)
+    return file
+
+
+def write_nifti(
+    file: Path,
+    voxels: NDArray[Any],
+    affine: NDArray[np.float64],
+    fields: Mapping[str, Any] | None = None,
+    *,
+    version: int = 1,
+    endian: str = "<",
+) -> Path:
+    """Write a NIfTI file with a header that nibabel would not write.
+
+    Args:
+        file: .nii or .nii.gz.
+        voxels: of axes x, y, z, as stored.
+        affine: of qform and sform, both of code 1.
+        fields: header field -> value; `pixdim` and `dim` from their first entry on.
+        version: of NIfTI.
+        endian: byte order of the file.
+    """
+    image_class, header_class = {
+        1: (nibabel.Nifti1Image, nibabel.Nifti1Header),
+        2: (nibabel.Nifti2Image, nibabel.Nifti2Header),
+    }[version]
+    stored = voxels.astype(voxels.dtype.newbyteorder(endian))
+    empty = header_class(endianness=endian)
+    empty.set_data_dtype(stored.dtype)
+    image = image_class(stored, affine, header=empty)
+    for set_form in (image.set_qform, image.set_sform):
+        set_form(affine, code=1)
+    content = bytearray(image.to_bytes())
+    size = header_class.sizeof_hdr
+    header = header_class(bytes(content[:size]), endian, check=False)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    for name, value in (fields or {}).items():
+        if np.ndim(value):
+            header[name][: len(value)] = value
+        else:
+            header[name] = value
+    content[:size] = header.binaryblock
+    content[-stored.nbytes :] = stored.tobytes(order="F")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(bytes(content)) if file.name.lower().endswith(".gz") else bytes(content))
     return file

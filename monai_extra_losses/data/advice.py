@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from monai_extra_losses.data.checks import CaseSummaries
 from monai_extra_losses.data.geometry import BODY_AXES, Triple, automatic_patch
+from monai_extra_losses.data.sides import automatic_flips, mirror_remarks
 from monai_extra_losses.data.statistics import ClassStatistics, DataStatistics
 
 SPACING_RATIO = 1.1 / 0.9
@@ -27,6 +28,8 @@ LARGE_VOXELS = 1000
 
 VOLUME_RATIO = 10.0
 """Largest over smallest volume from which classes are of different orders."""
+
+_MANY = 4  # classes of which each is named; of more the first
 
 INTENSITY_RATIO = 10.0
 """Brightest over darkest image from which their scales differ: more than contrast makes."""
@@ -68,20 +71,23 @@ class DataAdvice:
     against: tuple[str, ...]
 
 
-def data_advice(summaries: CaseSummaries, statistics: DataStatistics, num_folds: int) -> DataAdvice:
+def data_advice(
+    summaries: CaseSummaries, statistics: DataStatistics, num_folds: int, regions: Iterable[str] = ()
+) -> DataAdvice:
     """Spacing, patch and losses to start from.
 
     Args:
         summaries: what the check found.
         statistics: of the same data set.
         num_folds: to which a training deals the cases.
+        regions: names of the regions that it segments; empty: the classes.
     """
     pixdim, why = _pixdim(statistics)
     return DataAdvice(
         pixdim=pixdim,
         pixdim_why=why,
         patch_size=automatic_patch(summaries.cases, pixdim),
-        remarks=tuple(_remarks(statistics, num_folds)),
+        remarks=(*_remarks(statistics, num_folds), *_about_sides(statistics, tuple(regions))),
         losses=tuple(_losses(statistics)),
         against=tuple(_against(statistics)),
     )
@@ -112,19 +118,43 @@ def _remarks(statistics: DataStatistics, num_folds: int) -> Iterable[str]:
                 f"{channel.name}: some images are {brightest.max / brightest.min:.0f} times as bright as others. "
                 "Training normalises each image by itself; an intensity window for all would not fit."
             )
-    for entry in statistics.classes:
-        if entry.missing_cases == cases:
-            yield f"{entry.name}: no case has a voxel of it, so it cannot be learned; remove it from dataset.json."
-        if entry.single_voxels:
-            yield (
-                f"{entry.name}: {entry.single_voxels} connected components are single voxels; "
-                "look whether they are meant or slips of the annotation."
-            )
-        if entry.border_cases:
-            yield (
-                f"{entry.name}: reaches the border of the volume in {entry.border_cases} of {cases} cases; "
-                "is it cut off, or is the volume a crop?"
-            )
+    classes = statistics.classes
+    yield from _of_each_or_many(
+        [(entry.name, cases) for entry in classes if entry.missing_cases == cases],
+        "{name}: no case has a voxel of it, so it cannot be learned; remove it from dataset.json.",
+        "{names}: no case has a voxel of these {count} classes, so they cannot be learned; remove them from "
+        "dataset.json.",
+    )
+    yield from _of_each_or_many(
+        [(entry.name, entry.single_voxels) for entry in classes if entry.single_voxels],
+        "{name}: {number} connected components are single voxels; "
+        "look whether they are meant or slips of the annotation.",
+        "{names}: {total} connected components of these {count} classes are single voxels; "
+        "look whether they are meant or slips of the annotation.",
+    )
+    yield from _of_each_or_many(
+        [(entry.name, entry.border_cases) for entry in classes if entry.border_cases],
+        f"{{name}}: reaches the border of the volume in {{number}} of {cases} cases; "
+        "is it cut off, or is the volume a crop?",
+        f"{{names}}: these {{count}} classes reach the border of the volume, in up to {{most}} of {cases} cases each; "
+        "are they cut off, or is the volume a crop?",
+    )
+
+
+def _of_each_or_many(numbers: Sequence[tuple[str, int]], of_one: str, of_many: str) -> Iterable[str]:
+    """A sentence per class (name and number); or one for many, which names those with the largest numbers."""
+    if len(numbers) <= _MANY:
+        yield from (of_one.format(name=name, number=number) for name, number in numbers)
+        return
+    ordered = sorted(numbers, key=lambda entry: -entry[1])
+    counts = [number for _, number in ordered]
+    names = _first([name for name, _ in ordered])
+    yield of_many.format(names=names, count=len(counts), total=sum(counts), most=counts[0])
+
+
+def _about_sides(statistics: DataStatistics, regions: Sequence[str]) -> Iterable[str]:
+    names = regions or [entry.name for entry in statistics.classes]
+    return (sentence for _, sentence in mirror_remarks(names, automatic_flips(names)))
 
 
 def _losses(statistics: DataStatistics) -> Iterable[LossAdvice]:
@@ -217,12 +247,28 @@ def _large_and_whole(entry: ClassStatistics) -> bool:
 
 
 def _names(classes: Sequence[ClassStatistics]) -> str:
-    return " and ".join(entry.name for entry in classes)
+    names = [entry.name for entry in classes]
+    return " and ".join(names) if len(names) <= _MANY else _first(names)
 
 
 def _imbalance(classes: Sequence[ClassStatistics]) -> str:
-    return ", ".join(f"1:{entry.others_per_voxel:.0f}" for entry in classes)
+    return _listed([f"1:{ratio:.0f}" for ratio in _in_order([entry.others_per_voxel or 0 for entry in classes])])
 
 
 def _cases(classes: Sequence[ClassStatistics], statistics: DataStatistics) -> str:
-    return f"{', '.join(str(entry.missing_cases) for entry in classes)} of {statistics.cases} cases"
+    counts = _in_order([entry.missing_cases for entry in classes])
+    return f"{_listed([f'{count:g}' for count in counts])} of {statistics.cases} cases"
+
+
+def _in_order(numbers: Sequence[float]) -> Sequence[float]:
+    """As they are, or from the smallest to the largest of many."""
+    return numbers if len(numbers) <= _MANY else sorted(numbers)
+
+
+def _listed(numbers: Sequence[str]) -> str:
+    """A number per class, or from the first to the last of many."""
+    return ", ".join(numbers) if len(numbers) <= _MANY else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])} and {len(names) - 3} more"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-_FORMAT = 2
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+_FORMAT = 3
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 _logger = logging.getLogger(__name__)
 _Facts = TypeVar("_Facts")

@@ -1,15 +1,23 @@
 """The sources of a case, read and checked: headers and voxels."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
-from monai_extra_losses.data.checks import TOLERANCE, _count_labels, corner_distance_mm
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.intensities import intensity_problem
+from monai_extra_losses.data.label_ids import count_ids, refusals_of, remarks_of
+from monai_extra_losses.data.label_layers import open_label, refuse_values_without_segment
 from monai_extra_losses.data.manifest import Stamp, stamp_of
+from monai_extra_losses.data.nifti import TOLERANCE, corner_distance_mm, is_nifti
 from monai_extra_losses.data.pairing import SourceCase
+from monai_extra_losses.data.remarks import orientation_hint
 from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource, open_volume
 
 
@@ -23,6 +31,10 @@ class CheckedCase:
         label: None for a case to segment.
         voxels: label id of the sources -> voxels on the image's grid.
         sources: every file read -> its stamp.
+        names: label id of the sources -> its name, where the label names them.
+        outside: label id -> (voxels outside the image, voxels in all), of those that another grid leaves out.
+        vanished: label ids without a voxel on the image's grid, and with some on their own.
+        remarks: path -> what is assumed of it, keys of `remarks.REMARKS`.
     """
 
     name: str
@@ -30,6 +42,10 @@ class CheckedCase:
     label: VolumeSource | None
     voxels: dict[int, int]
     sources: dict[str, Stamp]
+    names: dict[int, str] = field(default_factory=dict)
+    outside: dict[int, tuple[int, int]] = field(default_factory=dict)
+    vanished: tuple[int, ...] = ()
+    remarks: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def grid(self) -> VolumeGrid:
@@ -56,7 +72,8 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
         DatasetError: all problems of the case at once.
     """
     problems: list[str] = []
-    images, label, voxels = [], None, {}
+    images, label, found = [], None, _LabelVoxels({})
+    names: dict[int, str] = {}
     for path in case.images:
         try:
             images.append(image := open_volume(path, series))
@@ -66,29 +83,45 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
     for image in images[1:]:
         problems += _grid_problems(image, images[0], "resample it onto that grid")
     try:
-        label = open_volume(case.label) if case.label is not None else None
+        if case.label is not None:
+            label, names = open_label(case.label, case.masks)
         if label is not None and len(images) == len(case.images):
-            voxels = _checked_label(label, images[0], resample_labels)
+            found = _checked_label(label, images[0], resample_labels)
+            refuse_values_without_segment(label.path, list(found.voxels), names)
     except DatasetError as error:
         problems += error.problems
     if problems:
         raise DatasetError(problems)
     files = [file for volume in (*images, *([label] if label else [])) for file in volume.files]
     sources = {str(file.absolute()): stamp_of(file) for file in files}
-    return CheckedCase(case.name, tuple(images), label, voxels, sources)
+    remarks = {volume.path: volume.remarks for volume in images}
+    if label is not None:
+        remarks[label.path] = (*label.remarks, *found.remarks)
+    return CheckedCase(
+        case.name, tuple(images), label, found.voxels, sources, names, found.outside, found.vanished, remarks
+    )
 
 
 def _voxel_problems(image: VolumeSource) -> Iterable[str]:
     is_float = image.pixel_type in (sitk.sitkFloat32, sitk.sitkFloat64)
-    if is_float or not image.path.name.lower().endswith((".nii", ".nii.gz")):
+    if is_float or not is_nifti(image.path):
         loaded = image.load()  # a view does not keep its image alive
-        voxels = sitk.GetArrayViewFromImage(loaded)
-        if is_float and (odd := voxels.size - int(np.isfinite(voxels).sum())):
-            yield f"{image.path}: expected numbers, got {odd} voxels of NaN or infinity; replace them."
+        if problem := intensity_problem(sitk.GetArrayViewFromImage(loaded)):
+            yield f"{image.path}: {problem}"
 
 
-def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> dict[int, int]:
-    """Voxels per label id, on the image's grid."""
+@dataclass(frozen=True)
+class _LabelVoxels:
+    """The fields of these names of `CheckedCase`."""
+
+    voxels: dict[int, int]
+    outside: dict[int, tuple[int, int]] = field(default_factory=dict)
+    vanished: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> _LabelVoxels:
+    """The label's voxels on the image's grid, and what that grid leaves out."""
     if label.segmentations:
         raise DatasetError(
             f"{label.path}: expected label values as pixels, got {label.segmentations[0].name}, a DICOM-SEG or "
@@ -99,17 +132,46 @@ def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> 
         if problems := list(_grid_problems(label, image, hint)):
             raise DatasetError(problems)
     loaded = label_on_grid(label, image.grid)
-    counts, not_whole = _count_labels(sitk.GetArrayViewFromImage(loaded), 1.0, 0.0)
-    if not_whole:
-        raise DatasetError(
-            f"{label.path}: expected whole numbers as label values, got {not_whole} voxels with others; "
-            "resample labels with nearest neighbours."
-        )
-    return dict(counts)
+    count = count_ids(sitk.GetArrayViewFromImage(loaded))
+    if problems := [f"{label.path}: {sentence}" for sentence in refusals_of(count)]:
+        raise DatasetError(problems)
+    if label.grid.matches(image.grid):
+        return _LabelVoxels(count.voxels, remarks=tuple(remarks_of(count)))
+    before = label.load()
+    whole = count_ids(sitk.GetArrayViewFromImage(before)).voxels
+    outside = {
+        value: (number, whole.get(value, number))
+        for value, number in voxels_outside(sitk.GetArrayViewFromImage(before), label.grid, image.grid).items()
+    }
+    vanished = tuple(value for value in whole if value not in count.voxels)
+    return _LabelVoxels(count.voxels, outside, vanished, tuple(remarks_of(count)))
+
+
+def voxels_outside(label: NDArray[Any], grid: VolumeGrid, image: VolumeGrid) -> dict[int, int]:
+    """Label id above 0 -> voxels whose centres lie outside an image.
+
+    Args:
+        label: of axes z, y, x.
+        grid: of the label.
+        image: grid of the image; a point is inside up to half a voxel beyond the centres of the outermost.
+    """
+    to_image = np.linalg.inv(image.affine) @ grid.affine
+    last = np.array(image.shape) - 0.5
+    found: Counter[int] = Counter()
+    for z, plane in enumerate(label):
+        y, x = np.nonzero(plane)
+        index = to_image[:3, :3] @ np.array([x, y, np.full_like(x, z)]) + to_image[:3, 3:]
+        # a hair beyond the edge is rounding, and SimpleITK takes it
+        outside = ((index < -0.5 - 1e-6) | (index > last[:, None] + 1e-6)).any(axis=0)
+        found.update(count_ids(plane[y[outside], x[outside]]).voxels)
+    return dict(found)
 
 
 def _grid_problems(volume: VolumeSource, reference: VolumeSource, hint: str) -> Iterable[str]:
     grid, expected = volume.grid, reference.grid
+    remark = orientation_hint(
+        volume.path, reference.path, {volume.path: volume.remarks, reference.path: reference.remarks}
+    )
     if grid.shape != expected.shape:
         yield f"{volume.path}: expected shape {expected.shape} of {reference.path}, got {grid.shape}; {hint}."
     elif not grid.matches(expected):
@@ -117,7 +179,7 @@ def _grid_problems(volume: VolumeSource, reference: VolumeSource, hint: str) -> 
         yield (
             f"{volume.path}: expected the grid of {reference.path} (corners within "
             f"{TOLERANCE * min(expected.spacing):.3g} mm, {TOLERANCE:.0%} of the smallest spacing), got corners "
-            f"{distance:.3g} mm away; {hint}."
+            f"{distance:.3g} mm away; {hint}.{remark}"
         )
 
 

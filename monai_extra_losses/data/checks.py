@@ -1,32 +1,30 @@
 """Read every file of a data set before training time is spent on it, and say everything that is wrong at once."""
 
-import gzip
+import json
 import logging
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
-
-TOLERANCE = 0.05
-"""Two grids are one when no corner of the volume moves by more than this fraction of the smallest voxel spacing."""
+from monai_extra_losses.data.ignore_label import hint_to_ignore
+from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
+from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of, remarks_of
+from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, open_nifti
+from monai_extra_losses.data.remarks import orientation_hint, remark_sentences
 
 _logger = logging.getLogger(__name__)
-_SLAB = 1 << 22  # label voxels counted at a time
-_SHOWN = 5  # label values named in one sentence
+_SHOWN = 5  # label values or files named in one sentence
 
 _Kind = Literal["image", "label"]
 _Item = TypeVar("_Item")
@@ -52,6 +50,7 @@ class CaseSummary:
         affine: from voxels to millimetres, 4 rows.
         intensity: one entry per channel.
         voxels: label value -> number of voxels; empty for a case without label.
+        ignored: voxels of the data set's ignore label, which `voxels` leaves out.
     """
 
     name: str
@@ -59,6 +58,7 @@ class CaseSummary:
     affine: tuple[tuple[float, ...], ...]
     intensity: tuple[ChannelIntensity, ...]
     voxels: dict[int, int]
+    ignored: int = 0
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -75,12 +75,14 @@ class CaseSummaries:
         unlabelled: the same for its unlabelled cases.
         labels: value -> name; as declared, else the values found, named `background`, `label_1`, `label_2`, ...
         channels: names; as declared, else `channel_0`, `channel_1`, ...
+        remarks: sentences on what is assumed of files, and on images that outliers blank; logged as warnings.
     """
 
     cases: tuple[CaseSummary, ...]
     unlabelled: tuple[CaseSummary, ...]
     labels: dict[int, str]
     channels: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,20 @@ class _FileScan:
 
     shape: tuple[int, ...]
     affine: tuple[tuple[float, ...], ...]
+    remarks: tuple[str, ...] = ()
     intensity: tuple[ChannelIntensity, ...] = ()
     not_finite: int = 0  # voxels of an image
-    voxels: tuple[tuple[int, int], ...] = ()  # label value, voxels
-    not_whole: int = 0  # voxels of a label that hold no whole number
+    blanked: tuple[BlankedIntensities | None, ...] = ()  # per channel
+    label: LabelCount | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
         return _spacing(self.affine)
 
-
-@dataclass(frozen=True)
-class StoredVoxels:
-    """The voxels of one file.
-
-    Args:
-        data: (X, Y, Z, channels) as stored.
-        slope, intercept: intensities are `data * slope + intercept`.
-        affine: from voxels to millimetres.
-    """
-
-    data: NDArray[Any]
-    slope: float
-    intercept: float
-    affine: NDArray[np.float64]
+    @property
+    def voxels(self) -> tuple[tuple[int, int], ...]:
+        """Label value, voxels."""
+        return () if self.label is None else tuple(self.label.voxels.items())
 
 
 def check_cases(
@@ -124,10 +116,11 @@ def check_cases(
 ) -> CaseSummaries:
     """Read every file of a data set to its end and check that the files fit together.
 
-    A file must be there, whole, and a NIfTI volume of three dimensions (an image may have channels as a fourth). The
-    images and the label of a case must have one shape and one grid, to `TOLERANCE`. Label values must be declared whole
-    numbers; where none are declared, 0 to n without a gap. No intensity may be NaN or infinite and no channel constant,
-    and every case needs the same number of channels, the declared one.
+    A file must be there, whole, and a NIfTI volume of three dimensions (an image may have channels as a fourth), as
+    `open_nifti` says. The images and the label of a case must have one shape and one grid, to `TOLERANCE`. Label values
+    must be declared whole numbers; where none are declared, 0 to n without a gap. No label may be ignored in every
+    voxel. No intensity may be NaN, infinite or beyond float32 and no channel constant, and every case needs the same
+    number of channels, the declared one.
 
     Args:
         case_list: the cases, as `read_case_list` gives them.
@@ -158,9 +151,27 @@ def check_cases(
     ]
     if problems:
         raise DatasetError(problems)
-    summaries = tuple(_summary(case, scans) for case in everything)
+    remarks = (*remark_sentences({file: scan.remarks for file, scan in scans.items()}), *_blanked_images(scans))
+    for remark in remarks:
+        _logger.warning("%s", remark)
+    summaries = tuple(_summary(case, scans, case_list.ignore_label) for case in everything)
     labelled, unlabelled = summaries[: len(case_list.cases)], summaries[len(case_list.cases) :]
-    return CaseSummaries(labelled, unlabelled, _found_labels(case_list, labelled), channels)
+    return CaseSummaries(labelled, unlabelled, _found_labels(case_list, labelled), channels, remarks)
+
+
+def _blanked_images(scans: Mapping[Path, _FileScan]) -> Iterable[str]:
+    found = [
+        f"{file}: {min(blanked.share, 0.9999):.2%} of the voxels"
+        f"{f' of channel {channel}' if len(scan.blanked) > 1 else ''}, from {blanked.low:g} to {blanked.high:g}, "
+        f"become one grey when training normalises the image, because others reach {blanked.outlier:g}; replace these, "
+        "or let --hu_window clip them."
+        for file, scan in scans.items()
+        for channel, blanked in enumerate(scan.blanked)
+        if blanked is not None
+    ]
+    yield from found[:_SHOWN]
+    if len(found) > _SHOWN:
+        yield f"{len(found) - _SHOWN} more images become one grey when training normalises them."
 
 
 def _image_problems(
@@ -168,7 +179,7 @@ def _image_problems(
 ) -> Iterable[str]:
     for file in case.image:
         if file in unusable:
-            yield f"{file}: {unusable[file]}"
+            yield unusable[file]
             continue
         scan = scans[file]
         if scan.not_finite:
@@ -177,9 +188,16 @@ def _image_problems(
                 "replace them or leave the case out."
             )
         for channel, intensity in enumerate(scan.intensity):
+            where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
             if intensity.min == intensity.max:
-                where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
                 yield f"{file}: expected an image, got the constant {intensity.min:g} in every voxel{where}."
+            elif not scan.not_finite and (sentence := too_large(intensity.min, intensity.max)):
+                yield f"{file}: {sentence}"
+            elif np.float32(intensity.min) == np.float32(intensity.max):
+                yield (
+                    f"{file}: expected an image, got intensities from {intensity.min:.15g} to {intensity.max:.15g}"
+                    f"{where}, which are one number in float32; subtract an offset."
+                )
         if case.image[0] in scans:
             yield from _grid_problems(file, case.image[0], scans)
     if all(file in scans for file in case.image):
@@ -197,25 +215,28 @@ def _label_problems(
     if case.label is None:
         return
     if case.label in unusable:
-        yield f"{case.label}: {unusable[case.label]}"
+        yield unusable[case.label]
         return
     scan = scans[case.label]
-    if scan.not_whole:
-        yield (
-            f"{case.label}: expected whole numbers as label values, got {scan.not_whole} voxels with others; "
-            "resample labels with nearest neighbours."
-        )
+    if scan.label is not None:
+        yield from (f"{case.label}: {sentence}" for sentence in refusals_of(scan.label))
     declared = case_list.labels
-    foreign = {value: count for value, count in scan.voxels if (value not in declared if declared else value < 0)}
-    if foreign:
-        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(foreign.items())[:_SHOWN])
-        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
-        names = ", ".join(f"{value} {name}" for value, name in declared.items())
+    annotated = {value: count for value, count in scan.voxels if value != case_list.ignore_label}
+    if scan.voxels and not annotated:
         yield (
-            f"{case.label}: expected the declared label values ({names}), got {shown}{more}; "
-            f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}."
+            f"{case.label}: expected voxels with annotation, got the ignore label {case_list.ignore_label} in every "
+            "voxel; leave the case out."
+        )
+    foreign = {v: count for v, count in annotated.items() if (v not in declared if declared else v < 0)}
+    if foreign:
+        shown = _first_of([f"{value} ({count} voxels)" for value, count in foreign.items()])
+        names = _first_of([f"{value} {name}" for value, name in declared.items()])
+        hint = hint_to_ignore(foreign, case_list.folder / "dataset.json")
+        yield (
+            f"{case.label}: expected the declared label values ({names}), got {shown}; "
+            f"correct the file, or `labels` in {case_list.folder / 'dataset.json'}{hint}."
             if declared
-            else f"{case.label}: expected label values of 0 and above, got {shown}{more}; correct the file."
+            else f"{case.label}: expected label values of 0 and above, got {shown}; correct the file{hint}."
         )
     if case.image[0] in scans:
         yield from _grid_problems(case.label, case.image[0], scans)
@@ -223,6 +244,7 @@ def _label_problems(
 
 def _grid_problems(file: Path, reference: Path, scans: Mapping[Path, _FileScan]) -> Iterable[str]:
     scan, expected = scans[file], scans[reference]
+    hint = orientation_hint(file, reference, {file: scan.remarks, reference: expected.remarks})
     if scan.shape != expected.shape:
         yield f"{file}: expected shape {expected.shape} of {reference}, got {scan.shape}; resample it onto that grid."
         return
@@ -231,29 +253,25 @@ def _grid_problems(file: Path, reference: Path, scans: Mapping[Path, _FileScan])
     if distance > allowed:
         yield (
             f"{file}: expected the affine of {reference} (corners within {allowed:.3g} mm, {TOLERANCE:.0%} of the "
-            f"smallest spacing), got corners {distance:.3g} mm away; resample it onto that grid."
+            f"smallest spacing), got corners {distance:.3g} mm away; resample it onto that grid.{hint}"
         )
-
-
-def corner_distance_mm(shape: Sequence[int], affine: ArrayLike, other: ArrayLike) -> float:
-    """How far the corner voxels of a volume lie apart, at most, by two affines."""
-    corners = np.array([(*corner, 1.0) for corner in product(*[(0, n - 1) for n in shape])])
-    difference = corners @ (np.asarray(affine) - np.asarray(other)).T
-    return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
 
 def _spacing(affine: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
     return tuple(float(length) for length in np.linalg.norm(np.array(affine)[:3, :3], axis=0))
 
 
-def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan]) -> CaseSummary:
+def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan], ignore_label: int | None) -> CaseSummary:
     first = scans[case.image[0]]
+    voxels = dict(scans[case.label].voxels) if case.label is not None else {}
+    ignored = 0 if ignore_label is None else voxels.pop(ignore_label, 0)
     return CaseSummary(
         name=case.name,
         shape=first.shape,
         affine=first.affine,
         intensity=tuple(entry for file in case.image for entry in scans[file].intensity),
-        voxels=dict(scans[case.label].voxels) if case.label is not None else {},
+        voxels=voxels,
+        ignored=ignored,
     )
 
 
@@ -269,16 +287,53 @@ def _found_labels(case_list: CaseList, labelled: Iterable[CaseSummary]) -> dict[
         voxels.update(summary.voxels)
     found = sorted(value for value in voxels if voxels[value])
     if case_list.labels:
-        for value, name in case_list.labels.items():
-            if value not in found:
-                _logger.warning("%s: no case has a voxel of the declared label %d (%s).", case_list.folder, value, name)
+        missing = [f"{value} ({name})" for value, name in case_list.labels.items() if value not in found]
+        if missing:
+            _logger.warning(
+                "%s: no case has a voxel of the declared label%s %s.",
+                case_list.folder,
+                "s" if len(missing) > 1 else "",
+                _first_of(missing),
+            )
         return dict(case_list.labels)
-    if len(found) < 2 or found != list(range(len(found))):
+    names = {value: f"label_{value}" if value else "background" for value in sorted({0, *found})}
+    if found == [0]:
+        raise DatasetError(_all_empty(case_list.folder, len(case_list.cases)))
+    if found != list(range(len(found))):
+        declaration = json.dumps({"labels": {str(value): name for value, name in names.items()}})
         raise DatasetError(
-            f"{case_list.folder}: expected label values 0 to n without a gap, got {', '.join(map(str, found))}; "
-            'write a dataset.json that names them: {"labels": {"0": "background", "1": NAME, ...}}.'
+            f"{case_list.folder}: expected label values 0 to n without a gap, got {listed_ids(found)}; "
+            + (
+                f"write a dataset.json that names them: {declaration}"
+                if len(found) <= MOST_IDS
+                else "are these label volumes?"
+            )
+            + hint_to_ignore(found, case_list.folder / "dataset.json")
+            + "."
         )
-    return {value: f"label_{value}" if value else "background" for value in found}
+    return names
+
+
+def refuse_empty_labels(folder: Path, summaries: CaseSummaries) -> None:
+    """Refuse a data set of which nothing can be learned, because no label has a voxel of any class.
+
+    Raises:
+        DatasetError: all labels are empty.
+    """
+    if not any(value and count for case in summaries.cases for value, count in case.voxels.items()):
+        raise DatasetError(_all_empty(folder, len(summaries.cases)))
+
+
+def _all_empty(folder: Path, number: int) -> str:
+    return (
+        f"{folder}: expected a structure in some label, got the background 0 in every voxel of all {number} labels; "
+        "are these the labels, and do they hold label values and not grey values below 1?"
+    )
+
+
+def _first_of(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _scan_files(
@@ -297,7 +352,9 @@ def _scan_files(
         try:
             key = [*state_of(file), kind]
         except OSError as error:
-            unusable[file] = f"expected a file, got an error ({error.strerror}); is the list of cases up to date?"
+            unusable[file] = (
+                f"{file}: expected a file, got an error ({error.strerror}); is the list of cases up to date?"
+            )
             continue
         kept = cache.take("files", file, key, _scan_from_json)
         if kept is None:
@@ -344,101 +401,61 @@ def in_threads(
         pool.shutdown(cancel_futures=True)  # an interrupted check must not read the rest first
 
 
-def _scan_file(file: Path, kind: _Kind) -> _FileScan:
-    volume = read_voxels(file, kind)
-    data, slope, intercept = volume.data, volume.slope, volume.intercept
-    shape = tuple(int(n) for n in data.shape[:3])
-    rows = tuple(tuple(float(entry) for entry in row) for row in volume.affine)
+def _scan_file(path: Path, kind: _Kind) -> _FileScan:
+    file, data = read_voxels(path, kind)
+    shape = file.shape[:3]
+    rows = tuple(tuple(float(entry) for entry in row) for row in file.affine)
     if kind == "image":
-        return _FileScan(shape, rows, *_count_intensity(data, slope, intercept))
-    voxels, not_whole = _count_labels(data, slope, intercept)
-    return _FileScan(shape, rows, voxels=voxels, not_whole=not_whole)
+        return _FileScan(shape, rows, file.remarks, *_measured(file, data))
+    count = count_ids(data, file.scaled if file.is_scaled else None)
+    return _FileScan(shape, rows, (*file.remarks, *remarks_of(count)), label=count)
 
 
-def read_voxels(file: Path, kind: _Kind) -> StoredVoxels:
-    """The voxels of a NIfTI file, read to its end.
+def read_voxels(path: Path, kind: _Kind) -> tuple[NiftiFile, NDArray[Any]]:
+    """A NIfTI file, and its voxels (X, Y, Z, channels) as stored, once it is read to its end.
 
     Raises:
-        DatasetError: what is wrong with the file, without its name.
+        DatasetError: as `open_nifti`; a label of four dimensions; a file that is cut off or damaged.
     """
-    try:
-        content = file.read_bytes()
-        # The whole stream, and not the voxels alone, so that its checksum is verified.
-        content = gzip.decompress(content) if file.name.endswith(".gz") else content
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatasetError(f"expected a whole gzip file, got a damaged one ({error}); copy it again.") from error
-    except OSError as error:
-        raise DatasetError(f"expected a readable file, got an error ({error.strerror}).") from error
-    if not content:
-        raise DatasetError("expected a NIfTI file, got an empty one; copy it again.")
-    if content[344:347] == b"n+1":
-        file_class = nib.Nifti1Image
-    elif content[4:7] == b"n+2":
-        file_class = nib.Nifti2Image
-    else:
-        raise DatasetError("expected a NIfTI file (.nii or .nii.gz), got something else; convert it.")
-    try:
-        loaded = file_class.from_bytes(content)
-        proxy: Any = loaded.dataobj
-        data = np.asarray(proxy.get_unscaled())
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DatasetError(f"expected a whole NIfTI file, got a damaged one ({reason}); copy it again.") from error
-    if data.dtype.kind not in "iufb":
-        raise DatasetError(f"expected real numbers, got voxels of type {data.dtype}; convert them.")
-    if data.ndim == 3 or (data.ndim == 4 and (kind == "image" or data.shape[3] == 1)):
-        data = data.reshape(*data.shape[:3], -1, order="F")
-    else:
-        raise DatasetError(f"expected a volume of three dimensions, got shape {data.shape}; split or convert it.")
-    affine = loaded.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DatasetError(f"expected an affine that can be inverted, got {affine.tolist()}; correct the header.")
-    return StoredVoxels(data, float(proxy.slope), float(proxy.inter), affine)
+    file = open_nifti(path)
+    if kind == "label" and len(file.shape) > 3:
+        raise DatasetError(
+            f"{path}: expected a label value per voxel in a volume of three dimensions, got shape {file.shape}; where "
+            "it has a layer per structure (one-hot), `monai-extra-losses prepare` makes one label of layers that do "
+            "not overlap."
+        )
+    return file, file.read_stored().reshape(*file.shape[:3], -1, order="F")
 
 
-def _count_intensity(data: NDArray[Any], slope: float, intercept: float) -> tuple[tuple[ChannelIntensity, ...], int]:
-    """Intensities per channel, and the number of voxels of NaN or infinity."""
-    channels = []
-    with np.errstate(invalid="ignore"):
+def _measured(
+    file: NiftiFile, data: NDArray[Any]
+) -> tuple[tuple[ChannelIntensity, ...], int, tuple[BlankedIntensities | None, ...]]:
+    """Intensities per channel, the number of voxels of NaN or infinity, and what outliers blank in each channel."""
+    slope, intercept = file.slope, file.intercept
+    not_finite = int(np.count_nonzero(~np.isfinite(data))) if data.dtype.kind == "f" else 0
+    channels, blanked = [], []
+    with np.errstate(invalid="ignore", over="ignore"):
         for channel in np.moveaxis(data, -1, 0):
             low, high = sorted(float(end) * slope + intercept for end in (channel.min(), channel.max()))
-            mean = float(channel.mean(dtype=np.float64)) * slope + intercept
-            channels.append(ChannelIntensity(low, high, mean))
-    return tuple(channels), int(np.count_nonzero(~np.isfinite(data))) if data.dtype.kind == "f" else 0
-
-
-def _count_labels(data: NDArray[Any], slope: float, intercept: float) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Voxels per whole value, and the number of the other voxels."""
-    counts: Counter[int] = Counter()
-    not_whole = 0
-    flat = data.ravel(order="K")
-    for start in range(0, flat.size, _SLAB):
-        slab = flat[start : start + _SLAB]
-        if (slope, intercept) != (1, 0):
-            slab = slab * slope + intercept
-        if slab.dtype.kind == "f":
-            whole = slab[(np.abs(slab) < 1 << 31) & (slab == np.rint(slab))]  # neither NaN nor infinity is below
-            not_whole += slab.size - whole.size
-            slab = whole
-        slab = slab.astype(np.int64)
-        if not slab.size:
-            continue
-        low, high = int(slab.min()), int(slab.max())
-        if high - low < 1 << 16:  # counting takes a twentieth of the time of sorting
-            tally = np.bincount(slab - low)
-            counts.update({int(i) + low: int(tally[i]) for i in np.flatnonzero(tally)})
-        else:
-            values, tally = np.unique(slab, return_counts=True)
-            counts.update(dict(zip(values.tolist(), tally.tolist(), strict=True)))
-    return tuple(sorted(counts.items())), not_whole
+            mean = float(channel.mean(dtype=np.float64))
+            channels.append(ChannelIntensity(low, high, mean * slope + intercept))
+            found = None if not_finite else blanked_intensities(channel, deviation(channel, mean))
+            if found is not None:
+                first, last = sorted(end * slope + intercept for end in (found.low, found.high))
+                found = BlankedIntensities(first, last, found.share, found.outlier * slope + intercept)
+            blanked.append(found)
+    return tuple(channels), not_finite, tuple(blanked)
 
 
 def _scan_from_json(stored: Mapping[str, Any]) -> _FileScan:
+    label = stored["label"]
+    voxels = {} if label is None else {int(value): count for value, count in label["voxels"].items()}
     return _FileScan(
         shape=tuple(stored["shape"]),
         affine=tuple(map(tuple, stored["affine"])),
+        remarks=tuple(stored["remarks"]),
         intensity=tuple(ChannelIntensity(**entry) for entry in stored["intensity"]),
         not_finite=stored["not_finite"],
-        voxels=tuple((value, count) for value, count in stored["voxels"]),
-        not_whole=stored["not_whole"],
+        blanked=tuple(entry and BlankedIntensities(**entry) for entry in stored["blanked"]),
+        label=label and LabelCount(**{**label, "voxels": voxels}),
     )

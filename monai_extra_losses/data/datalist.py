@@ -1,22 +1,36 @@
-"""From a folder of NIfTI files to a list of cases and its folds. Opens no volume; light imports only."""
+"""From a folder of NIfTI files to a list of cases and its folds. Opens no volume; light imports only.
+
+Longer than most, because each way in which data sets are laid out takes a few lines, and all of them share the rest.
+"""
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_nifti_name, is_volume_name, named
+from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
+from monai_extra_losses.data.json_file import quoted, read_json
+from monai_extra_losses.data.layouts import layout_hint, prepare_command
 
 # (images, labels) folders looked for without a list in dataset.json; the first that exists counts.
 _TRAINING_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
-_TEST_FOLDERS = ("imagesTs", "labelsTs")
-_SUFFIXES = (".nii.gz", ".nii")
+_VALIDATION_FOLDERS = (("imagesVa", "labelsVa"), ("imagesVal", "labelsVal"))
+_TEST_FOLDERS = (("imagesTs", "labelsTs"),)
+# Lists of cases in dataset.json; Auto3DSeg calls that of the test cases `testing`.
+_LISTS = ("training", "validation", "test", "testing")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _FOLDS = 5
+_NAME = "\0name"  # of an entry; no key of a file is that
+_MOST = 2**63 - 1  # a label value
+_MOST_DIGITS = 19  # of it
+_SHOWN = 20  # folds in a sentence, and characters of one
 
 
 @dataclass(frozen=True)
@@ -28,12 +42,14 @@ class LabelledCase:
         image: one file per channel, in the order of the channels, or one file with all channels.
         label: label map, or None where the data set has none.
         fold: the fold that dataset.json deals the case to, or None.
+        validation: whether it is set apart to validate, by the list `validation` of dataset.json or by its folder.
     """
 
     name: str
     image: tuple[Path, ...]
     label: Path | None
     fold: int | None = None
+    validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,14 +59,19 @@ class CaseList:
     Args:
         folder: the folder read.
         name: `name` of dataset.json, else the folder's name.
-        cases: the labelled cases, sorted by name: `training` of dataset.json, else the pairs of files found.
-        unlabelled: `test` of dataset.json (else the files of imagesTs/), sorted by name; a label is optional here.
+        cases: the labelled cases, sorted by name: `training` of dataset.json and what has a label of its `validation`,
+            else the pairs of files found.
+        unlabelled: `test` and `testing` of dataset.json and what has no label of its `validation` (else the files of
+            imagesTs/), sorted by name; a label is optional here.
         labels: value -> name, sorted by value, from `labels` of dataset.json; empty without dataset.json, because
             only the voxels can tell then (`check_cases` finds them).
         channels: names from `modality` or `channel_names` of dataset.json; empty without dataset.json.
         original_labels: value -> the one that the source of the data set has for it, where that is another; from
             `original_labels` of dataset.json, which `prepare` writes.
-        regions: name -> label values, from `regions` of dataset.json; they may overlap. None without.
+        regions: name -> label values, from `regions` of dataset.json, or from the labels that nnU-Net joins; they may
+            overlap. None without.
+        passed_over: what lies in the folder or stands in dataset.json and is not read, a sentence each.
+        ignore_label: value of voxels without annotation, none of `labels`; None without (`data.ignore_label`).
     """
 
     folder: Path
@@ -61,6 +82,8 @@ class CaseList:
     channels: tuple[str, ...]
     original_labels: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] | None = None
+    passed_over: tuple[str, ...] = ()
+    ignore_label: int | None = None
 
 
 def read_case_list(folder: str | Path) -> CaseList:
@@ -69,8 +92,10 @@ def read_case_list(folder: str | Path) -> CaseList:
     Args:
         folder: a Medical Segmentation Decathlon folder (dataset.json with `training`, `test`, `labels`, `modality`), an
             nnU-Net v2 folder (dataset.json with `labels` and `channel_names`, one file `NAME_0000.nii.gz` per channel),
-            or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json. Files are paired by name. Entries
-            of `training` may have a `"fold"`, all of them or none, as MONAI's Auto3DSeg writes it.
+            or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json, beside them imagesVa/ and
+            labelsVa/ and imagesTs/. Files are paired by name. Entries of `training` may have a `"fold"`, all of them
+            or none, as MONAI's Auto3DSeg writes it; `validation` and `testing` are read as AMOS, BTCV and Auto3DSeg
+            have them. Voxels without annotation have the label named `ignore`, or that of `"ignore_label"`.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the
@@ -83,34 +108,49 @@ def read_case_list(folder: str | Path) -> CaseList:
             "give the folder that holds dataset.json, or imagesTr/ and labelsTr/."
         )
     declared_file = folder / "dataset.json"
-    declared = _read_json(declared_file) if declared_file.exists() else {}
+    declared = _read_declared(declared_file) if os.path.lexists(declared_file) else {}
+    ignore_label, declared = split_ignore_label(declared, declared_file)
+    labels = _declared_labels(declared, declared_file)
+    files = FolderFiles()
     if "training" in declared:
-        cases = _listed_cases(declared, "training", folder)
-        unlabelled = _listed_cases(declared, "test", folder)
+        listed = {key: _listed_cases(declared, key, folder, files) for key in _LISTS}
+        passed_over = _unread_entries(declared, declared_file, files, listed)
     else:
-        cases = _paired_cases(folder)
-        unlabelled = _test_cases(folder)
-    if not cases:
+        listed, passed_over = _cases_of_folders(folder, files, labels)
+        passed_over += _unread_lists(declared, declared_file)
+    if not listed["training"]:
         raise DatasetError(
             f"{declared_file}: expected labelled cases under `training`, got an empty list; "
             "list them, or remove the key so that imagesTr/ and labelsTr/ are paired by file name."
         )
+    passed_over += _other_numbers(declared, declared_file, listed)
+    listed = _named_by_folder(listed)
+    to_validate = listed["validation"]
+    cases = _by_name(listed["training"] + [case for case in to_validate if case.label is not None])
+    unlabelled = _by_name([case for case in to_validate if case.label is None] + listed["test"] + listed["testing"])
+    _refuse_other_formats(declared_file, cases, unlabelled)
     _refuse_duplicates(folder, cases, unlabelled)
-    labels = _declared_labels(declared, declared_file)
+    channels = _declared_channels(declared, declared_file)
+    regions = _declared_regions(declared, labels, declared_file)
+    _refuse_odd_names((*labels.values(), *channels, *(regions or ())), declared_file)
+    _refuse_odd_names((case.name for case in (*cases, *unlabelled)), folder, of_cases=True)
+    name = declared.get("name")
     return CaseList(
         folder=folder,
-        name=str(declared.get("name") or folder.resolve().name),
+        name=" ".join(name.split()) if isinstance(name, str) and name.strip() else folder.resolve().name,
         cases=cases,
         unlabelled=unlabelled,
         labels=labels,
         original_labels=_original_labels(declared, declared_file),
-        channels=_declared_channels(declared, declared_file),
-        regions=_declared_regions(declared, labels, declared_file),
+        channels=channels,
+        regions=regions,
+        passed_over=tuple(passed_over),
+        ignore_label=ignore_label,
     )
 
 
 def count_folds(cases: Sequence[LabelledCase], num_folds: int | None) -> int:
-    """Number of folds: as the cases declare it, else as asked, else 5.
+    """Number of folds: as the cases declare it, else as asked, else 0 where cases are set apart to validate, else 5.
 
     Args:
         cases: all labelled cases; their declared folds, if any, are 0 to k - 1 without a gap.
@@ -125,15 +165,37 @@ def count_folds(cases: Sequence[LabelledCase], num_folds: int | None) -> int:
             f"expected num_folds {declared}, to which the `fold` entries of dataset.json deal the cases, "
             f"got {num_folds}; leave num_folds out, or remove the entries."
         )
-    return declared or (_FOLDS if num_folds is None else num_folds)
+    if declared or num_folds is not None:
+        return declared or num_folds or 0
+    return 0 if any(case.validation for case in cases) else _FOLDS
 
 
 def declares_regions(folder: str | Path) -> bool:
     """Whether dataset.json has `regions`; False for a folder that `read_case_list` would refuse."""
+    path = Path(folder) / "dataset.json"
     try:
-        return _read_json(Path(folder) / "dataset.json").get("regions") is not None
+        _, declared = split_ignore_label(_read_declared(path), path)
+        return _declared_regions(declared, _declared_labels(declared, path), path) is not None
     except DatasetError:
         return False
+
+
+def declared_ignore_label(folder: str | Path, regions: bool = True) -> tuple[int, int] | None:
+    """The ignore label that dataset.json declares, and its `value_in_memory`; None without.
+
+    Args:
+        folder: of the data set.
+        regions: whether the regions that it declares are trained.
+    """
+    where = Path(folder) / "dataset.json"
+    try:
+        ignore_label, declared = split_ignore_label(_read_declared(where), where)
+        labels = _declared_labels(declared, where)
+        channels = _declared_regions(declared, labels, where) if regions else None
+    except DatasetError:  # `read_case_list` will say it
+        return None
+    value = value_in_memory(ignore_label, max(len(labels), len(channels or ())))
+    return None if ignore_label is None or value is None else (ignore_label, value)
 
 
 def split_cases(
@@ -141,12 +203,14 @@ def split_cases(
 ) -> tuple[list[LabelledCase], list[LabelledCase]]:
     """Training and validation cases of one fold.
 
-    The folds are those that the cases declare, whatever the seed; else `deal_folds` deals each case by itself.
+    The folds are those that the cases declare, whatever the seed; else `deal_folds` deals each case by itself. Cases
+    set apart to validate are in no fold: without folds (`count_folds` gives 0) they validate and all others train; with
+    folds, declared or asked for, they are in neither part.
 
     Args:
         cases: all labelled cases; their names differ.
         num_folds: number of folds, at least 2; None: as `count_folds` says.
-        fold: the fold that validates, 0 to `num_folds` - 1.
+        fold: the fold that validates, 0 to `num_folds` - 1; 0 without folds.
         seed: another seed deals the cases to other folds.
 
     Returns:
@@ -156,12 +220,20 @@ def split_cases(
         DatasetError: `num_folds` below 2 or not the declared number, `fold` out of range, or fewer cases than folds.
     """
     num_folds = count_folds(cases, num_folds)
+    in_order = sorted(cases, key=lambda case: case.name)
+    if num_folds == 0 and (apart := [case for case in in_order if case.validation]):
+        if fold != 0:
+            raise DatasetError(
+                f"expected fold 0, because the {len(apart)} cases set apart to validate do so, got {fold}; "
+                "give --num_folds 5 to deal folds of the training cases instead."
+            )
+        return [case for case in in_order if not case.validation], apart
+    in_order = [case for case in in_order if not case.validation]
     _refuse_too_few_folds(num_folds)
     if not 0 <= fold < num_folds:
         raise DatasetError(f"expected fold 0 to {num_folds - 1} for num_folds {num_folds}, got {fold}.")
-    declared = {case.name: case.fold for case in cases if case.fold is not None}
-    dealt = declared or deal_folds({case.name: case.name for case in cases}, num_folds, seed)
-    in_order = sorted(cases, key=lambda case: case.name)
+    declared = {case.name: case.fold for case in in_order if case.fold is not None}
+    dealt = declared or deal_folds({case.name: case.name for case in in_order}, num_folds, seed)
     return (
         [case for case in in_order if dealt[case.name] != fold],
         [case for case in in_order if dealt[case.name] == fold],
@@ -211,102 +283,252 @@ def _refuse_too_few_folds(num_folds: int) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: expected valid JSON, got an error ({error}); correct the file.") from error
+def _read_declared(path: Path) -> dict[str, Any]:
+    """dataset.json; the cases that nnU-Net lists under `dataset` are put under `training`."""
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected an object with `training` and `labels`, got {type(content).__name__}.")
+    listed = content.get("dataset")
+    if "training" not in content and isinstance(listed, dict):
+        entries = [
+            {"image": entry.get("images"), "label": entry.get("label"), _NAME: name}
+            for name, entry in listed.items()
+            if isinstance(entry, dict)
+        ]
+        if len(entries) == len(listed):
+            return {**content, "training": entries}
     return content
 
 
-def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path) -> tuple[LabelledCase, ...]:
-    """The entries of `training` (image and label) or `test` (image, or image and label) of dataset.json."""
+def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path, files: FolderFiles) -> list[LabelledCase]:
+    """The entries of a list of dataset.json: image and label, or in other lists than `training` an image alone."""
     where = folder / "dataset.json"
     entries = declared.get(key, [])
     if not isinstance(entries, list):
         raise DatasetError(f"{where}: expected a list under `{key}`, got {type(entries).__name__}.")
     cases = []
+    folds = [entry.get("fold") if key == "training" and isinstance(entry, dict) else None for entry in entries]
     for position, entry in enumerate(entries):
-        fields = {"image": entry} if isinstance(entry, str) and key == "test" else entry
+        fields = {"image": entry} if isinstance(entry, str) and key != "training" else entry
         image = fields.get("image") if isinstance(fields, dict) else None
         label = fields.get("label") if isinstance(fields, dict) else None
-        files = [image] if isinstance(image, str) else image
+        names = [image] if isinstance(image, str) else image
         if (
-            not isinstance(files, list)
-            or not files
-            or not all(isinstance(file, str) for file in files)
-            or not isinstance(label, str | None)
+            not isinstance(names, list)
+            or not names
+            or not all(isinstance(name, str) and Path(name).name for name in names)
+            or not (label is None or (isinstance(label, str) and Path(label).name))
             or (label is None and key == "training")
         ):
             raise DatasetError(
                 f"{where}: expected entry {position} of `{key}` to give "
-                f'{{"image": FILE, "label": FILE}}{" or FILE" if key == "test" else ""}, got {json.dumps(entry)}.'
+                f'{{"image": FILE, "label": FILE}}{"" if key == "training" else " or FILE"}, got {quoted(entry)}.'
             )
-        stem = _stem(files[0])
-        channel = _CHANNEL.fullmatch(stem) if len(files) > 1 else None
+        found = tuple(files.find(folder / name) for name in names)
+        stem = file_stem(names[0])
+        channel = _CHANNEL.fullmatch(stem) if len(names) > 1 else None
+        if len(found) == 1 and found[0].name not in files.names_in(found[0].parent):
+            found = files.channels_of(found[0]) or found  # nnU-Net 1 lists NAME for NAME_0000, NAME_0001, ...
         cases.append(
             LabelledCase(
-                name=channel["case"] if channel else stem,
-                image=tuple(folder / file for file in files),
-                label=None if label is None else folder / label,
-                fold=fields.get("fold") if key == "training" and isinstance(fields, dict) else None,
+                name=str(fields.get(_NAME) or (channel["case"] if channel else stem)),
+                image=found,
+                label=None if label is None else files.find(folder / label),
+                fold=folds[position],
+                validation=key == "validation" and label is not None,
             )
         )
-    _refuse_odd_folds(where, cases)
-    return tuple(sorted(cases, key=lambda case: case.name))
+    if key == "training":
+        _refuse_odd_folds(where, cases)
+    return cases
+
+
+def _unread_entries(
+    declared: Mapping[str, Any], where: Path, files: FolderFiles, listed: Mapping[str, Sequence[LabelledCase]]
+) -> list[str]:
+    """What dataset.json lists, or what lies beside the listed files, and is not read."""
+    passed_over = []
+    for key in _LISTS:
+        extra = Counter(
+            field
+            for entry in declared.get(key, ())
+            if isinstance(entry, dict)
+            for field, value in entry.items()
+            if field not in ("image", "label") and isinstance(value, str) and is_volume_name(value)
+        )
+        passed_over += [
+            f"{where}: files under `{field}` in {count} entries of `{key}`; channels are read from one list, "
+            '{"image": [FILE, FILE]}.'
+            for field, count in extra.items()
+        ]
+    paths = [file for cases in listed.values() for case in cases for file in (*case.image, case.label)]
+    passed_over += [
+        f"{folder}: {len(names)} file{'s' * (len(names) > 1)} that dataset.json does not list ({named(names)})."
+        for folder, names in files.unlisted([path for path in paths if path is not None]).items()
+    ]
+    return passed_over + _unread_lists(declared, where)
+
+
+def _unread_lists(declared: Mapping[str, Any], where: Path) -> list[str]:
+    """Lists of volumes in dataset.json under other names than those read."""
+    read = _LISTS if "training" in declared else ()
+    found = {
+        key: len(entries)
+        for key, entries in declared.items()
+        if key not in read and isinstance(entries, list) and any(map(_names_volumes, entries))
+    }
+    return [
+        f"{where}: {count} entries of `{key}`; list them under `training`, `validation` or `test`"
+        f"{'' if read else ', `training` at least'}."
+        for key, count in found.items()
+    ]
+
+
+def _names_volumes(entry: Any) -> bool:
+    values = entry.values() if isinstance(entry, dict) else (entry,)
+    return any(isinstance(value, str) and is_volume_name(value) for value in values)
+
+
+def _other_numbers(declared: Mapping[str, Any], where: Path, listed: Mapping[str, Sequence[LabelledCase]]) -> list[str]:
+    """The numbers of cases that dataset.json tells, where other ones were found."""
+    found = {
+        "numTraining": len(listed["training"]),
+        "numValidation": len(listed["validation"]),
+        "numTest": len(listed["test"]) + len(listed["testing"]),
+    }
+    return [
+        f"{where}: `{key}` says {quoted(declared[key])} cases, {count} {'is' if count == 1 else 'are'} there."
+        for key, count in found.items()
+        if isinstance(declared.get(key), int) and declared[key] != count
+    ]
+
+
+def _named_by_folder(listed: Mapping[str, Sequence[LabelledCase]]) -> dict[str, list[LabelledCase]]:
+    """Cases whose images have one name and a folder each, such as KiTS's imaging.nii.gz, are named by the folders."""
+    training = listed["training"]
+    folders = {case.image[0].parent for case in training}
+    apart = len(folders) == len(training) > 1 == len({case.name for case in training})
+    return {
+        key: [replace(case, name=composed(case.image[0].parent.name)) if apart else case for case in cases]
+        for key, cases in listed.items()
+    }
+
+
+def _refuse_odd_names(names: Iterable[str], where: Path, *, of_cases: bool = False) -> None:
+    """Refuse names that no terminal prints and no table holds; those of cases become names of files."""
+    for name in names:
+        if any(ord(character) < 32 or ord(character) == 127 for character in name):
+            raise DatasetError(f"{where}: expected names of printable characters, got {quoted(name)}; correct it.")
+        if of_cases and Path(name).name != name:
+            raise DatasetError(
+                f"{where}: expected a name of a case that a file can have, got {quoted(name)}; correct it."
+            )
 
 
 def _refuse_odd_folds(where: Path, cases: Sequence[LabelledCase]) -> None:
     folds = {json.dumps(case.fold) for case in cases}  # as text, because true, 1.0 and 1 are equal
     if folds <= {"null"} or folds == {str(fold) for fold in range(len(folds))}:
         return
-    got = ", ".join("none" if text == "null" else text for text in sorted(folds))
+    got = ", ".join("none" if text == "null" else text[:_SHOWN] for text in sorted(folds)[:_SHOWN])
     raise DatasetError(
         f"{where}: expected every entry of `training` with a `fold`, whole numbers from 0 without an empty fold, or "
         f"none with one, got {got}; correct the entries or remove `fold` from all."
     )
 
 
-def _paired_cases(folder: Path) -> tuple[LabelledCase, ...]:
-    """Images and labels of the same name."""
+def _cases_of_folders(
+    folder: Path, files: FolderFiles, labels: Mapping[int, str]
+) -> tuple[dict[str, list[LabelledCase]], list[str]]:
+    """The cases that no list names, by the lists that they would be in, and what is passed over beside them."""
     for images_name, labels_name in _TRAINING_FOLDERS:
         if (folder / images_name).is_dir() and (folder / labels_name).is_dir():
-            images, labels = _nifti_files(folder / images_name), _nifti_files(folder / labels_name)
+            training = _paired_cases(folder / images_name, folder / labels_name, files, labels)
             break
     else:
+        hint = layout_hint(folder) or "is this the data set's own folder?"
         raise DatasetError(
             f"{folder}: expected dataset.json with a list of cases, or the folders imagesTr/ and labelsTr/, "
-            f"got neither; is this the data set's own folder?"
+            f"got neither; {hint}"
         )
+    several = any(len(case.image) > 1 or file_stem(case.image[0].name) != case.name for case in training)
+    used = [folder / images_name, folder / labels_name]
+    others: dict[str, list[LabelledCase]] = {"validation": [], "test": []}
+    for key, folders in (("validation", _VALIDATION_FOLDERS), ("test", _TEST_FOLDERS)):
+        for images, labelled in ((folder / images, folder / labelled) for images, labelled in folders):
+            others[key] += _further_cases(images, labelled, files, several, validation=key == "validation")
+            used += [images, labelled]
+    taken = {file for cases in (training, *others.values()) for case in cases for file in (*case.image, case.label)}
+    passed_over = []
+    for place in used:
+        rest = [name for name, path in files.nifti_files(place).items() if path not in taken]
+        if rest:
+            passed_over.append(f"{place}: {len(rest)} without an image of the same name ({named(rest)}).")
+        if other := files.not_nifti(place):
+            hint = "; `monai-extra-losses prepare` makes NIfTI of volumes" if any(map(is_volume_name, other)) else ""
+            passed_over.append(f"{place}: {len(other)} that are no files .nii.gz or .nii ({named(other)}){hint}.")
+    return {"training": training, "testing": [], **others}, passed_over
+
+
+def _paired_cases(
+    images_folder: Path, labels_folder: Path, files: FolderFiles, names: Mapping[int, str]
+) -> list[LabelledCase]:
+    """Images and labels of the same name."""
+    images, labels = files.nifti_files(images_folder), files.nifti_files(labels_folder)
     grouped = _group_channels(images, labels)
+    extra = ["--names", ",".join(f"{value}:{name}" for value, name in names.items() if value)] if names else []
+    command = prepare_command(images_folder, labels_folder, images_folder.parent, extra)
+    if not grouped.keys() & labels.keys():
+        other = [name for name in files.not_nifti(images_folder) if is_volume_name(name)]
+        if not grouped and not labels and not other:
+            hint = layout_hint(images_folder)
+            raise DatasetError(
+                f"{images_folder.parent}: expected pairs of .nii or .nii.gz files in {images_folder.name}/ and "
+                f"{labels_folder.name}/, got none{'' if hint is None else f'; {hint}'}."
+            )
+        if other and not (grouped and labels):
+            raise DatasetError(
+                f"{images_folder}: expected .nii or .nii.gz files, got {len(other)} of other formats "
+                f"({named(other)}); make a data set of them by: {command}"
+            )
+        if len(grouped) > 1 and len(labels) > 1:
+            raise DatasetError(
+                f"{images_folder.parent}: expected images and labels of equal names, got {named(grouped)} in "
+                f"{images_folder.name}/ and {named(labels)} in {labels_folder.name}/; rename one side, or, where "
+                f"labels end in _seg, .seg, -seg, _label, -label, _mask or _gt, make a data set of them by: {command}"
+            )
     problems = [
-        f"{file}: expected a label of the same name in {folder / labels_name}, got none; "
-        "add the label or move the image away."
+        f"{file}: expected a label of the same name in {labels_folder}, got none; add the label or move the image away."
         for name in sorted(grouped.keys() - labels.keys())
         for file in grouped[name]
     ]
     problems += [
-        f"{labels[name]}: expected an image of the same name (or NAME_0000) in {folder / images_name}, got none; "
+        f"{labels[name]}: expected an image of the same name (or NAME_0000) in {images_folder}, got none; "
         "add the image or move the label away."
         for name in sorted(labels.keys() - grouped.keys())
     ]
     if problems:
         raise DatasetError(problems)
-    if not grouped:
-        raise DatasetError(
-            f"{folder}: expected pairs of .nii or .nii.gz files in {images_name}/ and {labels_name}/, got none."
-        )
-    return tuple(LabelledCase(name, grouped[name], labels[name]) for name in sorted(grouped))
+    return [LabelledCase(name, grouped[name], labels[name]) for name in sorted(grouped)]
 
 
-def _test_cases(folder: Path) -> tuple[LabelledCase, ...]:
-    images_folder, labels_folder = (folder / name for name in _TEST_FOLDERS)
-    images = _nifti_files(images_folder) if images_folder.is_dir() else {}
-    labels = _nifti_files(labels_folder) if labels_folder.is_dir() else {}
-    grouped = _group_channels(images, labels)
-    return tuple(LabelledCase(name, grouped[name], labels.get(name)) for name in sorted(grouped))
+def _further_cases(
+    images_folder: Path, labels_folder: Path, files: FolderFiles, channels_apart: bool, *, validation: bool
+) -> list[LabelledCase]:
+    """Images with or without a label; NAME_0000 is a channel where it is one in training, or where NAME has a label."""
+    images, labels = files.nifti_files(images_folder), files.nifti_files(labels_folder)
+    apart = images if channels_apart else [stem for stem in images if _base(stem) in labels]
+    grouped = _group_channels({stem: images[stem] for stem in apart}, labels)
+    grouped |= {stem: (file,) for stem, file in images.items() if stem not in apart}
+    return [
+        LabelledCase(name, grouped[name], labels.get(name), validation=validation and name in labels)
+        for name in sorted(grouped)
+    ]
+
+
+def _base(stem: str) -> str:
+    """NAME of NAME_0000."""
+    channel = _CHANNEL.fullmatch(stem)
+    return channel["case"] if channel else stem
 
 
 def _group_channels(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
@@ -324,30 +546,31 @@ def _group_channels(images: Mapping[str, Path], labels: Mapping[str, Path]) -> d
     return grouped
 
 
-def _nifti_files(folder: Path) -> dict[str, Path]:
-    """Stem -> file. Hidden files are left out: archives made on macOS hold a ._NAME.nii.gz beside every file."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(_SUFFIXES):
-            continue
-        if _stem(path.name) in found:
-            raise DatasetError(
-                f"{path}: expected one file per name, got {found[_stem(path.name)].name} too; remove one."
-            )
-        found[_stem(path.name)] = path
-    return found
+def _by_name(cases: Iterable[LabelledCase]) -> tuple[LabelledCase, ...]:
+    return tuple(sorted(cases, key=lambda case: case.name))
 
 
-def _stem(file: str) -> str:
-    name = Path(file).name
-    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+def _refuse_other_formats(where: Path, cases: Sequence[LabelledCase], unlabelled: Sequence[LabelledCase]) -> None:
+    files = [file for case in (*cases, *unlabelled) for file in (*case.image, case.label) if file is not None]
+    others = [file.name for file in files if is_volume_name(file.name) and not is_nifti_name(file.name)]
+    if others:
+        first = cases[0]
+        labels = first.image[0] if first.label is None else first.label
+        raise DatasetError(
+            f"{where}: expected .nii or .nii.gz files, got {len(others)} of other formats ({named(others)}); make a "
+            f"data set of them by: {prepare_command(first.image[0].parent, labels.parent, where.parent)}"
+        )
 
 
 def _refuse_duplicates(folder: Path, cases: Iterable[LabelledCase], unlabelled: Iterable[LabelledCase]) -> None:
     everything = [*cases, *unlabelled]
     names = Counter(case.name for case in everything)
     files = Counter(file for case in everything for file in (*case.image, *([case.label] if case.label else [])))
-    problems = [f"{file}: expected to be listed once, got {n} times." for file, n in files.items() if n > 1]
+    problems = [
+        f"{file}: expected to be listed once, got {n} times; remove the other entries."
+        for file, n in files.items()
+        if n > 1
+    ]
     if not problems:
         problems = [
             f"{folder}: expected one case called {name} in training and test together, got {n}; rename the files."
@@ -359,40 +582,62 @@ def _refuse_duplicates(folder: Path, cases: Iterable[LabelledCase], unlabelled: 
 
 
 def _declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
-    """`labels` of dataset.json, as {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net v2)."""
+    """`labels` of dataset.json, as {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net v2).
+
+    nnU-Net's regions, {"whole": [1, 2]}, name no value; one that nothing names is `label_1`, `label_2`, ...
+    """
     if not declared:
         return {}
     entries = declared.get("labels")
     hint = 'write {"0": "background", "1": NAME, ...} with a name per label value'
     if not isinstance(entries, dict):
-        raise DatasetError(f"{where}: expected an object under `labels`, got {json.dumps(entries)}; {hint}.")
-    pairs = []
+        raise DatasetError(f"{where}: expected an object under `labels`, got {quoted(entries)}; {hint}.")
+    pairs: list[tuple[int, str]] = []
+    joined: list[int] = []
     for key, value in entries.items():
         number, name = (key, value) if isinstance(value, str) else (value, key)
-        if isinstance(number, bool) or not str(number).isdecimal():
-            raise DatasetError(f"{where}: expected whole numbers in `labels`, got {json.dumps({key: value})}; {hint}.")
-        pairs.append((int(number), name))
+        values = [_label_value(one) for one in (number if isinstance(number, list) and number else [number])]
+        whole = [one for one in values if one is not None]
+        if len(whole) < len(values):
+            raise DatasetError(f"{where}: expected whole numbers in `labels`, got {quoted({key: value})}; {hint}.")
+        if len(whole) == 1:
+            pairs.append((whole[0], name))
+        else:
+            joined += whole
+    named = {value for value, _ in pairs}
+    pairs += [(value, f"label_{value}" if value else "background") for value in sorted({*joined} - named)]
     labels = dict(sorted(pairs))
     if len(labels) != len(pairs) or len(set(labels.values())) != len(pairs):
-        raise DatasetError(f"{where}: expected every value and name once in `labels`, got {json.dumps(entries)}.")
+        raise DatasetError(f"{where}: expected every value and name once in `labels`, got {quoted(entries)}.")
     if 0 not in labels or len(labels) < 2:
         raise DatasetError(
-            f"{where}: expected 0 (background) and one more value at least in `labels`, "
-            f"got {json.dumps(entries)}; {hint}."
+            f"{where}: expected 0 (background) and one more value at least in `labels`, got {quoted(entries)}; {hint}."
         )
     return labels
+
+
+def _label_value(number: Any) -> int | None:
+    """A label value, of a number or its digits; None of what is none."""
+    if isinstance(number, bool) or not isinstance(number, int | str):
+        return None
+    if isinstance(number, str) and not (number.isdecimal() and len(number) <= _MOST_DIGITS):
+        return None
+    return int(number) if 0 <= int(number) <= _MOST else None
 
 
 def _original_labels(declared: Mapping[str, Any], where: Path) -> dict[int, int]:
     """`original_labels` of dataset.json, {"3": 4}: value 4 of the source has become 3."""
     entries = declared.get("original_labels", {})
     if not isinstance(entries, dict) or not all(
-        value.isdecimal() and isinstance(original, int) and not isinstance(original, bool)
+        _label_value(value) is not None
+        and isinstance(original, int)
+        and not isinstance(original, bool)
+        and abs(original) <= _MOST
         for value, original in entries.items()
     ):
         raise DatasetError(
             f'{where}: expected `original_labels` as {{"3": 4, ...}}, value here and value in the source, '
-            f"got {json.dumps(entries)}; correct or remove it."
+            f"got {quoted(entries)}; correct or remove it."
         )
     return {int(value): original for value, original in entries.items()}
 
@@ -400,9 +645,9 @@ def _original_labels(declared: Mapping[str, Any], where: Path) -> dict[int, int]
 def _declared_channels(declared: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """`modality` (Decathlon) or `channel_names` (nnU-Net v2), both {"0": NAME, ...}."""
     entries = declared.get("channel_names", declared.get("modality", {}))
-    if not isinstance(entries, dict) or {str(key) for key in entries} != {str(i) for i in range(len(entries))}:
+    if not isinstance(entries, dict) or entries.keys() != {str(i) for i in range(len(entries))}:
         raise DatasetError(
-            f'{where}: expected `modality` as {{"0": NAME, "1": NAME, ...}} without gaps, got {json.dumps(entries)}.'
+            f'{where}: expected `modality` as {{"0": NAME, "1": NAME, ...}} without gaps, got {quoted(entries)}.'
         )
     return tuple(str(entries[str(i)]) for i in range(len(entries)))
 
@@ -410,24 +655,36 @@ def _declared_channels(declared: Mapping[str, Any], where: Path) -> tuple[str, .
 def _declared_regions(
     declared: Mapping[str, Any], labels: Mapping[int, str], where: Path
 ) -> dict[str, tuple[int, ...]] | None:
-    """`regions` of dataset.json, as {NAME: [label value, ...]}."""
-    entries = declared.get("regions")
+    """`regions` of dataset.json, as {NAME: [label value, ...]}; else what nnU-Net v2 joins in `labels`."""
+    entries = declared.get("regions", _joined_labels(declared))
     if entries is None:
         return None
     hint = 'write {"whole": [1, 2], "core": [2]}, each region with the label values that it joins'
     if not isinstance(entries, dict) or not entries:
-        raise DatasetError(f"{where}: expected an object under `regions`, got {json.dumps(entries)}; {hint}.")
+        raise DatasetError(f"{where}: expected an object under `regions`, got {quoted(entries)}; {hint}.")
     regions = {}
     for name, values in entries.items():
         if not isinstance(values, list) or not values:
             raise DatasetError(
-                f"{where}: expected label values in the region {name!r}, got {json.dumps(values)}; {hint}."
+                f"{where}: expected label values in the region {name!r:.80}, got {quoted(values)}; {hint}."
             )
-        foreign = [value for value in values if isinstance(value, bool) or value not in labels or value == 0]
+        foreign = [value for value in values if type(value) is not int or value not in labels or value == 0]
         if foreign:
             raise DatasetError(
-                f"{where}: expected declared label values other than the background in the region {name!r} "
-                f"({', '.join(str(value) for value in labels if value)}), got {', '.join(map(json.dumps, foreign))}."
+                f"{where}: expected declared label values other than the background in the region {name!r:.80} "
+                f"({', '.join(str(value) for value in [*labels][:_SHOWN] if value)}), got "
+                f"{', '.join(map(quoted, foreign[:_SHOWN]))}; correct it."
             )
-        regions[name] = tuple(sorted({int(value) for value in values}))
+        regions[name] = tuple(sorted(set(values)))
     return regions
+
+
+def _joined_labels(declared: Mapping[str, Any]) -> dict[str, list[int]] | None:
+    """The regions among nnU-Net's `labels`: where one joins several values, all but the background are regions."""
+    entries = declared.get("labels")
+    if not isinstance(entries, dict) or not any(
+        isinstance(value, list) and len(value) > 1 for value in entries.values()
+    ):
+        return None
+    regions = {name: value if isinstance(value, list) else [value] for name, value in entries.items()}
+    return {name: values for name, values in regions.items() if values != [0] and name != "ignore"}

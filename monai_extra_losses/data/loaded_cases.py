@@ -35,7 +35,7 @@ class CheckLoadedCased(MapTransform):
     ) -> None:
         super().__init__([image, label])
         self.in_channels = in_channels
-        self.label_values = [float(value) for value in label_values]
+        self.label_values = list(label_values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item as it is."""
@@ -57,8 +57,9 @@ class CheckLoadedCased(MapTransform):
         values = label.as_tensor()
         foreign = values[~torch.isin(values, torch.tensor(self.label_values, dtype=values.dtype))]
         if foreign.numel():
-            shown = ", ".join(f"{value:g}" for value in foreign.unique()[:_SHOWN].tolist())
-            known = ", ".join(f"{value:g}" for value in self.label_values)
+            found = foreign.unique()[:_SHOWN].tolist()
+            shown = ", ".join(str(int(value)) if float(value).is_integer() else f"{value:g}" for value in found)
+            known = ", ".join(map(str, self.label_values))
             raise DatasetError(f"{of_label}: expected the label values {known}, got {shown} too; correct the file.")
         return dict(data)
 

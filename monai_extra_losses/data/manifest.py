@@ -35,6 +35,9 @@ class CaseRecord:
         label_voxels: new id -> voxels.
         sources: file -> its stamp.
         outputs: file, relative to the folder -> its stamp, or None until it is written.
+        names: id -> name of the structure in the source, where that names it.
+        outside: name of a structure -> voxels outside the image, voxels in all, of a label on another grid.
+        vanished: names of the structures that have no voxel left on the image's grid.
     """
 
     name: str
@@ -49,6 +52,9 @@ class CaseRecord:
     label_voxels: dict[str, int]
     sources: dict[str, Stamp]
     outputs: dict[str, Stamp | None]
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+    outside: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    vanished: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +92,13 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != _FORMAT:
                 raise ValueError("another format")
-            return cls(**{**content, "cases": tuple(CaseRecord(**case) for case in content["cases"])})
+            manifest = cls(**{**content, "cases": tuple(CaseRecord(**case) for case in content["cases"])})
+            for case in manifest.cases:
+                if not isinstance(case.name, str) or not {type(case.outputs), type(case.sources)} <= {dict}:
+                    raise ValueError("cases without files")
+            if not isinstance(manifest.options, dict):
+                raise ValueError("options without names")
+            return manifest
         except FileNotFoundError:
             if folder.exists() and {found.name for found in folder.iterdir()} - {unfinished_in(folder).name}:
                 raise DatasetError(
@@ -94,7 +106,7 @@ class Manifest:
                     "got one in use; choose another."
                 ) from None
             return None
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(
                 f"{path}: expected the manifest of an earlier call, got another file ({error}); choose another folder."
             ) from None

@@ -1,14 +1,17 @@
 """Pair images and labels of any format by name, never by position. Opens no volume."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.folder_files import composed, named
+from monai_extra_losses.data.layouts import CASE, LABEL, channels_of_cases, find_files, layout_hint, patterns_of
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, is_dicom
 
-LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt")
+LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt", ".seg", "-seg")
 """What the name of a label may have after the name of its image."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -22,11 +25,13 @@ class SourceCase:
         name: of the case.
         images: one per channel.
         label: None for a case to be segmented.
+        masks: name -> file of each structure, where `label` is the folder of these.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+    masks: tuple[tuple[str, Path], ...] = ()
 
 
 def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ...]:
@@ -46,8 +51,13 @@ def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[So
 
     A name is a file's without its format, or that of a DICOM series' folder. An image and a label of one name are a
     case. Else the label's name may end in one of `LABEL_SUFFIXES`, and the images' in `_0000`, `_0001`, ...: the
-    channels of the case. Hidden files and files of other formats are passed over. Where both folders are the same,
-    names with a label suffix are labels and the others images.
+    channels of the case. A folder may hold one file of a case in place of a DICOM series. Hidden files and files of
+    other formats are passed over. Where both folders are the same, names with a label suffix are labels and the others
+    images.
+
+    Args:
+        images: folder, or patterns of files, as `layouts.patterns_of` says, one for each channel.
+        labels: folder, or one pattern; `{label}` in it stands for the name of a structure that has a file of its own.
 
     Returns:
         The cases that pair up, and a sentence for each name that does not: an image without label, a label without
@@ -56,6 +66,9 @@ def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[So
     Raises:
         DatasetError: a folder that is not there, or no pair.
     """
+    of_images, of_labels = patterns_of(images), patterns_of(labels)
+    if of_images or of_labels:
+        return _pairs_of_patterns(of_images, of_labels)
     images, labels = Path(images), Path(labels)
     found_images, found_labels = _volumes_in(images), _volumes_in(labels)
     one_folder = images.resolve() == labels.resolve()
@@ -65,7 +78,8 @@ def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[So
     if one_folder and not (found_images and found_labels):
         raise DatasetError(
             f"{images}: expected images, and labels with {', '.join(LABEL_SUFFIXES)} after their names, got "
-            f"{len(found_images)} images and {len(found_labels)} labels; rename them, or give two folders."
+            f"{len(found_images)} images and {len(found_labels)} labels; "
+            f"{layout_hint(images) or 'rename them, or give two folders.'}"
         )
     for folder, found in ((images, found_images), (labels, found_labels)):
         if not found:
@@ -82,7 +96,8 @@ def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[So
     if not cases.keys() & labels_of.keys():
         raise DatasetError(
             f"expected images and labels of equal names (a label may end in {', '.join(LABEL_SUFFIXES)}), got "
-            f"{_some(found_images)} in {images} and {_some(found_labels)} in {labels}; rename one side."
+            f"{_some(found_images)} in {images} and {_some(found_labels)} in {labels}; rename one side, or give both "
+            f'as patterns, --images "DIR/{CASE}/image.nii.gz" --labels "DIR/{CASE}/label.nii.gz".'
         )
     for name in sorted(cases.keys() | labels_of.keys()):
         of_image, of_label = cases.get(name, ()), labels_of.get(name, [])
@@ -100,20 +115,23 @@ def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tupl
     """The cases of a folder of images without labels, sorted by name.
 
     Args:
-        images: folder of files and DICOM series.
+        images: folder of files and DICOM series, or patterns, one for each channel.
         labelled: the cases with labels; `_0000`, `_0001`, ... are channels here where they are channels there.
 
     Raises:
         DatasetError: a folder that is not there or empty, and all at once: two images of one case, a channel left
             out, a name that a labelled case has.
     """
-    found = _volumes_in(images := Path(images))
-    if not found:
+    if patterns := patterns_of(images):
+        cases, problems = channels_of_cases(patterns)
+    else:
+        found = _volumes_in(Path(images))
+        channels_apart = any(path.name.startswith(f"{case.name}_0000") for case in labelled for path in case.images)
+        bases = {match["case"] for name in found if channels_apart and (match := _CHANNEL.fullmatch(name))}
+        cases, odd = _group_by_case(found, bases)
+        problems = list(odd.values())
+    if not cases and not problems:
         raise DatasetError(f"{images}: expected images to segment, got none; leave the folder out.")
-    channels_apart = any(path.name.startswith(f"{case.name}_0000") for case in labelled for path in case.images)
-    bases = {match["case"] for name in found if channels_apart and (match := _CHANNEL.fullmatch(name))}
-    cases, odd = _group_by_case(found, bases)
-    problems = list(odd.values())
     problems += [
         f"{cases[case.name][0]}: expected a name that no labelled case has, got {case.name}; rename it or leave it out."
         for case in labelled
@@ -122,6 +140,59 @@ def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tupl
     if problems:
         raise DatasetError(problems)
     return tuple(SourceCase(name, cases[name]) for name in sorted(cases))
+
+
+def other_files(folders: Iterable[str | Path]) -> list[str]:
+    """A sentence for each folder that holds files of other formats, which are passed over; hidden ones are left out."""
+    sentences = []
+    for folder in dict.fromkeys(map(Path, folders)):
+        if not patterns_of(folder):
+            others = [path.name for path in folder.iterdir() if not (path.name.startswith(".") or path.is_dir())]
+            others = [name for name in others if not name.lower().endswith(VOLUME_SUFFIXES)]
+            if others:
+                sentences.append(
+                    f"{folder}: {len(others)} file{'s' * (len(others) > 1)} of other formats ({named(others)})."
+                )
+    return sentences
+
+
+def _pairs_of_patterns(images: Sequence[str], labels: Sequence[str]) -> tuple[tuple[SourceCase, ...], list[str]]:
+    """The cases that patterns of images and a pattern of labels find."""
+    if not images or len(labels) != 1:
+        raise DatasetError(
+            f"expected patterns with {CASE} for the images, one per channel, and one for the labels, got {len(images)} "
+            f"and {len(labels)}; give both as patterns, or both as folders."
+        )
+    masks: dict[str, dict[str, list[Path]]] = {}
+    for file in find_files(labels[0]):
+        masks.setdefault(file.case, {}).setdefault(file.label, []).append(file.path)
+    of_labels = {path for of_case in masks.values() for paths in of_case.values() for path in paths}
+    cases, problems = channels_of_cases(images, of_labels)
+    for pattern, found in ((images[0], cases), (labels[0], masks)):
+        if not found and not problems:
+            raise DatasetError(f"{pattern}: expected files by this pattern, got none; correct it.")
+    paired = []
+    for name in sorted(cases.keys() | masks.keys()):
+        parts = masks.get(name, {})
+        doubled = next((paths for paths in parts.values() if len(paths) > 1), None)
+        if not parts:
+            problems.append(f"{cases[name][0]}: expected a label by {labels[0]}, got none; add it.")
+        elif doubled is not None:
+            problems.append(f"{name}: expected one label, got {', '.join(map(str, doubled))}; keep one.")
+        elif name not in cases:
+            first = next(iter(parts.values()))[0]
+            if not any(problem.startswith(f"{name}: ") for problem in problems):
+                problems.append(f"{first}: expected an image by {images[0]}, got none; add it.")
+        elif LABEL in labels[0]:
+            files = tuple(sorted((label, paths[0]) for label, paths in parts.items()))
+            paired.append(SourceCase(name, cases[name], _common_folder([file for _, file in files]), files))
+        else:
+            paired.append(SourceCase(name, cases[name], parts[""][0]))
+    return tuple(paired), problems
+
+
+def _common_folder(files: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([file.parent for file in files]))
 
 
 def _volumes_in(folder: Path) -> dict[str, list[Path]]:
@@ -138,13 +209,20 @@ def _volumes_in(folder: Path) -> dict[str, list[Path]]:
         suffix = next((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), "")
         if path.is_dir() or suffix:
             name = path.name if path.is_dir() else path.name[: -len(suffix)]
-            found.setdefault(name, []).append(path)
+            found.setdefault(composed(name), []).append(_only_volume(path) if path.is_dir() else path)
         elif is_dicom(path):
             raise DatasetError(
                 f"{path}: expected a folder per DICOM series, got a DICOM file; "
                 f"move the files of each case to a folder of its own in {folder}."
             )
     return found
+
+
+def _only_volume(folder: Path) -> Path:
+    """The one volume of a folder that holds nothing else; the folder itself otherwise."""
+    held = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    only = held[0] if len(held) == 1 else folder
+    return only if only.is_file() and only.name.lower().endswith(VOLUME_SUFFIXES) else folder
 
 
 def _bare(label_name: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import nibabel as nib
+import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -22,7 +23,10 @@ from tqdm import tqdm
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
 from monai_extra_losses.data.datalist import deal_folds
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.label_ids import label_names, new_label_ids, original_labels, renumber
+from monai_extra_losses.data.folder_files import first_of
+from monai_extra_losses.data.label_ids import renumber
+from monai_extra_losses.data.label_plan import LabelPlan, plan_labels
+from monai_extra_losses.data.layouts import find_files, patterns_of
 from monai_extra_losses.data.manifest import (
     PARTS,
     CaseRecord,
@@ -35,8 +39,9 @@ from monai_extra_losses.data.manifest import (
     write_json,
     write_through,
 )
-from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, pairs_and_problems
-from monai_extra_losses.data.volumes import VolumeGrid
+from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
+from monai_extra_losses.data.remarks import remark_sentences
+from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource
 from monai_extra_losses.versions import version_of
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
@@ -51,11 +56,12 @@ class PrepareOptions:
     """What determines the data set that `prepare_dataset` makes.
 
     Args:
-        images, labels: folders, paired as `pair_by_name` says.
-        test_images: folder of images without labels, or None.
+        images, labels: folders, paired as `pair_by_name` says, or patterns of files, as `layouts.patterns_of` says.
+        test_images: folder or patterns of images without labels, or None.
         series: picks the DICOM series of each image, as `open_volume` says; None where each folder holds one.
         resample_labels: bring a label on another grid onto that of its image, with nearest neighbours; else refuse it.
         remap: label id of the sources -> id in the data set; other ids stay.
+        ignore_label: id in the data set of voxels without annotation, which dataset.json declares; None: no id is.
         names: id in the data set -> name; the others are `background` and `label_1`, `label_2`, ...
         channels: names of the image channels such as CT; empty: `channel_0`, ...
         num_folds: folds that the cases are dealt to; 0 deals none.
@@ -75,13 +81,14 @@ class PrepareOptions:
     num_folds: int = 5
     seed: int = 0
     group_by: str | None = None
+    ignore_label: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON has them."""
         folders = ("images", "labels", "test_images")
         return {
             **dataclasses.asdict(self),
-            **{name: str(path.absolute()) if (path := getattr(self, name)) else None for name in folders},
+            **{name: ",".join(_places(path)) if (path := getattr(self, name)) else None for name in folders},
             "remap": {str(old): new for old, new in sorted(self.remap.items())},
             "names": {str(value): name for value, name in sorted(self.names.items())},
             "channels": list(self.channels),
@@ -98,6 +105,8 @@ class PreparedDataset:
         unlabelled: records of the cases to segment.
         written: cases written by this call; an earlier one wrote the others.
         labels: id -> name.
+        ignore_label: id of voxels without annotation, or None.
+        notes: what a person should know of how it was made, a sentence each.
     """
 
     folder: Path
@@ -105,11 +114,16 @@ class PreparedDataset:
     unlabelled: tuple[CaseRecord, ...]
     written: int
     labels: dict[int, str]
+    ignore_label: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def voxels(self) -> dict[int, int]:
         """Label id -> voxels in all cases."""
-        return {value: sum(case.label_voxels.get(str(value), 0) for case in self.cases) for value in self.labels}
+        return {value: self._count(value) for value in self.labels}
+
+    def _count(self, value: int) -> int:
+        return sum(case.label_voxels.get(str(value), 0) for case in self.cases)
 
     @property
     def fold_sizes(self) -> tuple[int, ...]:
@@ -127,12 +141,14 @@ class PreparedDataset:
             "",
             f"{'label':>5}  {'voxels':>12}  {'cases':>5}  name",
         ]
-        for value, name in self.labels.items():
+        ignored = {} if self.ignore_label is None else {self.ignore_label: "(without annotation)"}
+        for value, name in (self.labels | ignored).items():
             cases = sum(str(value) in case.label_voxels for case in self.cases)
-            lines.append(f"{value:>5}  {self.voxels[value]:>12}  {cases:>5}  {name}")
+            lines.append(f"{value:>5}  {self._count(value):>12}  {cases:>5}  {name}")
         lines.append("")
         if resampled := [case.name for case in self.cases if case.resampled]:
             lines.append(f"{len(resampled)} labels resampled onto the grid of their image: {', '.join(resampled)}")
+        lines += self.notes
         patients = len({case.group for case in self.cases})
         if self.fold_sizes:
             whole = f"; {patients} patients, each in one fold" if patients < len(self.cases) else ""
@@ -208,27 +224,34 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     if problems:
         raise DatasetError(problems)
 
-    new_ids = new_label_ids({value for case in read for value in case.voxels}, options.remap)
-    labels = label_names(new_ids, options.names)
+    plan = plan_labels(read, options.remap, options.names, options.ignore_label)
     planned = Manifest(
         options=options.as_json(),
         versions={package: version_of(package) for package in _PACKAGES},
-        cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), new_ids) for case in read),
+        cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read),
     )
     refuse_foreign_files(out, planned, earlier)
     if overwrite and earlier is not None:
         earlier.remove_outputs(out)
         earlier = None
     finished = finished_cases(out, planned, earlier)
-    records = _write_cases(out, planned, read, finished, new_ids, workers, progress)
+    records = _write_cases(out, planned, read, finished, plan.new_ids, workers, progress)
 
     channels = options.channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
     labelled, to_segment = records[: len(cases)], records[len(cases) :]
-    content = _dataset_json(out, labelled, to_segment, labels, new_ids, channels)
+    content = _dataset_json(out, labelled, to_segment, plan, channels)
+    if options.ignore_label is not None:
+        content["ignore_label"] = options.ignore_label
     stamp = write_through(out, "dataset.json", lambda draft: write_json(draft, content))
     dataclasses.replace(planned, cases=records, dataset_json=stamp).write(out)
     remove_unfinished(out)
-    return PreparedDataset(out, labelled, to_segment, len(records) - len(finished), labels)
+    folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
+    passed_over = [f"passed over: {text}" for text in other_files(folders)]
+    remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
+    notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
+    return PreparedDataset(
+        out, labelled, to_segment, len(records) - len(finished), plan.labels, options.ignore_label, notes
+    )
 
 
 def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
@@ -236,13 +259,24 @@ def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
     for source in (options.images, options.labels, options.test_images):
         if source is None:
             continue
-        folder = source.resolve()
         parts = [written / part for part in PARTS]
-        if folder == written or folder in written.parents or any(part in (folder, *folder.parents) for part in parts):
+        if patterns := patterns_of(source):
+            found = [file.path.resolve() for pattern in patterns for file in find_files(pattern)]
+            overlaps = any(written in (file, *file.parents) or file in written.parents for file in found)
+        else:
+            folder = source.resolve()
+            overlaps = folder == written or folder in written.parents
+            overlaps = overlaps or any(part in (folder, *folder.parents) for part in parts)
+        if overlaps:
             raise DatasetError(
                 f"expected a folder for the data set apart from its sources, got {out}, which would write into "
                 f"{source}; choose another folder."
             )
+
+
+def _places(source: Path) -> tuple[str, ...]:
+    """The absolute path of a folder, or the patterns."""
+    return patterns_of(source) or (str(source.absolute()),)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
@@ -295,7 +329,37 @@ def _channel_problems(read: Sequence[CheckedCase], channels: Sequence[str]) -> I
             )
 
 
-def _planned(case: CheckedCase, group: str, fold: int | None, new_ids: Mapping[int, int]) -> CaseRecord:
+def _left_out(cases: Sequence[CaseRecord]) -> Iterable[str]:
+    """What labels had on their own grid and have no more on their image's."""
+    shares = {
+        f"{case.name}: {outside / whole:.0%} of {name}": outside / whole
+        for case in cases
+        for name, (outside, whole) in case.outside.items()
+    }
+    if shares:
+        worst = sorted(shares, key=lambda text: -shares[text])
+        count = sum(bool(case.outside) for case in cases)
+        yield (
+            f"label voxels outside their image are passed over in {count} of {len(cases)} cases ({first_of(worst)}); "
+            "does the image show the whole structure?"
+        )
+    if vanished := [f"{case.name}: {name}" for case in cases for name in case.vanished]:
+        yield f"{len(vanished)} structures have no voxel left on the grid of their image ({first_of(vanished)})"
+
+
+def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -> CaseRecord:
+    new_ids = plan.new_ids.get(case.name, {})
+
+    def called(value: int) -> str:
+        if value not in new_ids:
+            return case.names.get(value, f"id {value}")
+        return plan.labels.get(new_ids[value], "ignore")  # the ignore label has no name
+
+    outside: dict[str, list[int]] = {}
+    for value, counts in case.outside.items():
+        if value and new_ids.get(value) != 0:
+            before = outside.get(called(value), [0, 0])
+            outside[called(value)] = [before[0] + counts[0], before[1] + counts[1]]
     label_voxels: Counter[int] = Counter()
     for value, count in case.voxels.items():
         label_voxels[new_ids[value]] += count
@@ -313,6 +377,9 @@ def _planned(case: CheckedCase, group: str, fold: int | None, new_ids: Mapping[i
         series=[{"description": one.description, "uid": one.uid} for one in series],
         resampled=case.resampled,
         new_ids={str(old): new_ids[old] for old in case.voxels if new_ids[old] != old},
+        names={str(new_ids[old]): name for old, name in case.names.items() if old in case.voxels},
+        outside=outside,
+        vanished=[called(value) for value in case.vanished if new_ids.get(value) != 0],
         label_voxels={str(value): count for value, count in sorted(label_voxels.items())},
         sources=case.sources,
         outputs=dict.fromkeys([*images, *([f"labelsTr/{case.name}.nii.gz"] if case.label else [])]),
@@ -324,7 +391,7 @@ def _write_cases(
     planned: Manifest,
     read: Sequence[CheckedCase],
     finished: Mapping[str, CaseRecord],
-    new_ids: Mapping[int, int],
+    new_ids: Mapping[str, Mapping[int, int]],
     workers: int,
     progress: bool,
 ) -> tuple[CaseRecord, ...]:
@@ -336,7 +403,7 @@ def _write_cases(
         dataclasses.replace(planned, cases=tuple(records.values())).write(out)
 
     def write(case: CheckedCase) -> CaseRecord:
-        return _write_case(out, case, records[case.name], new_ids)
+        return _write_case(out, case, records[case.name], new_ids.get(case.name, {}))
 
     record()  # what is about to be written is ours, even if it is written half
     problems: list[str] = []
@@ -363,12 +430,19 @@ def _write_case(out: Path, case: CheckedCase, record: CaseRecord, new_ids: Mappi
     files = list(record.outputs)
     for file, source in zip(files, case.images, strict=False):
         image = source.load()
-        outputs[file] = _write_volume(out, file, sitk.GetArrayViewFromImage(image), source.grid)
+        outputs[file] = _write_volume(out, file, _as_trained(source, image), source.grid)
     if case.label is not None:
         label = label_on_grid(case.label, case.grid)
         voxels = renumber(sitk.GetArrayViewFromImage(label), new_ids)
         outputs[files[-1]] = _write_volume(out, files[-1], voxels, case.grid if case.resampled else case.label.grid)
     return dataclasses.replace(record, outputs=outputs)
+
+
+def _as_trained(source: VolumeSource, image: sitk.Image) -> NDArray[Any]:
+    """The voxels of an image; what a header scales from 16 bits in float32, in which training computes."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    scaled = source.nifti is not None and source.nifti.is_scaled and source.nifti.stored.itemsize <= 2
+    return voxels.astype(np.float32) if scaled else voxels
 
 
 def _write_volume(out: Path, name: str, voxels: NDArray[Any], grid: VolumeGrid) -> Stamp:
@@ -384,18 +458,17 @@ def _dataset_json(
     out: Path,
     labelled: Sequence[CaseRecord],
     unlabelled: Sequence[CaseRecord],
-    labels: Mapping[int, str],
-    new_ids: Mapping[int, int],
+    plan: LabelPlan,
     channels: Sequence[str],
 ) -> dict[str, Any]:
     """dataset.json of the Decathlon, with a fold per case, and with the ids that labels had where that is known."""
-    changed = {str(new): old for new, old in original_labels(new_ids).items()}
+    changed = {str(new): old for new, old in plan.originals.items()}
     return {
         "name": out.resolve().name,
         "description": "Made by monai-extra-losses prepare; manifest.json tells of what",
         "tensorImageSize": "3D",
         "modality": {str(i): name for i, name in enumerate(channels)},
-        "labels": {str(value): name for value, name in labels.items()},
+        "labels": {str(value): name for value, name in plan.labels.items()},
         **({"original_labels": changed} if changed else {}),
         "numTraining": len(labelled),
         "numTest": len(unlabelled),

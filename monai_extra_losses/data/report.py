@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.advice import DataAdvice, data_advice
-from monai_extra_losses.data.checks import CaseSummaries
+from monai_extra_losses.data.checks import CaseSummaries, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, count_folds, read_case_list
 from monai_extra_losses.data.geometry import BODY_AXES
 from monai_extra_losses.data.statistics import (
@@ -22,6 +22,8 @@ from monai_extra_losses.data.statistics import (
 
 JSON_FORMAT = 1
 _WIDTH = 100
+_MANY = 20  # classes of which each has its row; of more those with the fewest voxels, if they have any
+_SOME = 10
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class DataReport:
 
         Returns:
             `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
-            alone); `labels`: value -> name; `percentiles`: those of the intensities; `statistics`: `DataStatistics`;
-            `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and `CaseMeasures`; `unlabelled`: per other
-            case `CaseSummary`.
+            alone); `passed_over`: what is not read, a sentence each; `labels`: value -> name; `ignore_label`: value or
+            null; `percentiles`: those of the intensities; `statistics`: `DataStatistics`; `advice`: `DataAdvice`;
+            `cases`: per labelled case `CaseSummary` and `CaseMeasures`; `validation`: names of the cases among them
+            that are set apart to validate; `unlabelled`: per other case `CaseSummary`.
         """
         measured = zip(self.summaries.cases, self.measures, strict=True)
         return {
@@ -57,26 +60,37 @@ class DataReport:
             "folder": str(self.case_list.folder),
             "name": self.case_list.name,
             "problems": [],
+            "passed_over": self.case_list.passed_over,
             "labels": self.summaries.labels,
+            "ignore_label": self.case_list.ignore_label,
             "percentiles": PERCENTILES,
             "statistics": asdict(self.statistics),
             "advice": asdict(self.advice),
             "cases": [asdict(summary) | asdict(measures) for summary, measures in measured],
+            "validation": self._set_apart,
             "unlabelled": [asdict(summary) for summary in self.summaries.unlabelled],
         }
 
     def text(self) -> str:
         """Tables of the statistics, and the advice in sentences with the commands."""
-        others = len(self.case_list.unlabelled)
+        apart, others = len(self._set_apart), len(self.case_list.unlabelled)
+        passed_over = ["\n".join(["Passed over", *map(_item, self.case_list.passed_over)])]
         return "\n\n".join(
             [
                 f"{self.case_list.name}, {self.case_list.folder}: {self.statistics.cases} labelled cases"
+                f"{f' ({apart} of them set apart to validate)' if apart else ''}"
                 f"{f' and {others} others' if others else ''}, every file read, no problem.",
+                *(passed_over if self.case_list.passed_over else ()),
+                *_ignored(self.case_list.ignore_label, self.statistics),
                 "Below are medians (smallest to largest) over the labelled cases, or over all components.",
                 *_tables(self.statistics),
                 *_paragraphs(self.advice, self.case_list.folder),
             ]
         )
+
+    @property
+    def _set_apart(self) -> list[str]:
+        return [case.name for case in self.case_list.cases if case.validation]
 
 
 def data_report(folder: str | Path) -> DataReport:
@@ -90,9 +104,23 @@ def data_report(folder: str | Path) -> DataReport:
     """
     case_list = read_case_list(folder)
     summaries, measures = measure_cases(case_list)
+    refuse_empty_labels(case_list.folder, summaries)
     statistics = data_statistics(summaries, measures)
-    advice = data_advice(summaries, statistics, count_folds(case_list.cases, None))
+    folds = count_folds(case_list.cases, None)
+    advice = data_advice(summaries, statistics, folds, case_list.regions or ())
     return DataReport(case_list, summaries, measures, statistics, advice)
+
+
+def _ignored(ignore_label: int | None, statistics: DataStatistics) -> Iterable[str]:
+    if ignore_label is None:
+        return
+    if not statistics.ignored_cases:
+        yield f"The ignore label {ignore_label} is declared, and no case has a voxel of it."
+        return
+    yield (
+        f"The ignore label {ignore_label} marks {statistics.ignored_share:.2%} of all voxels, in "
+        f"{statistics.ignored_cases} of {statistics.cases} cases, as without annotation; they are left out below."
+    )
 
 
 def _tables(statistics: DataStatistics) -> Iterable[str]:
@@ -109,7 +137,13 @@ def _tables(statistics: DataStatistics) -> Iterable[str]:
         if spreads
     ]
     yield _table(("Percentiles of intensity", *(f"{share:g} %" for share in PERCENTILES)), intensities)
-    names = [f"{entry.value} {entry.name}" for entry in statistics.classes]
+    shown = statistics.classes
+    if len(shown) > _MANY:
+        rarest = sorted(shown, key=lambda entry: (entry.share == 0, entry.share, entry.value))[:_SOME]
+        shown = tuple(entry for entry in shown if entry in rarest)
+    names = [f"{entry.value} {entry.name}" for entry in shown]
+    more = f"\nOf {len(statistics.classes)} classes these are the {_SOME} rarest; --json tells of all."
+    more = more if len(shown) < len(statistics.classes) else ""
     classes = [
         (
             name,
@@ -119,11 +153,12 @@ def _tables(statistics: DataStatistics) -> Iterable[str]:
             f"{entry.missing_cases} of {cases}",
             f"{entry.border_cases} of {cases}",
         )
-        for name, entry in zip(names, statistics.classes, strict=True)
+        for name, entry in zip(names, shown, strict=True)
     ]
     heads = ("Classes", "volume in ml", "of all voxels", "imbalance", "cases without it", "cases at the border")
     yield (
         _table(heads, classes)
+        + more
         + "\nIn training patches, which are centred on each class as often, classes are less rare."
     )
     components = [
@@ -134,9 +169,11 @@ def _tables(statistics: DataStatistics) -> Iterable[str]:
             _shown(entry.component_mm3),
             str(entry.single_voxels),
         )
-        for name, entry in zip(names, statistics.classes, strict=True)
+        for name, entry in zip(names, shown, strict=True)
     ]
-    yield _table(("Connected components", "per case", "voxels of one", "mm³ of one", "single voxels"), components)
+    yield (
+        _table(("Connected components", "per case", "voxels of one", "mm³ of one", "single voxels"), components) + more
+    )
 
 
 def _paragraphs(advice: DataAdvice, folder: Path) -> Iterable[str]:

@@ -6,6 +6,7 @@ More than the check before training reads, and kept in the same cache, so that e
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, check_cases, in_threads, read_voxels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.geometry import body_shape, body_spacing
+from monai_extra_losses.data.label_ids import label_ids_of
 
 PERCENTILES = (0.5, 50.0, 99.5)
 """Per cent of the voxels that are at most as bright."""
+
+_DENSE = 1 << 16  # label ids up to here are their own numbers
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class ClassStatistics:
     Args:
         value, name: of the label.
         missing_cases: cases without a voxel of it. The numbers below are over the others, and None without one.
-        share: of all voxels of the data set, 0 to 1.
+        share: of all voxels of the data set that are not ignored, 0 to 1.
         others_per_voxel: N of an imbalance of 1 : N, the voxels that are not of the class for each one that is.
         volume_ml: per case.
         components: connected components per case.
@@ -103,6 +107,8 @@ class DataStatistics:
         anisotropy: largest over smallest of the median spacings.
         channels: of the images.
         classes: those above 0, by label value.
+        ignored_cases: cases with a voxel of the ignore label.
+        ignored_share: those voxels among all of the data set, 0 to 1.
     """
 
     cases: int
@@ -111,6 +117,8 @@ class DataStatistics:
     anisotropy: float
     channels: tuple[ChannelStatistics, ...]
     classes: tuple[ClassStatistics, ...]
+    ignored_cases: int = 0
+    ignored_share: float = 0.0
 
 
 def measure_cases(
@@ -138,12 +146,15 @@ def measure_cases(
     changed: dict[LabelledCase, list[list[int]]] = {}
     for case in case_list.cases:
         key = [state_of(file) for file in (*case.image, _label_of(case))]
+        if case_list.ignore_label is not None:
+            key.append([case_list.ignore_label])  # what is measured depends on it
         kept = cache.take("cases", _label_of(case), key, _measures_from_json)
         if kept is None:
             changed[case] = key
         else:
             measured[case] = kept
-    for case, measures in in_threads(_measure, changed, num_workers, "measuring cases" if progress else None):
+    measure = partial(_measure, ignore_label=case_list.ignore_label)
+    for case, measures in in_threads(measure, changed, num_workers, "measuring cases" if progress else None):
         measured[case] = measures
         cache.keep("cases", _label_of(case), changed[case], asdict(measures))
     if changed:
@@ -178,6 +189,8 @@ def data_statistics(summaries: CaseSummaries, measures: Sequence[CaseMeasures]) 
         classes=tuple(
             _class_statistics(value, name, cases, measures) for value, name in summaries.labels.items() if value
         ),
+        ignored_cases=sum(case.ignored > 0 for case in cases),
+        ignored_share=sum(case.ignored for case in cases) / sum(int(np.prod(case.shape)) for case in cases),
     )
 
 
@@ -195,7 +208,8 @@ def _class_statistics(
             numbers.append(sum(sizes.values()))
             voxels.update(sizes)
             cubic_mm.update({size * of_voxel: number for size, number in sizes.items()})
-    share = sum(c.voxels.get(value, 0) for c in cases) / sum(int(np.prod(c.shape)) for c in cases)
+    annotated = sum(int(np.prod(c.shape)) - c.ignored for c in cases)
+    share = sum(c.voxels.get(value, 0) for c in cases) / annotated
     return ClassStatistics(
         value=value,
         name=name,
@@ -211,19 +225,20 @@ def _class_statistics(
     )
 
 
-def _measure(case: LabelledCase) -> CaseMeasures:
+def _measure(case: LabelledCase, ignore_label: int | None = None) -> CaseMeasures:
     volumes = [read_voxels(file, "image") for file in case.image]
-    stored = read_voxels(_label_of(case), "label")
-    labels = stored.data[..., 0].T  # NIfTI's order in memory: the first axis last, which is two to eight times faster
-    if (stored.slope, stored.intercept) != (1, 0) or labels.dtype.kind not in "iu":
-        labels = np.rint(labels * stored.slope + stored.intercept).astype(np.int32)
+    file, stored = read_voxels(_label_of(case), "label")
+    # NIfTI's order in memory: the first axis last, which is two to eight times faster
+    labels = label_ids_of(file.scaled(stored[..., 0].T))
+    if ignore_label is not None:
+        labels = np.where(labels == ignore_label, 0, labels)
     labelled = labels > 0
     percentiles, labelled_percentiles = [], []
-    for volume in volumes:
-        for channel in volume.data.T:
-            percentiles.append(_percentiles(channel, volume.slope, volume.intercept))
+    for image, data in volumes:
+        for channel in data.T:
+            percentiles.append(_percentiles(channel, image.slope, image.intercept))
             if labelled.any():
-                labelled_percentiles.append(_percentiles(channel[labelled], volume.slope, volume.intercept))
+                labelled_percentiles.append(_percentiles(channel[labelled], image.slope, image.intercept))
     components, at_border = _components(labels)
     return CaseMeasures(tuple(percentiles), tuple(labelled_percentiles), components, at_border)
 
@@ -241,11 +256,16 @@ def _components(labels: NDArray[Any]) -> tuple[dict[int, dict[int, int]], tuple[
 
     components: dict[int, dict[int, int]] = {}
     at_border = []
+    values: Sequence[int] = range(1, int(labels.max()) + 1)
+    if len(values) > _DENSE:  # `find_objects` makes a list as long as the largest number
+        found, numbers = np.unique(labels, return_inverse=True)
+        labels = numbers.reshape(labels.shape) + 1 - np.searchsorted(found, 1)
+        values = found[found > 0].tolist()
     for index, box in enumerate(ndimage.find_objects(labels)):
         if box is None:
             continue
-        value = index + 1
-        mask = labels[box] == value
+        value = values[index]
+        mask = labels[box] == index + 1
         numbered, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
         sizes, counts = np.unique(np.bincount(numbered[mask])[1:], return_counts=True)
         components[value] = dict(zip(sizes.tolist(), counts.tolist(), strict=True))

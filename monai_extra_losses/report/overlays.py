@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 # Okabe and Ito's palette without black: told apart by colour-blind readers, and bright enough on grey.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+_WITHOUT_ANNOTATION = "#999999"
 _PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))  # name, axis cut, horizontal, vertical
 _AXES = "xyz"
 
@@ -29,6 +30,7 @@ def draw_overlay(
     labels: Mapping[int, str],
     out: str | Path,
     title: str = "",
+    ignored: _Volume | None = None,
 ) -> Path:
     """Draw the contours of target (solid) and prediction (dashed) over three planes of the image.
 
@@ -43,6 +45,7 @@ def draw_overlay(
         labels: label value -> name; 0 is the background and not drawn. The legend names the classes present.
         out: PNG file to write; its folder is created.
         title: line above the planes, such as the case's name and Dice.
+        ignored: mask (X, Y, Z) of voxels without annotation, whose border is drawn dotted.
 
     Returns:
         The file written.
@@ -72,6 +75,8 @@ def draw_overlay(
         Line2D([], [], color="black", linestyle="solid", label="target"),
         Line2D([], [], color="black", linestyle="dashed", label="prediction"),
     ]
+    if ignored is not None and ignored.any():
+        handles.append(Line2D([], [], color=_WITHOUT_ANNOTATION, linestyle="dotted", label="not annotated"))
     figure, panels = _lay_out(size, num_entries=len(handles))
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
         index = _informative_slice(target, predicted, cut, list(colours), image.shape)
@@ -81,6 +86,9 @@ def draw_overlay(
             for volume, style in ((target, "solid"), (predicted, "dashed")):
                 plane = volume[value].take(index, axis=cut).T
                 _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), colour, style)
+        if ignored is not None:
+            plane = ignored.take(index, axis=cut).T
+            _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), _WITHOUT_ANNOTATION, "dotted")
         axes.set(
             xlim=(0, size[horizontal]),
             ylim=(0, size[vertical]),

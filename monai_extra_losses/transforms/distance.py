@@ -36,8 +36,8 @@ class SignedDistance(Transform):
             losses measure by themselves.
         dtype: torch.float16 rounds to 0.05 % of the distance (2^-11; at most 65504 mm) in half the memory of
             torch.float32.
-        ignore_index: label that belongs to no class. As a class of a multi-label target with several channels: its
-            voxels belong to no other class either.
+        ignore_index: label that belongs to no class. Of a target with several channels: a class whose voxels belong to
+            no other class either, or another number that all channels hold in such a voxel.
 
     Shapes:
         label: (1, *spatial) map of whole numbers in 0..C-1 or ignore_index, or (C, *spatial) regions, > 0.5 inside,
@@ -96,13 +96,12 @@ class SignedDistance(Transform):
         """What `signed_distance` takes: labels and the classes to measure, or a mask."""
         label = label.byte() if label.dtype == torch.bool else label
         ignored = torch.zeros_like(label[:1], dtype=torch.bool)
-        if label.shape[0] == self.num_classes > 1:
-            if self.ignore_index in range(self.num_classes):  # a sentinel has no channel: it ignores nothing
-                ignored = label[self.ignore_index].unsqueeze(0) >= 1
+        if label.shape[0] == self.num_classes > 1 and self.ignore_index in range(self.num_classes):
+            ignored = label[self.ignore_index].unsqueeze(0) >= 1
         elif self.ignore_index is not None and (
             label.is_floating_point() or holds_value(label.dtype, self.ignore_index)  # 255 is not -1
         ):
-            ignored = label == self.ignore_index
+            ignored = label[:1] == self.ignore_index
         if label.shape[0] == self.num_classes:
             return ((label > 0.5) & ~ignored).unsqueeze(0), None
         wrong = ~ignored & ~((label >= 0) & (label < self.num_classes) & (label % 1 == 0))

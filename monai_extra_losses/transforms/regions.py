@@ -11,6 +11,8 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from monai_extra_losses.ops.slabs import holds_value
+
 
 class LabelsToRegions(Transform):
     """Turns a label map into the regions that join its labels: what a network with a sigmoid per region learns.
@@ -20,13 +22,16 @@ class LabelsToRegions(Transform):
 
     Args:
         regions: name -> labels, in the order of the channels; or the labels of each region.
+        ignore_index: label of voxels without annotation, which all channels keep; neither 0 nor 1. None: a label that
+            is in no region is background.
 
     Shapes:
         label: (1, *spatial), of any dtype.
-        result: (R, *spatial) in uint8, a MetaTensor with the label's affine and history where the label is one.
+        result: (R, *spatial) in uint8, or int32 where that does not hold `ignore_index`; a MetaTensor with the label's
+            affine and history where the label is one.
 
     Raises:
-        ValueError: no regions, a region without labels, or a label of another shape.
+        ValueError: no regions, a region without labels, an `ignore_index` of 0 or 1, or a label of another shape.
 
     Example:
         >>> import torch
@@ -36,10 +41,15 @@ class LabelsToRegions(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012  MONAI's own attribute
 
-    def __init__(self, regions: Mapping[str, Sequence[int]] | Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, regions: Mapping[str, Sequence[int]] | Sequence[Sequence[int]], ignore_index: int | None = None
+    ) -> None:
         self.regions = [list(labels) for labels in (regions.values() if isinstance(regions, Mapping) else regions)]
         if not self.regions or not all(self.regions):
             raise ValueError(f"expected regions of one label and more each, got {regions!r}.")
+        if ignore_index in (0, 1):
+            raise ValueError(f"expected an ignore_index other than 0 and 1, which a region holds, got {ignore_index}.")
+        self.ignore_index = ignore_index
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
         """The regions of one label map."""
@@ -48,7 +58,13 @@ class LabelsToRegions(Transform):
             raise ValueError(f"expected a label map (1, *spatial), got shape {tuple(label.shape)}.")
         values = label.as_subclass(Tensor)
         regions = torch.cat([torch.isin(values, torch.tensor(of, device=values.device)) for of in self.regions])
-        return convert_to_dst_type(regions, dst=label, dtype=torch.uint8)[0]
+        dtype = torch.uint8
+        if self.ignore_index is not None:
+            dtype = torch.uint8 if holds_value(torch.uint8, self.ignore_index) else torch.int32
+            regions = regions.to(dtype)
+            if values.is_floating_point() or holds_value(values.dtype, self.ignore_index):  # 255 is not -1
+                regions = regions.masked_fill(values == self.ignore_index, self.ignore_index)
+        return convert_to_dst_type(regions, dst=label, dtype=dtype)[0]
 
 
 class LabelsToRegionsd(MapTransform):
@@ -56,7 +72,7 @@ class LabelsToRegionsd(MapTransform):
 
     Args:
         keys: of the label maps.
-        regions: see `LabelsToRegions`.
+        regions, ignore_index: see `LabelsToRegions`.
         allow_missing_keys: leave out a label map that is not there.
 
     Example:
@@ -72,9 +88,10 @@ class LabelsToRegionsd(MapTransform):
         keys: KeysCollection,
         regions: Mapping[str, Sequence[int]] | Sequence[Sequence[int]],
         allow_missing_keys: bool = False,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = LabelsToRegions(regions)
+        self.transform = LabelsToRegions(regions, ignore_index)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """The item with its regions."""

@@ -58,7 +58,8 @@ class CheckLoadedCased(MapTransform):
         foreign = values[~torch.isin(values, torch.tensor(self.label_values, dtype=values.dtype))]
         if foreign.numel():
             found = foreign.unique()[:_SHOWN].tolist()
-            shown = ", ".join(str(int(value)) if float(value).is_integer() else f"{value:g}" for value in found)
+            words = [str(int(value)) if float(value).is_integer() else f"{value:g}" for value in found]
+            shown = ", ".join(dict.fromkeys(words))  # each NaN is unique
             known = ", ".join(map(str, self.label_values))
             raise DatasetError(f"{of_label}: expected the label values {known}, got {shown} too; correct the file.")
         return dict(data)

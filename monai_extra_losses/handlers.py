@@ -817,7 +817,8 @@ class FinishedSegmentations:
 def write_nifti(volume: MetaTensor, file: Path, dtype: type) -> None:
     """Write (C,X,Y,Z) as NIfTI in its own place: (X,Y,Z) of one channel, else (X,Y,Z,C).
 
-    Thin volumes keep their three axes, which MONAI's `SaveImage` (1.6.1) does not leave them.
+    MONAI's `SaveImage` (1.6.1) drops axes of one voxel, and passes label ids through a resampler that rounds to float32
+    even where there is nothing to resample.
     """
     channels: np.ndarray = volume.as_tensor().cpu().numpy().astype(dtype)
     voxels = channels[0] if len(channels) == 1 else np.moveaxis(channels, 0, -1)

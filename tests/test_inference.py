@@ -914,9 +914,7 @@ def test_a_volume_however_thin_keeps_its_grid(trained: RunFolder, phantom_folder
         voxels = np.random.default_rng(number).normal(size=shape).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1, 2, 3, 1])), tmp_path / "in" / f"{number}.nii")
     nibabel.save(nibabel.Nifti1Image(np.zeros((0, 4, 4), np.float32), np.eye(4)), tmp_path / "in" / "empty.nii")
-    with pytest.raises(
-        CasesFailed, match=r"1 of 8 cases .*\n  empty: .*expected a 3D volume, got the shape \(0, 4, 4\)"
-    ):
+    with pytest.raises(CasesFailed, match=r"1 of 8 cases .*\n  empty: .*the shape is \(0, 4, 4\)"):
         infer(trained, tmp_path / "in", tmp_path / "out", probabilities=True)
     for number, shape in enumerate(shapes):
         labels, found = (nibabel.load(tmp_path / "out" / f"{number}_{ending}.nii.gz") for ending in ("seg", "prob"))

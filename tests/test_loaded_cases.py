@@ -15,11 +15,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad, LoadImaged, RandScaleIntensityd, Spacingd
 from runs import evaluate, table, train
 
 from monai_extra_losses.bundle import EvaluationSetUp, TrainingSetUp
-from monai_extra_losses.data.errors import CasesFailed, StartUpRefused, TrainingStopped
+from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, TrainingStopped
+from monai_extra_losses.data.loaded_cases import CheckLoadedCased
 from monai_extra_losses.data.volume_cache import prepared_cases
 from monai_extra_losses.handlers import RunCheckpoints
 from monai_extra_losses.run_folder import RunFolder, RunRecord
@@ -62,7 +64,7 @@ ACCIDENTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "expected a whole gzip file, got",
     ),
     "gone": ("imagesTr", lambda file: file.unlink(), "expected a readable file, got an error .No such file"),
-    "NaN": ("imagesTr", lambda file: rewritten(file, with_nan), "finite intensities, got 1 voxels of NaN or infinity"),
+    "NaN": ("imagesTr", lambda file: rewritten(file, with_nan), "got 1 voxels of NaN or infinity; replace them"),
     "channels": ("imagesTr", lambda file: rewritten(file, lambda v: np.stack([v, v], -1)), r"1 channel\(s\), .* got 2"),
     "shape": (
         "labelsTr",
@@ -113,6 +115,40 @@ def test_a_file_that_changes_in_mid_training_is_named(
         train(data, run.root, **{**TINY, **options})
     assert str(ended.value.code).count("\n") == 0
     assert torch.load(run.last, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, None),
+        (
+            {"image": torch.full((1, 4, 5, 6), float("inf"))},
+            "expected finite intensities, got 120 voxels of NaN",
+        ),
+        ({"image": torch.ones(2, 4, 5, 6)}, r"image: expected 1 channel\(s\), as the other cases have, got 2"),
+        ({"label": torch.ones(1, 4, 6, 6)}, r"label: expected shape \(4, 5, 6\) of image, got \(4, 6, 6\)"),
+        (
+            {"label": torch.full((1, 4, 5, 6), 2**60 + 1)},
+            f"values 0, 1, {2**60}, got {2**60 + 1} too",
+        ),
+        ({"label": torch.full((1, 4, 5, 6), 0.5)}, r"expected the label values 0, 1, \d+, got 0\.5 too"),
+        ({"label": torch.full((1, 4, 5, 6), float("nan"))}, r"expected the label values 0, 1, \d+, got nan too"),
+    ],
+)
+def test_a_case_is_checked_as_it_is_loaded(changes: dict[str, torch.Tensor], sentence: str | None) -> None:
+    case: dict[str, torch.Tensor] = {"image": torch.ones(1, 4, 5, 6), "label": torch.ones(1, 4, 5, 6)}
+    item = {key: MetaTensor(value) for key, value in {**case, **changes}.items()}
+    check = CheckLoadedCased(in_channels=1, label_values=[0, 1, 2**60])
+    if sentence is None:
+        assert check(item) == item
+        moved = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, 1.0, 1.02, 1.0])))
+        with pytest.raises(DatasetError, match=r"label: expected the affine of image \(corners within 0\.05 mm\), got"):
+            check({**item, "label": moved})
+        moved.affine = torch.diag(torch.tensor([1.0, 1.0, 1.009, 1.0]))
+        check({**item, "label": moved})
+    else:
+        with pytest.raises(DatasetError, match=sentence):
+            check(item)
 
 
 @pytest.mark.parametrize("accident", ["cut off", "NaN", "place"])

@@ -59,7 +59,9 @@ class CheckLoadedCased(MapTransform):
             values = values.to(torch.int64)  # unsigned numbers have no ignore label below 0
         foreign = values[~torch.isin(values, torch.tensor(self.label_values, dtype=values.dtype))]
         if foreign.numel():
-            shown = ", ".join(f"{value:.19g}" for value in foreign.unique()[:_SHOWN].tolist())
+            found = foreign.unique()[:_SHOWN].tolist()
+            words = [str(int(value)) if float(value).is_integer() else f"{value:g}" for value in found]
+            shown = ", ".join(dict.fromkeys(words))  # each NaN is unique
             known = ", ".join(map(str, self.label_values))
             raise DatasetError(f"{of_label}: expected the label values {known}, got {shown} too; correct the file.")
         return dict(data)

@@ -132,3 +132,22 @@ def test_numbers_out_of_range(tmp_path: Path, options: dict[str, Any], match: st
     with pytest.raises(ValueError, match=match):
         write_phantom(tmp_path / "data", **options)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_stopped_call_leaves_nothing_that_the_next_one_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = nib.save, 0
+
+    def stopped(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_phantom(tmp_path / "new", num_cases=2)
+    write_phantom(tmp_path / "new", num_cases=2)

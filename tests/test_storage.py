@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -185,28 +186,19 @@ def trained(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.mark.parametrize(
     ("size", "file", "epochs"),
-    [("8k", "environment.json", 0), ("40k", "config.yaml", 0), ("300k", "last.pt", 0), ("500k", "last.pt", 1)],
+    [("8k", ".*json", 0), ("40k", ".*", 0), ("260k", r"models/last\.pt", 0), ("600k", r"models/last\.pt", 1)],
 )
 def test_a_training_on_a_full_disk_ends_in_a_sentence_and_goes_on(
     disk: SmallDisk, trained: RunFolder, phantom_folder: Path, size: str, file: str, epochs: int
 ) -> None:
     disk.has(size)
     run = RunFolder(disk.root / "run")
-    options = (
-        "--num_folds",
-        "3",
-        "--channels",
-        "[4,8,16]",
-        "--batch_size",
-        "2",
-        "--val_interval",
-        "1",
-        "--epochs",
-        "3",
+    options = ["--num_folds", "3", "--channels", "[4,8,16]", "--batch_size", "2", "--val_interval", "1"]
+    said = sentence_of("train", "--data", phantom_folder, "--run", run.root, *options, "--epochs", "3")
+    words = (
+        rf"Expected to write {run.root}/{file}, got: no space left on device; make room there\. {re.escape(GOES_ON)}"
     )
-    said = sentence_of("train", "--data", phantom_folder, "--run", run.root, *options)
-    path = run.root / "models" / file
-    assert said == f"Expected to write {path}, got: no space left on device; make room there. {GOES_ON}"
+    assert re.fullmatch(words, said)
     assert not list(run.root.rglob(".draft.*"))
     assert run.last.exists() == (epochs > 0)
     if epochs:

@@ -78,9 +78,11 @@ def write_phantom(
             **listed,
         }
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
+    except BaseException as error:
         for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):  # the folder was empty
             shutil.rmtree(folder / part, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         reason = storage_reason(error) or error
         raise DatasetError(f"{folder}: expected a folder that can be written, got: {reason}; name another.") from error
     return folder

@@ -152,7 +152,8 @@ def _lives(process: int) -> bool:
 def _sentence(number: int, file: str | Path) -> str:
     reason, cure = _REASONS[number]
     verb = "write" if number in _OF_STORAGE else "use"
-    return f"Expected to {verb} {file}, got: {reason}; {cure}. {_GO_ON}"
+    nothing_done = number in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+    return f"Expected to {verb} {file}, got: {reason}; {cure}.{'' if nothing_done else f' {_GO_ON}'}"
 
 
 def _storage_error(error: BaseException) -> tuple[int | None, str | None]:

@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +43,20 @@ from monai_extra_losses.data.remarks import remark_sentences
 from monai_extra_losses.data.sides import AXES_OF_MIRRORS, automatic_flips, bound_to_direction, listed, mirror_remarks
 from monai_extra_losses.data.volume_cache import cache_kind
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
+from monai_extra_losses.file_content import short, typed
 from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored, leave_out, needs_maps
 from monai_extra_losses.loss_facts import loss_options, parts_of, score_reading
-from monai_extra_losses.options import literal, numbers_per_axis, positive_number, whole_number, window, yes_or_no
+from monai_extra_losses.options import (
+    as_given,
+    file_or_folder,
+    file_or_folder_or_none,
+    literal,
+    numbers_per_axis,
+    positive_number,
+    whole_number,
+    window,
+    yes_or_no,
+)
 from monai_extra_losses.run_folder import (
     ResultsFolder,
     RunFolder,
@@ -54,10 +66,12 @@ from monai_extra_losses.run_folder import (
     log_to,
     longest_name,
     open_folder,
+    read_training_csv,
     refuse_unwritable,
     release_lock,
     write_whole,
 )
+from monai_extra_losses.run_metadata import differs_from_run, metadata_of_run
 from monai_extra_losses.schedules import LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord, open_unfinished
 from monai_extra_losses.tensor_files import damage, not_finite, refuse_changed, sha256
@@ -77,6 +91,20 @@ _CHANGE_ON_RESUME = {
     "loss_options",  # compared one by one
 }
 
+
+# what is in last.pt
+_CHECKPOINT: dict[str, Any] = {
+    "epoch": int,
+    "best_metric": float,
+    "best_metric_epoch": int,
+    "validations_since_best": int,
+    "network": dict[str, Any],
+    "loss": dict[str, Any],
+    "optimizer": dict[str, Any],
+    "lr_scheduler": dict[str, Any],
+    "scaler": dict[str, Any],
+}
+_ADDED_LATER = ("validations_since_best", "scaler")
 
 # what torch.load raises of bytes that are no file of its own
 _UNREADABLE = (
@@ -154,6 +182,7 @@ class TrainingSetUp(RunSetUp):
         resume: go on from the last checkpoint.
         overwrite: delete the run that is in the folder.
         check_loss: try the loss on a few voxels; False for a network that gives probabilities itself.
+        metadata: the bundle's metadata.json, of which the run gets its own; None: that of this package.
 
     Raises:
         StartUpRefused: the first option, folder or data set that cannot work; all problems of a data set at once.
@@ -191,6 +220,7 @@ class TrainingSetUp(RunSetUp):
         cache_dir: Any = None,
         num_workers: Any = 0,
         check_loss: Any = True,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_machinery(device, num_workers)
         step = 2 ** (len(levels := _levels(channels)) - 1)
@@ -204,9 +234,9 @@ class TrainingSetUp(RunSetUp):
             "limit": _whole_number_or_none("limit", limit),
             "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
             "cache": cache_kind(cache),
-            "cache_dir": None if literal(cache_dir) is None else os.path.abspath(str(cache_dir)),
+            "cache_dir": _absolute("cache_dir", cache_dir),
             "hu_window": window("hu_window", hu_window, example="[-175, 250]"),
-            "pretrained": None if literal(pretrained) is None else os.path.abspath(str(pretrained)),
+            "pretrained": _absolute("pretrained", pretrained),
             "amp": _half_precision_option(amp),
             "epochs": whole_number("epochs", epochs, least=1),
             "val_interval": whole_number("val_interval", val_interval, least=1),
@@ -220,7 +250,7 @@ class TrainingSetUp(RunSetUp):
         with_regions = yes_or_no("regions", regions)
         going_on = yes_or_no("resume", resume)
         self.overwrite = yes_or_no("overwrite", overwrite)
-        folder = RunFolder(Path(str(bundle_root)))
+        folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         refuse_run_folder(folder, going_on, self.overwrite)
         if chosen["cache"] == "disk" and chosen["cache_dir"] is not None:
             refuse_unwritable("cache_dir", Path(chosen["cache_dir"]))
@@ -233,6 +263,7 @@ class TrainingSetUp(RunSetUp):
         with _problems_as_refusal():
             chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
             training, validation = _dealt_cases(case_list, chosen)
+            refuse_processes(training=training, validation=validation)
             self.passed_over = _passed_over(case_list, chosen["num_folds"])
             self.test_cases = len(case_list.unlabelled)
             used = tuple(sorted((*training, *validation), key=lambda case: case.name))
@@ -267,12 +298,21 @@ class TrainingSetUp(RunSetUp):
             _refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
         self.nothing_to_do = False
         if continued := going_on and folder.last.exists():
-            _refuse_other_run(RunRecord.read(folder.record), record)
-            self.nothing_to_do = _is_finished(read_checkpoint(folder.last), record)
+            recorded, checkpoint = RunRecord.read(folder.record), read_checkpoint(folder.last)
+            _refuse_other_run(recorded, record)
+            if checkpoint["epoch"] > recorded.epochs:
+                raise StartUpRefused(
+                    f"{folder.last}: expected a checkpoint of the {recorded.epochs} epochs of {folder.record}, got one "
+                    f"of epoch {checkpoint['epoch']}; bring back the file as it was, or train again with --overwrite "
+                    "True."
+                )
+            read_training_csv(folder.training_csv)  # refused now
+            self.nothing_to_do = _is_finished(checkpoint, record)
             if folder.model.exists():
                 refuse_changed(folder.model, "bring back that of this run, or train again with --overwrite True")
                 _state_dict_of(folder.model, folder.model.name)  # refused now
         super().__init__(folder, record, training, validation, going_on)
+        self.metadata = metadata_of_run(metadata, record, summaries.channels)
         # a resumed training has its own weights
         self.pretrained = None if continued else record.pretrained
         if self.pretrained is not None:
@@ -285,6 +325,10 @@ class TrainingSetUp(RunSetUp):
         open_folder("bundle_root (--run)", self.folder.model.parent)
         hold_lock(self.folder.lock)
         refuse_run_folder(self.folder, self.resume, self.overwrite)  # what another process left since
+        self.folder.remove_drafts()
+        stopped = self.resume and self.folder.stopped_in_first_epoch()
+        if stopped:
+            self.folder.remove_first_epoch()
         if self.overwrite and not self.resume:
             self.folder.remove_run()
         open_folder("bundle_root (--run)", self.folder.results.root)
@@ -292,8 +336,11 @@ class TrainingSetUp(RunSetUp):
         if self.nothing_to_do:
             return
         if self.resume and not self.folder.last.exists():
-            logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1")
+            begun = stopped or self.folder.record.exists()
+            why = "the training there ended before its first checkpoint" if begun else "no training was begun there"
+            logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1: {why}")
         self.record.write(self.folder.record)
+        _write_metadata(self.folder, self.metadata)
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
@@ -347,20 +394,21 @@ class EvaluationSetUp(RunSetUp):
         num_workers: Any = 0,
     ) -> None:
         refuse_machinery(device, num_workers)
-        folder = RunFolder(Path(str(bundle_root)))
+        folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         record = RunRecord.read(folder.record)
         self.model_file = _trained_weights(model_file, folder)
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.overlays = yes_or_no("overlays", overlays)
-        self.results = ResultsFolder(folder.results.root if output_dir is None else Path(str(output_dir)))
+        self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)
         if self.results.cases_csv.exists() and not yes_or_no("overwrite", overwrite):
             raise StartUpRefused(
                 f"{self.results.cases_csv} exists; replace it by --overwrite True, or choose another --output_dir."
             )
         _state_dict_of(self.model_file, "model_file")  # refused now
-        case_list = _cases_of(record.dataset_dir if dataset_dir is None else dataset_dir)
+        case_list = _cases_of(Path(record.dataset_dir) if dataset_dir is None else dataset_dir)
         chosen = _chosen_cases(case_list, split, record)
+        refuse_processes(evaluated=chosen)
         with _problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, record, case_list.folder)
@@ -369,14 +417,18 @@ class EvaluationSetUp(RunSetUp):
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
+        self.metadata = metadata_of_run(None, record, summaries.channels)
 
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation."""
         if is_first_process():
+            if not self.folder.metadata.exists():  # of an earlier version
+                _write_metadata(self.folder, self.metadata)
             open_folder("output_dir", self.results.root)
             rule = "a folder that no other evaluation writes to"
             hold_lock(self.results.lock, folder=self.results.root, rule=rule, option="--output_dir")
             self.results.remove()
+            self.results.remove_drafts()
             log_to(self.results.log, append=True)
 
     def close_results(self) -> None:
@@ -439,13 +491,13 @@ class InferenceSetUp:
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
             raise StartUpRefused(f'Expected stitch_on to be "cpu", "device" or null, got {stitch_on!r}.')
-        self.series = None if series is None else str(series)
-        self.folder = RunFolder(Path(str(bundle_root)))
+        self.series = None if series is None else as_given("series", str(series))
+        self.folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         trained = input is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
         self.flips, self._about_flips = _flips_that_names_allow(flips, literal(test_time_flips) is True, self.record)
         self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
-        self.output_dir = self.folder.root / "segmentations" if output_dir is None else Path(str(output_dir))
+        self.output_dir = file_or_folder_or_none("output_dir", output_dir) or self.folder.root / "segmentations"
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
@@ -456,6 +508,8 @@ class InferenceSetUp:
         self.overwrite = yes_or_no("overwrite", overwrite)
         self.unfinished = self.output_dir / f".unfinished-{secrets.token_hex(4)}"
         if input is None:
+            if trained:
+                _refuse_other_metadata(metadata, self.folder, self.record)
             if trained and (model_file is not None or self.folder.model.exists()):
                 _state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
             return
@@ -474,7 +528,7 @@ class InferenceSetUp:
         }
         options = json.loads(json.dumps(options, default=str))  # as the record has them
         refuse_unwritable("output_dir", self.output_dir)
-        source = Path(str(input))
+        source = file_or_folder("input", input)
         own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
         with _problems_as_refusal():
             found = find_inputs(
@@ -585,7 +639,7 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that cannot be written, or that holds a run which is neither to go on nor to be replaced."""
     refuse_unwritable("bundle_root (--run)", folder.root)
     found = folder.existing_run()
-    if resume and found and not folder.last.exists():
+    if resume and found and not folder.last.exists() and not folder.stopped_in_first_epoch():
         raise StartUpRefused(f"Expected {folder.last} to resume from, got none; train again with --overwrite True.")
     if found and not resume and not overwrite:
         raise StartUpRefused(
@@ -672,6 +726,11 @@ def _written_labels(record: RunRecord, restore: bool) -> list[int]:
 
 def _whole_number_or_none(name: str, value: Any) -> int | None:
     return None if literal(value) is None else whole_number(name, value, least=1)
+
+
+def _absolute(name: str, value: Any) -> str | None:
+    path = file_or_folder_or_none(name, value)
+    return None if path is None else os.path.abspath(path)
 
 
 def _levels(channels: Any) -> tuple[int, ...]:
@@ -819,7 +878,7 @@ def _cases_of(dataset_dir: Any) -> CaseList:
             "give the folder with dataset.json, or with imagesTr/ and labelsTr/."
         )
     with _problems_as_refusal():
-        return read_case_list(str(dataset_dir))
+        return read_case_list(str(file_or_folder("dataset_dir", dataset_dir)))
 
 
 def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
@@ -927,11 +986,29 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     hint = "train again with --overwrite True"
     refuse_changed(file, f"bring back that of this run, or {hint}")
     content = _content_of(file, file.name, hint)
-    if not isinstance(content, dict) or not isinstance(content.get("epoch"), int):
-        raise StartUpRefused(f"{file}: expected a checkpoint of a training, got something else; train again.")
-    if isinstance(network := content.get("network"), Mapping):
-        _refuse_not_finite(network, file, file.name, hint)
+    problem = None if isinstance(content, dict) else f"{type(content).__name__} content"
+    for name, hint in _CHECKPOINT.items():
+        if problem is None:
+            problem = _problem_of(name, hint, content)
+    if problem is None and content["epoch"] < 1:
+        problem = f"epoch {short(content['epoch'])}"
+    if problem is not None:
+        raise StartUpRefused(
+            f"{file}: expected a checkpoint of a training, got {problem}; bring back the file as it was, or train "
+            "again with --overwrite True."
+        )
+    _refuse_not_finite(content["network"], file, file.name, hint)
     return content
+
+
+def _problem_of(name: str, hint: Any, content: Mapping[str, Any]) -> str | None:
+    if name not in content:
+        return None if name in _ADDED_LATER else f"none of its {name}"
+    try:
+        typed(hint, content[name])
+    except TypeError as error:
+        return f"a value of another type: {name} should be {error}"
+    return None
 
 
 def _content_of(file: str | Path, name: str, hint: str) -> Any:
@@ -973,12 +1050,28 @@ def _refuse_not_finite(tensors: Mapping[str, Any], file: str | Path, name: str, 
 
 
 def _trained_weights(model_file: Any, folder: RunFolder) -> str:
-    path = folder.model if model_file is None else Path(str(model_file))
+    path = file_or_folder_or_none("model_file", model_file) or folder.model
     if not path.is_file():
         raise StartUpRefused(f"Expected trained weights in {path}, got no such file; train first.")
     if model_file is None:
         refuse_changed(path, f"bring back that of this run, or name weights of your own as such: --model_file {path}")
     return str(path)
+
+
+def _write_metadata(folder: RunFolder, content: Mapping[str, Any]) -> None:
+    open_folder("bundle_root (--run)", folder.metadata.parent)
+    write_whole(folder.metadata, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _refuse_other_metadata(metadata: Mapping[str, Any], folder: RunFolder, record: RunRecord) -> None:
+    """Refuse to export or check a network under the names of other classes."""
+    if differs_from_run(metadata, record):
+        there = folder.metadata.exists()
+        raise StartUpRefused(
+            f"Expected the metadata.json of the run in {folder.root}, got one of other channels or classes; give "
+            f"--meta_file {shlex.quote(str(folder.metadata))}"
+            f"{'' if there else f', which monai-extra-losses evaluate --run {shlex.quote(str(folder.root))} writes'}."
+        )
 
 
 def _record_from_metadata(metadata: Mapping[str, Any]) -> RunRecord:
@@ -1014,14 +1107,44 @@ def is_first_process() -> bool:
 
 
 def device_of_process() -> torch.device:
-    """The GPU of this process in a distributed run, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    """The GPU of this process in a distributed run, or the CPU.
+
+    Raises:
+        StartUpRefused: more processes on this machine than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= count:
+        raise StartUpRefused(
+            f"Expected a GPU for each process, got {count} for {index + 1} processes or more on this machine; start "
+            "fewer (--nproc_per_node), or give --device cpu."
+        )
+    return torch.device("cuda", index)
 
 
-def join_processes(device: torch.device) -> None:
-    """Join the processes that torchrun started; NCCL between GPUs, gloo between CPU processes."""
+def join_processes(device: Any) -> None:
+    """Join the processes that torchrun started; NCCL between GPUs, gloo between CPU processes.
+
+    Args:
+        device: of this process, or "cpu".
+
+    Raises:
+        StartUpRefused: torchrun did not start this process, or one GPU is given for several.
+    """
+    refuse_machinery(device, 0)
+    device = torch.device(device)
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and not torch.distributed.is_initialized():
+        raise StartUpRefused(
+            f"Expected a process that torchrun started, got one without {missing[0]} in its environment; start it by "
+            "torchrun, or leave multi_gpu_*.yaml away."
+        )
+    if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and device != device_of_process():
+        raise StartUpRefused(
+            f"Expected a GPU for each process, got {str(device)!r} for all; leave --device away, and each process "
+            "takes one, or give cpu."
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
@@ -1031,9 +1154,34 @@ def join_processes(device: torch.device) -> None:
     idist.sync()
 
 
+def refuse_processes(**cases: Sequence[Any]) -> None:
+    """Refuse processes that would have no case, and several that nobody joined.
+
+    Args:
+        cases: what they are for -> the cases.
+    """
+    distributed = torch.distributed
+    joined = distributed.is_available() and distributed.is_initialized()
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and not joined:
+        raise StartUpRefused(
+            f"Expected one process, got {started} by torchrun; add configs/multi_gpu_train.yaml (for an evaluation "
+            "multi_gpu_evaluate.yaml) to the config files, or start without torchrun."
+        )
+    count = distributed.get_world_size() if joined else 1
+    for purpose, chosen in cases.items():
+        if len(chosen) < count:
+            raise StartUpRefused(
+                f"Expected at least a {purpose} case for each of the {count} processes, got {len(chosen)}; start fewer "
+                "(--nproc_per_node)."
+            )
+
+
 def has_regions(dataset_dir: Any, regions: Any) -> bool:
     """Whether the data set's regions are to be segmented; the loss asks, which is built before the data are read."""
-    return yes_or_no("regions", regions) and dataset_dir is not None and declares_regions(str(dataset_dir))
+    if not yes_or_no("regions", regions) or dataset_dir is None:
+        return False
+    return declares_regions(str(file_or_folder("dataset_dir", dataset_dir)))
 
 
 def decision(keys: str, regions: Mapping[str, Any] | None) -> AsDiscreted:

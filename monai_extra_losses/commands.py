@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import shlex
 import shutil
 import textwrap
@@ -18,23 +19,70 @@ import click
 import monai_extra_losses
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
-from monai_extra_losses.options import literal
+from monai_extra_losses.endings import stops_in_a_sentence
+from monai_extra_losses.options import FILE_OPTIONS, literal, path_of
 from monai_extra_losses.versions import version_of
 
 _DEMO_CASES = 24
 _DEMO_EPOCHS = 100
 _WIDTH = 100
+# What a stopped command needs to go on, after its own words.
+_GO_ON = {"train": ("--resume", "True"), "evaluate": (), "infer": (), "prepare": (), "demo": (), "check": ()}
+_IN_SEVERAL_PROCESSES = ("train", "evaluate")
 _OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
 
-_folder = click.Path(path_type=Path)
+
+class _GivenPath(click.ParamType):
+    """A file or folder, whatever its name is."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return path_of(param.opts[0] if param else "path", value)
+
+
+_folder = _GivenPath()
 _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that say how to go on when they are stopped."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[__name__] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        words = ctx.meta[__name__]
+        command = next((word for word in words if not word.startswith("-")), "")
+        if (count := _processes()) > 1 and command not in _IN_SEVERAL_PROCESSES:
+            raise StartUpRefused(
+                f"Expected one process for {command}, got {count} by torchrun; only train and evaluate take several."
+            )
+        with stops_in_a_sentence(lambda: _how_to_go_on(command, words)):
+            return super().invoke(ctx)
+
+
+def _how_to_go_on(command: str, words: Sequence[str]) -> str:
+    """The line that goes on with a command that was stopped; "" for one that leaves nothing to go on with."""
+    if command not in _GO_ON:
+        return ""
+    anew, more = {"--overwrite"} if command == "prepare" else set(), _GO_ON[command]
+    line = shlex.join(["monai-extra-losses", *(word for word in words if word not in anew), *more])
+    return f"What was finished is kept; go on with:\n  {line}"
+
+
+def _processes() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
     """Train, evaluate and run 3D segmentation networks on NIfTI volumes with the losses of monai_extra_losses.
 
-    Exit codes: 0 done; 1 refused, or problems found, with a sentence that says what; 2 wrong usage of a command.
+    Exit codes: 0 done; 1 refused, or problems found, with a sentence that says what; 2 wrong usage of a command; 130
+    and 143 stopped by Ctrl-C or SIGTERM, with the line that goes on.
     """
 
 
@@ -57,8 +105,12 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @commands.command(context_settings=_with_overrides)
-@click.option("--data", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/.")
-@click.option("--run", type=_folder, required=True, help="Folder of the run; models/ and eval/ are made in it.")
+@click.option(
+    "--data", "--dataset_dir", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/."
+)
+@click.option(
+    "--run", "--bundle_root", type=_folder, required=True, help="Folder of the run; models/ and eval/ are made in it."
+)
 @_training_options
 @click.pass_context
 def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
@@ -94,12 +146,17 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
     """
     configs, options = _training(context, data, **chosen)
-    run_configs(configs, **{"bundle_root": str(run.absolute())} | options)
+    several = ("multi_gpu_train",) if _processes() > 1 else ()
+    run_configs((*configs, *several), **{"bundle_root": run.absolute()} | options)
 
 
 @commands.command(context_settings=_with_overrides)
-@click.option("--data", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/.")
-@click.option("--run", type=_folder, help="Folder that the run would have; it is looked at, never written.")
+@click.option(
+    "--data", "--dataset_dir", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/."
+)
+@click.option(
+    "--run", "--bundle_root", type=_folder, help="Folder that the run would have; it is looked at, never written."
+)
 @_training_options
 @click.pass_context
 def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) -> None:
@@ -138,8 +195,8 @@ def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) 
 
 
 @commands.command(context_settings=_with_overrides)
-@click.option("--run", type=_folder, required=True, help="Folder of a trained run.")
-@click.option("--data", type=_folder, help="Data set folder  [default: the one trained on].")
+@click.option("--run", "--bundle_root", type=_folder, required=True, help="Folder of a trained run.")
+@click.option("--data", "--dataset_dir", type=_folder, help="Data set folder  [default: the one trained on].")
 @click.option(
     "--split",
     type=click.Choice(["validation", "training", "all"]),
@@ -167,16 +224,19 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     monai-extra-losses evaluate --run runs/ft
     monai-extra-losses evaluate --run runs/ft --data OTHER_DIR --split all --output_dir results/other
     """
-    options: dict[str, Any] = {"bundle_root": str(run.absolute()), "split": split}
+    options: dict[str, Any] = {"bundle_root": run.absolute(), "split": split}
     if data is not None:
-        options["dataset_dir"] = str(data.absolute())
-    run_configs(("train", "losses", "evaluate"), **options | _overrides(context.args))
+        options["dataset_dir"] = data.absolute()
+    several = ("multi_gpu_evaluate",) if _processes() > 1 else ()
+    run_configs(("train", "losses", "evaluate", *several), **options | _overrides(context.args))
 
 
 @commands.command(context_settings=_with_overrides)
-@click.option("--run", type=_folder, required=True, help="Folder of a trained run.")
+@click.option("--run", "--bundle_root", type=_folder, required=True, help="Folder of a trained run.")
 @click.option("--input", "source", type=_folder, required=True, help="A volume, a DICOM series, or a folder of them.")
-@click.option("--output", type=_folder, required=True, help="Folder for the label maps NAME_seg.nii.gz.")
+@click.option(
+    "--output", "--output_dir", type=_folder, required=True, help="Folder for the label maps NAME_seg.nii.gz."
+)
 @click.pass_context
 def infer(context: click.Context, run: Path, source: Path, output: Path) -> None:
     """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
@@ -205,9 +265,9 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     """
     options = {
         "workflow_type": "infer",
-        "bundle_root": str(run.absolute()),
-        "input": str(source if CASE in str(source) else source.absolute()),
-        "output_dir": str(output.absolute()),
+        "bundle_root": run.absolute(),
+        "input": source if CASE in str(source) else source.absolute(),
+        "output_dir": output.absolute(),
     }
     run_configs(("inference",), **options | _overrides(context.args))
 
@@ -370,7 +430,11 @@ def config_dir(copy: Path | None) -> None:
         if not (copy / "LICENSE").exists():
             (copy / "LICENSE").write_text(_licence(), encoding="utf-8")
     except OSError as error:
-        raise StartUpRefused(f"Expected a folder that can be written, got {copy} ({error.strerror}).") from None
+        from monai_extra_losses.data.storage import storage_reason
+
+        shutil.rmtree(copy / "configs", ignore_errors=True)  # half a copy
+        reason = storage_reason(error) or error.strerror or str(error)
+        raise StartUpRefused(f"Expected a folder that can be written, got {copy} ({reason}).") from None
     click.echo(f"Copied to {copy}; work there with: python -m monai.bundle run --config_file configs/train.yaml ...")
 
 
@@ -397,43 +461,106 @@ def version() -> None:
 @click.option("--data", type=_folder, help="Data set folder  [default: a phantom is written].")
 @click.option("--loss", default="dice_ce", show_default=True, help="A name from `monai-extra-losses list`.")
 @click.option("--out", type=_folder, help="New folder for everything  [default: runs/demo_LOSS].")
+@click.option("--epochs", type=int, help=f"Epochs to train  [default: {_DEMO_EPOCHS} on the phantom].")
 @click.pass_context
-def demo(context: click.Context, data: Path | None, loss: str, out: Path | None) -> None:
+def demo(context: click.Context, data: Path | None, loss: str, out: Path | None, epochs: int | None) -> None:
     """Train, evaluate, segment one volume, draw the pictures, and say where everything is.
+
+    The same call again goes on where it was stopped; a finished demo shows its results.
 
     \b
     monai-extra-losses demo
+    monai-extra-losses demo --epochs 20
     monai-extra-losses demo --loss focal_tversky --data Task04_Hippocampus
     """
     started = time.perf_counter()
-    overrides = _overrides(context.args)
+    overrides = ({} if epochs is None else {"epochs": epochs}) | _overrides(context.args)
     _check_options(("train", "losses"), {"loss": loss} | overrides)  # before anything is written
-    out = (_free_folder(Path("runs") / f"demo_{loss}") if out is None else out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StartUpRefused(f"Expected a new or empty folder as --out, got {out}, which is in use; name another.")
-    if data is None:
-        data = out / "phantom"
-        _write_phantom(data, _DEMO_CASES, seed=0)
-        overrides.setdefault("epochs", _DEMO_EPOCHS)
-    data = data.absolute()
-    click.echo("\n== Training ==")
-    options = {"dataset_dir": str(data), "bundle_root": str(out), "loss": loss}
-    run_configs(("train", "losses"), **options | overrides)
-    click.echo("\n== Evaluation on the validation cases ==")
-    run_configs(("train", "losses", "evaluate"), bundle_root=str(out))
-    click.echo("\n== Segmenting one volume ==")
-    volume, seen = _volume_to_segment(data, out)
-    click.echo(f"{volume} ({seen})")
-    run_configs(("inference",), workflow_type="infer", bundle_root=str(out), input=str(volume))
+    call = {"data": None if data is None else str(data.absolute()), "loss": loss, "options": overrides}
+    out, finished = _demo_folder(out, Path("runs") / f"demo_{loss}", call)
     results = out / "eval"
+    if finished:
+        click.echo(f"This demo is finished; for a new one name another --out, or delete {shlex.quote(str(out))}.\n")
+        click.echo((results / "summary.txt").read_text(encoding="utf-8").partition("\n")[0])
+    else:
+        _write_demo(out, data, {"loss": loss} | overrides)
+        _record_demo(out, call, finished=True)
     click.echo(
-        f"\nDone in {time.perf_counter() - started:.0f} s. Everything is in {out}:\n"
+        ("\n" if finished else f"\nDone in {time.perf_counter() - started:.0f} s. ") + f"Everything is in {out}:\n"
         f"  learning curves      {results / 'curves.png'}\n"
         f"  target, prediction   {results / 'overlays'}\n"
         f"  tables               {results / 'summary.csv'}, {results / 'cases.csv'}, {results / 'training.csv'}\n"
         f"  best model           {out / 'models' / 'model.pt'}\n"
         f"  segmentation         {out / 'segmentations'}"
     )
+
+
+def _write_demo(out: Path, data: Path | None, overrides: dict[str, Any]) -> None:
+    """What of a demo is not there yet."""
+    if data is None:
+        data = out / "phantom"
+        if not data.exists():
+            draft = out / ".phantom"
+            shutil.rmtree(draft, ignore_errors=True)  # half of one
+            _write_phantom(draft, _DEMO_CASES, seed=0, place=data)
+        overrides.setdefault("epochs", _DEMO_EPOCHS)
+    data = data.absolute()
+    click.echo("\n== Training ==")
+    if (out / "models" / "run.json").exists():
+        overrides.setdefault("resume", True)
+    options = {"dataset_dir": data, "bundle_root": out}
+    run_configs(("train", "losses"), **options | overrides)
+    click.echo("\n== Evaluation on the validation cases ==")
+    if (out / "eval" / "summary.csv").exists():
+        click.echo(f"Done before: {out / 'eval' / 'summary.csv'}")
+    else:
+        run_configs(("train", "losses", "evaluate"), bundle_root=out, overwrite=True)
+    click.echo("\n== Segmenting one volume ==")
+    volume, seen = _volume_to_segment(data, out)
+    click.echo(f"{volume} ({seen})")
+    run_configs(("inference",), workflow_type="infer", bundle_root=out, input=volume)
+
+
+def _demo_folder(out: Path | None, default: Path, call: Mapping[str, Any]) -> tuple[Path, bool]:
+    """The folder of a demo: a new one, or that of the same call before; and whether that is finished.
+
+    Args:
+        out: as asked for; None: `default`, or `default-2`, `default-3`, ... where others are in use.
+        default: folder.
+        call: what tells one demo from another, as `.demo.json` in the folder has it.
+    """
+    number = 1
+    while True:
+        folder = (out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))).absolute()
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            _record_demo(folder, call, finished=False)
+            return folder, False
+        try:
+            earlier = json.loads((folder / ".demo.json").read_text(encoding="utf-8"))
+            if earlier["call"] == json.loads(json.dumps(call, default=str)):
+                whole = all(
+                    (folder / file).exists() for file in ("models/model.pt", "eval/summary.csv", "segmentations")
+                )
+                return folder, bool(earlier["finished"]) and whole
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        if out is not None:
+            raise StartUpRefused(
+                f"Expected a new or empty folder as --out, or that of the same demo, got {folder}, which is in use; "
+                "name another."
+            )
+        number += 1
+
+
+def _record_demo(folder: Path, call: Mapping[str, Any], finished: bool) -> None:
+    from monai_extra_losses.data.storage import whole_file, writing
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / ".demo.json") as draft:
+        draft.write_text(
+            json.dumps({"call": call, "finished": finished}, indent=1, default=str) + "\n", encoding="utf-8"
+        )
 
 
 def run_configs(configs: Sequence[str], /, **options: Any) -> None:
@@ -465,7 +592,7 @@ def _training(
     context: click.Context, data: Path, loss: str | None, overlays: tuple[str, ...], epochs: int | None
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The configs of a training and their options."""
-    options: dict[str, Any] = {"dataset_dir": str(data.absolute())}
+    options: dict[str, Any] = {"dataset_dir": data.absolute()}
     if loss is not None:
         options["loss"] = loss
     if epochs is not None:
@@ -500,18 +627,26 @@ def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
             if not rest:
                 raise StartUpRefused(f"Expected a value after {word}, got none.")
             value = rest.pop(0)
-        overrides[key] = literal(value)
+        if key not in (*FILE_OPTIONS, "series"):
+            overrides[key] = literal(value)
+        elif value.strip().lower() in ("none", "null"):
+            overrides[key] = None
+        else:  # a name such as 1e5 is no number
+            overrides[key] = value if key == "series" else path_of(key, value)
     return overrides
 
 
-def _write_phantom(folder: Path, cases: int, seed: int) -> None:
+def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:
+    """Write a phantom, and move it to its place when it is whole."""
     from monai_extra_losses.data.phantom import write_phantom
 
     try:
         write_phantom(folder, num_cases=cases, seed=seed)
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
-    click.echo(f"Phantom data set: {folder}")
+    if place is not None:
+        folder.replace(place)
+    click.echo(f"Phantom data set: {place or folder}")
 
 
 def _loss_table() -> Mapping[str, Any]:
@@ -530,15 +665,6 @@ def _licence() -> str:
     if beside.is_file():
         return beside.read_text(encoding="utf-8")
     raise StartUpRefused("Expected the licence among the installed files, got none; install the package again.")
-
-
-def _free_folder(wanted: Path) -> Path:
-    """`wanted`, or `wanted-2`, `wanted-3`, ... when that is taken."""
-    folder, number = wanted, 1
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
 
 
 def _volume_to_segment(data: Path, out: Path) -> tuple[Path, str]:

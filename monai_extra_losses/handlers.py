@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -34,9 +35,10 @@ from monai.transforms import Orientation
 from monai.utils import set_determinism
 
 from monai_extra_losses.bundle import is_first_process, read_checkpoint
-from monai_extra_losses.data.errors import DatasetError, StartUpRefused, TrainingStopped
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused, TrainingStopped, WritingFailed
+from monai_extra_losses.data.storage import storage_sentence, whole_file
 from monai_extra_losses.losses.compound import CompoundLoss
-from monai_extra_losses.run_folder import ResultsFolder, RunFolder, write_whole
+from monai_extra_losses.run_folder import ResultsFolder, RunFolder, read_training_csv, write_whole
 from monai_extra_losses.schedules import LossWeightSchedule as LossWeightSchedule
 from monai_extra_losses.segmentation_record import SegmentationRecord, close_unfinished
 from monai_extra_losses.tensor_files import record_checksum
@@ -307,6 +309,7 @@ class TrainingRecord:
         """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row, and before the
         checkpoints, which no row may be missing of.
         """
+        end_in_a_sentence(engine, self.folder.root)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
@@ -315,15 +318,17 @@ class TrainingRecord:
 
     def _start(self, engine: Engine) -> None:
         self._iterations = 0
+        # Read once: what somebody does to the file meanwhile must not end the training.
+        self._rows = read_training_csv(self.folder.training_csv) if is_first_process() else []
 
     def _rows_before(self, epoch: int) -> list[dict[str, str]]:
         """A training that resumes keeps the rows of its epochs; another one finds no file."""
-        if not self.folder.training_csv.exists():
-            return []
-        with self.folder.training_csv.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) < epoch]
         # without the columns of parts that the loss no longer has
-        return [{column: row.get(column) or "" for column in self.columns} for row in rows]
+        return [
+            {column: row.get(column) or "" for column in self.columns}
+            for row in self._rows
+            if int(row["epoch"]) < epoch
+        ]
 
     def _start_epoch(self, engine: Engine) -> None:
         self._epoch_started = time.perf_counter()
@@ -368,7 +373,8 @@ class TrainingRecord:
             classes = ", ".join(f"{label} {dice:.3f}" for label, dice in zip(self.names, per_class, strict=True))
             line += f"  validation Dice {self.evaluator.state.metrics[name]:.4f} ({classes})"
         if is_first_process():
-            write_whole(self.folder.training_csv, _csv_text(self.columns, [*self._rows_before(state.epoch), row]))
+            self._rows = [*self._rows_before(state.epoch), row]
+            write_whole(self.folder.training_csv, _csv_text(self.columns, self._rows))
             logger.info(f"{line}  {float(row['seconds']):.1f} s")
 
     def _finish(self, engine: Engine) -> None:
@@ -377,6 +383,8 @@ class TrainingRecord:
         state, best = engine.state, self.evaluator.state
         stopped = f"{best.validations_since_best} validations without a better mean Dice"
         early = state.epoch < cast(int, state.max_epochs)
+        rows = self._rows_before(state.epoch + 1)
+        summary = self._summary(engine, rows, f" of {state.max_epochs} ({stopped})" if early else "")
         if not self._iterations:
             logger.info(
                 f"Nothing to do: the training stopped early after epoch {state.epoch} ({stopped}); "
@@ -384,27 +392,46 @@ class TrainingRecord:
                 if early
                 else f"Nothing to do: {state.epoch} epochs are trained; ask for more by --epochs."
             )
-            return
+            if not rows or (self.folder.curves.exists() and self._has_summary(state.epoch)):
+                return
+            logger.info("The training was stopped before it wrote its summary and curves, which are made now.")
         from monai_extra_losses.report.curves import draw_curves
 
-        draw_curves(self.folder.training_csv, self.folder.curves)
-        rows = self._rows_before(state.epoch + 1)
+        with whole_file(self.folder.curves) as draft:
+            draw_curves(self.folder.training_csv, draft)
+        write_whole(self.folder.summary, summary + "\n")
+        logger.info(summary)
+
+    def _has_summary(self, epoch: int) -> bool:
+        """Whether summary.txt is there, and not that of an earlier end."""
+        try:
+            told = re.search(r" epoch (\d+)", self.folder.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return told is not None and int(told[1]) == epoch
+
+    def _summary(self, engine: Engine, rows: Sequence[Mapping[str, str]], stopped: str) -> str:
+        """The training in a few lines.
+
+        Args:
+            engine: the trainer.
+            rows: of its epochs.
+            stopped: of how many epochs and why, where it ended early.
+        """
+        best = self.evaluator.state
         of_best = next((row for row in rows if int(row["epoch"]) == best.best_metric_epoch), {})
         classes = ", ".join(f"{name} {of_best.get(f'val_dice_{name}') or 'undefined'}" for name in self.names)
-        summary = (
-            f"{'Stopped early at' if early else 'Trained to'} epoch {state.epoch}"
-            f"{f' of {state.max_epochs} ({stopped})' if early else ''} "
-            f"in {sum(float(row['seconds']) for row in rows):.0f} s; "
+        root = shlex.quote(str(self.folder.root))
+        return (
+            f"{'Stopped early at' if stopped else 'Trained to'} epoch {engine.state.epoch}{stopped} "
+            f"in {sum(float(row['seconds'] or 0) for row in rows):.0f} s; "
             f"best validation Dice {best.best_metric:.4f} at epoch {best.best_metric_epoch} ({classes}).\n"
             f"  best model      {self.folder.model}\n"
             f"  table, curves   {self.folder.training_csv}, {self.folder.curves}\n"
             f"  TensorBoard     tensorboard --logdir {shlex.quote(str(self.folder.tensorboard))}\n"
-            f"  evaluate        monai-extra-losses evaluate --run {shlex.quote(str(self.folder.root))}\n"
-            f"  segment         monai-extra-losses infer --run {shlex.quote(str(self.folder.root))} "
-            "--input FILES --output FOLDER"
+            f"  evaluate        monai-extra-losses evaluate --run {root}\n"
+            f"  segment         monai-extra-losses infer --run {root} --input FILES --output FOLDER"
         )
-        write_whole(self.folder.summary, summary + "\n")
-        logger.info(summary)
 
 
 class RunCheckpoints:
@@ -475,14 +502,14 @@ class RunCheckpoints:
             self.network.load_state_dict(state["network"])
             self.loss.load_state_dict(state["loss"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0]
+            self._restore_schedule(state["lr_scheduler"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise StartUpRefused(
                 f"{self.folder.last}: expected a checkpoint of this network, loss and optimizer, got another "
                 f"({first}); "
                 "resume with the options of the first start."
             ) from None
-        self._restore_schedule(state["lr_scheduler"])
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         self.evaluator.state.validations_since_best = state.get("validations_since_best", 0)
@@ -537,6 +564,7 @@ class CaseReport:
 
     def attach(self, engine: Engine) -> None:
         """Measure the output of each of `engine`'s iterations."""
+        end_in_a_sentence(engine, self.folder.root)
         engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
@@ -731,6 +759,7 @@ class FinishedSegmentations:
 
     def attach(self, engine: Engine) -> None:
         """Write what each of `engine`'s iterations makes; attach after the postprocessing."""
+        end_in_a_sentence(engine, self.output_dir)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, lambda _: close_unfinished(self.unfinished))
 
@@ -775,6 +804,24 @@ def write_nifti(volume: MetaTensor, file: Path, dtype: type) -> None:
     image.to_filename(file)
 
 
+def end_in_a_sentence(engine: Engine, place: Path) -> None:
+    """Let `engine` say what the storage refused, and not with a traceback; nor what it raises anyhow, a second time.
+
+    Args:
+        engine: any.
+        place: what is written, where the error does not name a file.
+    """
+
+    def raise_as_sentence(_: Engine, error: BaseException) -> None:
+        sentence = storage_sentence(error, place) if isinstance(error, Exception) else None
+        if sentence is not None:
+            raise WritingFailed(sentence) from None
+        raise error
+
+    engine.add_event_handler(Events.EXCEPTION_RAISED, raise_as_sentence)
+    engine.logger.addFilter(lambda record: "is terminating due to exception" not in record.msg)
+
+
 def items_of(engine: Engine) -> list[dict[str, Any]]:
     """The cases of an evaluator's last batch, each with what was loaded and what was predicted."""
     batch, output = cast(list[dict[str, Any]], engine.state.batch), cast(list[dict[str, Any]], engine.state.output)
@@ -782,10 +829,10 @@ def items_of(engine: Engine) -> list[dict[str, Any]]:
 
 
 def _save_whole(state: Mapping[str, Any], path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    torch.save(state, draft)
-    record_checksum(draft, path)
-    draft.replace(path)
+    with whole_file(path) as draft:
+        with draft.open("wb") as stream:  # torch's own file does not say that the disk is full
+            torch.save(state, stream)
+        record_checksum(draft, path)
 
 
 def _cell(value: float) -> str:

@@ -2,9 +2,15 @@
 
 import ast
 import math
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.errors import StartUpRefused
+
+# Options of the configs that name a file or a folder.
+FILE_OPTIONS = frozenset({"bundle_root", "cache_dir", "dataset_dir", "input", "model_file", "output_dir", "pretrained"})
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
@@ -62,6 +68,75 @@ def window(name: str, value: Any, *, example: str) -> tuple[float, float] | None
             f'Expected {name} to be two numbers, the lower one first, such as "{example}", got {value!r}.'
         )
     return float(numbers[0]), float(numbers[1])
+
+
+def path_of(name: str, text: str) -> Path:
+    """The path that a person means; `~` at its beginning is the home of a user.
+
+    Raises:
+        StartUpRefused: no name that a file could have.
+    """
+    if not text.strip() or "\0" in text:
+        raise StartUpRefused(f"Expected {name} to be the name of a file or folder, got {text!r}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise StartUpRefused(f"Expected {name} to be a name in UTF-8, got {os.fsencode(text)!r}; rename it.") from None
+    if (expanded := os.path.expanduser(text)) == text and text.startswith("~"):
+        raise StartUpRefused(f"Expected {name} to begin with the home of a user, got {text!r}; write ./{text} for it.")
+    return Path(expanded)
+
+
+def file_or_folder(name: str, value: Any) -> Path:
+    """`value` of a config as a path.
+
+    Raises:
+        StartUpRefused: no name of a file, or text that MONAI's parser, which makes `::` of `#`, may have changed.
+    """
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise StartUpRefused(f"Expected {name} to be the name of a file or folder, got {value!r}; give it in quotes.")
+    text = as_given(name, str(value))
+    if "::" in text:
+        raise StartUpRefused(
+            f"Expected {name} to be a name without ::, got {text!r}; MONAI's parser makes :: of #, so take the command "
+            "monai-extra-losses, which keeps names as they are, or another name."
+        )
+    return path_of(name, text)
+
+
+def file_or_folder_or_none(name: str, value: Any) -> Path | None:
+    """`value` of a config as a path, or None."""
+    none = value is None or str(value).strip().lower() in ("none", "null")
+    return None if none else file_or_folder(name, value)
+
+
+def as_given(name: str, value: str) -> str:
+    """`value`, if it is what stands on the command line.
+
+    `python -m monai.bundle` takes what it is given for Python where it can: `1e5` becomes 100000.0, and `R#1` becomes
+    `R`.
+
+    Raises:
+        StartUpRefused: it has become another text.
+    """
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return value
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        key, equals, after = word.partition("=")
+        given = after if equals else following
+        if (
+            key.startswith("-")
+            and key.lstrip("-").replace("-", "_") == name
+            and given != value
+            and not given.startswith(("$", "@", "%"))
+        ):
+            raise StartUpRefused(
+                f"Expected {name} to be {given!r} as it was given, got {value!r}, which is how python -m monai.bundle "
+                "reads it; take the command monai-extra-losses, which keeps names as they are, or another name."
+            )
+    return value
 
 
 def literal(value: Any) -> Any:

@@ -1,28 +1,35 @@
 """The folder of one run: its files, and the record that evaluation and inference share with the training."""
 
+import contextlib
+import csv
 import dataclasses
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_type_hints
 
 import torch
 
 from monai_extra_losses import __version__
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
+from monai_extra_losses.data.storage import remove_drafts, storage_reason, whole_file, writing
+from monai_extra_losses.file_content import short, typed
 from monai_extra_losses.versions import version_of
 
 if sys.platform != "win32":
     import fcntl
 
+_MOST_CHANNELS = 2**16  # a damaged record must not ask for more memory than there is
+_LONGEST_AXIS = 2**16
 _held_locks: dict[Path, int] = {}  # lock file -> descriptor, open as long as this process lives
 
 
@@ -73,6 +80,15 @@ class RunFolder:
         return self.root / "models" / "environment.json"
 
     @property
+    def metadata(self) -> Path:
+        """metadata.json with the classes and channels of the run, where MONAI's exports look for it.
+
+        Where the run is made in the folder of a bundle, whose configs/ has a metadata.json of its own: in models/.
+        """
+        of_bundle = any(path.name != "metadata.json" for path in self.root.glob("configs/*.*"))
+        return self.root / ("models" if of_bundle else "configs") / "metadata.json"
+
+    @property
     def results(self) -> "ResultsFolder":
         """Folder of tables and pictures."""
         return ResultsFolder(self.root / "eval")
@@ -106,10 +122,29 @@ class RunFolder:
         """A file that shows that somebody trained here, or None."""
         return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
 
+    def stopped_in_first_epoch(self) -> bool:
+        """Whether the files are those of a training that ended before its first checkpoint, with nothing to keep."""
+        if self.last.exists() or self.summary.exists() or not self.training_csv.exists():
+            return False
+        try:
+            return all(row["epoch"] == "1" for row in read_training_csv(self.training_csv))
+        except StartUpRefused:
+            return False
+
+    def remove_first_epoch(self) -> None:
+        """Delete what a training wrote that ended before its first checkpoint; the table last, which tells that."""
+        for path in (self.model, self.training_csv):
+            path.unlink(missing_ok=True)
+
+    def remove_drafts(self) -> None:
+        """Delete what killed trainings left half written."""
+        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment, self.metadata)
+        remove_drafts(*models, self.checksums, self.training_csv, self.summary, self.curves)
+
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        models = (self.model, self.last, self.checksums, self.record, self.datalist, self.config, self.environment)
-        for path in (*models, self.training_csv, self.curves, self.summary, self.results.log):
+        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment, self.metadata)
+        for path in (*models, self.checksums, self.training_csv, self.curves, self.summary, self.results.log):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
@@ -150,6 +185,10 @@ class ResultsFolder:
     def overlay_of(self, rank: str) -> Path:
         """Copy of the picture of the "best", "median" or "worst" case."""
         return self.root / f"overlay_{rank}.png"
+
+    def remove_drafts(self) -> None:
+        """Delete what killed evaluations left half written."""
+        remove_drafts(self.cases_csv, self.summary_csv)
 
     def remove(self) -> None:
         """Delete the tables and pictures of an evaluation, and nothing else."""
@@ -212,7 +251,8 @@ def hold_lock(
     """
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     held = _held_locks.get(path.resolve())
     if held is not None and os.path.samestat(os.fstat(held), os.fstat(descriptor)):
         os.close(descriptor)
@@ -231,8 +271,9 @@ def hold_lock(
         return
     if held is not None:  # of a folder that was deleted since
         os.close(held)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
+    with contextlib.suppress(OSError):  # a full disk; the lock holds without a name
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
     _held_locks[path.resolve()] = descriptor
 
 
@@ -245,14 +286,31 @@ def release_lock(path: Path) -> None:
 
 def log_to(path: Path, *, append: bool) -> None:
     """Write what the package says, and warnings of others, to a file too; in place of the file before."""
-    file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
+    with writing(path):
+        file = _LogFile(path, mode="a" if append else "w", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     for logger in (logging.getLogger(), logging.getLogger("monai_extra_losses")):
         for handler in list(logger.handlers):
             if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).name == path.name:
                 logger.removeHandler(handler)
-                handler.close()
+                with contextlib.suppress(OSError):  # what a full disk did not take
+                    handler.close()
         logger.addHandler(file)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk ends, and nothing else; what must be kept says so when it is written."""
+
+    _ended = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        reason = None if error is None else storage_reason(error)
+        if reason is None:
+            super().handleError(record)
+        elif not self._ended:
+            self._ended = True
+            print(f"The log {self.baseFilename} ends here: {reason}.", file=sys.stderr)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -270,10 +328,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a killed process, never leaves half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    """Write a file so that neither a reader nor a killed process ever leaves half of it."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,26 +447,135 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a record; a damaged one is refused with a sentence."""
+        """Read a record; one that training did not write so is refused with a sentence."""
+
+        def refused(problem: str) -> StartUpRefused:
+            return StartUpRefused(
+                f"{path}: expected the record that training writes, got {problem}; bring back the file as it was, or "
+                "train again."
+            )
+
+        if path.exists() and not path.is_file():
+            raise refused("no file of its own kind")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content["labels"] = {int(value): name for value, name in content["labels"].items()}
-            originals = content.get("original_labels", {})
-            content["original_labels"] = {int(value): int(original) for value, original in originals.items()}
-            if content.get("regions") is not None:
-                content["regions"] = {name: tuple(values) for name, values in content["regions"].items()}
-            for name, value in content.items():
-                if isinstance(value, list):
-                    content[name] = tuple(value)
-            if content.get("regions") is not None:
-                content["regions"] = {name: tuple(values) for name, values in content["regions"].items()}
-            return cls(**content)
-        except FileNotFoundError:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (FileNotFoundError, NotADirectoryError):
             raise StartUpRefused(
                 f"Expected a trained run in {path.parent.parent}, got a folder without models/run.json; "
                 "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StartUpRefused(
-                f"{path}: expected the record that training writes, got {error!r}; train again."
-            ) from None
+        except OSError as error:
+            raise StartUpRefused(f"Expected to read {path}, got: {(error.strerror or str(error)).lower()}.") from None
+        except RecursionError:
+            raise refused("JSON nested too deep") from None
+        except ValueError as error:  # no JSON, no UTF-8
+            raise refused(str(error)) from None
+        if not isinstance(content, dict):
+            raise refused(short(content))
+        hints = get_type_hints(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(content.keys() - fields):
+            raise refused(f"the unknown key {short(unknown[0])} (another version of this package may know it)")
+        needed = (n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING)
+        if missing := [name for name in needed if name not in content]:
+            raise refused(f"none named {missing[0]}")
+        for name, value in content.items():
+            try:
+                content[name] = typed(hints[name], value)
+            except TypeError as error:
+                raise refused(f"a value of another type: {name} should be {error}") from None
+        record = cls(**content)
+        if problem := record._problem():
+            raise refused(problem)
+        return record
+
+    def _problem(self) -> str | None:
+        """The first value that no training writes, in words."""
+        step = 2 ** (len(self.channels) - 1)
+        known = set(self.labels)
+        rules: dict[str, tuple[bool, str]] = {
+            "labels": (0 in known and len(known) > 1, "0 and at least one more"),
+            "regions": (
+                self.regions is None
+                or (bool(self.regions) and all(values and known >= set(values) for values in self.regions.values())),
+                "made of the labels",
+            ),
+            "in_channels": (1 <= self.in_channels <= _MOST_CHANNELS, "a number of channels"),
+            "channels": (
+                len(self.channels) > 1 and all(1 <= n <= _MOST_CHANNELS for n in self.channels),
+                "two numbers of channels or more",
+            ),
+            "num_res_units": (0 <= self.num_res_units <= _MOST_CHANNELS, "0 or more"),
+            "patch_size": (
+                all(n % step == 0 and 2 * step <= n <= _LONGEST_AXIS for n in self.patch_size),
+                f"multiples of {step} of at least {2 * step}",
+            ),
+            "pixdim": (self.pixdim is None or min(self.pixdim) > 0, "above 0"),
+            "hu_window": (self.hu_window is None or self.hu_window[0] < self.hu_window[1], "the lower one first"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "val_interval": (self.val_interval >= 1, "1 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "early_stop_patience": (self.early_stop_patience is None or self.early_stop_patience >= 1, "1 or more"),
+            "amp": (self.amp in (None, "fp16", "bf16", "off"), "fp16, bf16, off or null"),
+            "cache": (self.cache in ("memory", "disk", "none"), "memory, disk or none"),
+        }
+        for name, (fits, expected) in rules.items():
+            if not fits:
+                return f"{name} {short(getattr(self, name))}, which should be {expected}"
+        return None
+
+
+def read_training_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of training.csv; none where there is no file. One that training did not write so is refused.
+
+    Raises:
+        StartUpRefused: no table of one row per epoch, with the place and the reason.
+    """
+
+    def refused(problem: str) -> StartUpRefused:
+        return StartUpRefused(
+            f"{path}: expected the table that training writes, a row per epoch with commas between the cells, got "
+            f"{problem}; bring back the file as it was, or move it away, and the training begins a new one."
+        )
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            names = list(reader.fieldnames or [])
+            rows = list(reader)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StartUpRefused(f"Expected to read {path}, got: {(error.strerror or str(error)).lower()}.") from None
+    except (ValueError, csv.Error) as error:  # no UTF-8, no CSV
+        raise refused(str(error)) from None
+    if "epoch" not in names:
+        foreign = next((mark for mark in (";", "\t") if any(mark in name for name in names)), None)
+        raise refused(
+            f"one with {'semicolons' if foreign == ';' else 'tabs'} instead, as spreadsheets save it"
+            if foreign
+            else "no column epoch"
+        )
+    last = 0
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise refused(f"{'more' if None in row else 'fewer'} cells than names of columns in line {line}")
+        for name, cell in row.items():
+            if not _is_cell(cell, whole=name == "epoch"):
+                raise refused(f"{short(cell)} under {name} in line {line}")
+        if int(row["epoch"]) <= last:
+            raise refused(f"epoch {int(row['epoch'])} after epoch {last} in line {line}")
+        last = int(row["epoch"])
+    return rows
+
+
+def _is_cell(text: str, whole: bool) -> bool:
+    if whole:
+        return re.fullmatch(r"[1-9][0-9]{0,17}", text) is not None
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True

@@ -5,18 +5,24 @@
 MONAI ignores a mistyped option and reports a mistyped loss with a page of traceback; here both are one sentence.
 """
 
+import ast
+import contextlib
 import copy
 import difflib
 import inspect
+import os
 import pydoc
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import yaml
-from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
 
 from monai_extra_losses.bundle import is_first_process
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.storage import storage_errors_as_sentences
+from monai_extra_losses.options import FILE_OPTIONS
 from monai_extra_losses.run_folder import write_whole
 
 _TABLE = "losses"
@@ -26,6 +32,9 @@ _OWN_OPTIONS = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) 
 class SegmentationWorkflow(ConfigWorkflow):
     """Runs a config of this bundle.
 
+    Text among the options reaches the config as it is, although MONAI's parser makes `::` of every `#`. `$`, `@ID` and
+    `%` at its beginning keep MONAI's meaning.
+
     Args:
         config_file: one config file, or several that are merged in order.
         options: MONAI's own (`logging_file`, `workflow_type`, ...), and overrides of config values by id, such as
@@ -33,7 +42,9 @@ class SegmentationWorkflow(ConfigWorkflow):
             `loss::alpha` is an option of the chosen entry.
 
     Raises:
-        StartUpRefused: an unknown option or loss, with the nearest known name.
+        StartUpRefused: an unknown option or loss, with the nearest known name; an expression, a reference or a macro
+            that leads to nothing.
+        WritingFailed: by `initialize`, `run` and `finalize`; the storage took no more.
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
@@ -41,13 +52,19 @@ class SegmentationWorkflow(ConfigWorkflow):
         overrides = {key: value for key, value in options.items() if key not in _OWN_OPTIONS}
         parser = ConfigParser()
         parser.read_config(f=config_file)
-        super().__init__(config_file, **own, **checked_overrides(parser.get(), overrides))
+        checked = checked_overrides(parser.get(), overrides)
+        kept = {key: _kept_by_the_parser(key, value, parser) for key, value in checked.items()}
+        super().__init__(config_file, **own, **kept)
+        self._given = {key: value for key, value in kept.items() if isinstance(value, str)}
 
     def initialize(self) -> Any:
         """Build what the config asks for; a value that the chosen loss refuses is one sentence too."""
+        for key, text in self._given.items():
+            _refuse_dead_end(key, text, self.parser)
         try:
-            initialized = super().initialize()
-            self._write_config()
+            with storage_errors_as_sentences(), self._expressions_as_sentences():
+                initialized = super().initialize()
+                self._write_config()
             return initialized
         except RuntimeError as error:
             cause: BaseException = error
@@ -58,6 +75,35 @@ class SegmentationWorkflow(ConfigWorkflow):
                 raise StartUpRefused(f"{target}: {cause}") from None
             raise
 
+    def run(self) -> Any:
+        """Run it."""
+        with storage_errors_as_sentences(), self._expressions_as_sentences():
+            return super().run()
+
+    def finalize(self) -> Any:
+        """End it."""
+        with storage_errors_as_sentences():
+            return super().finalize()
+
+    @contextlib.contextmanager
+    def _expressions_as_sentences(self) -> Iterator[None]:
+        """One sentence for an expression of the command line that cannot be evaluated."""
+        try:
+            yield
+        except (RuntimeError, SyntaxError) as error:
+            said, cause = str(error), cast(BaseException, error)
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+                said += str(cause)
+            for key, text in self._given.items():
+                item = self.parser.ref_resolver.items.get(key)
+                if text.startswith("$") and (repr(item) in said or not _is_python(text[1:])):
+                    raise StartUpRefused(
+                        f"Expected {key} to be an expression that Python can evaluate, got {text!r} "
+                        f"({type(cause).__name__}: {cause})."
+                    ) from None
+            raise
+
     def _write_config(self) -> None:
         """Leave the config of a training, merged and with its overrides, in the run folder."""
         config = {key: value for key, value in self.parser.get().items() if key != "_meta_"}
@@ -66,6 +112,66 @@ class SegmentationWorkflow(ConfigWorkflow):
             if setup.nothing_to_do:
                 return
             write_whole(setup.folder.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def _kept_by_the_parser(key: str, value: Any, parser: ConfigParser) -> Any:
+    """A value such that MONAI's parser hands on what it is.
+
+    Args:
+        key: of the option.
+        value: text, in which a first `$`, `@` and `%` mean what they mean to MONAI; a path, in which they mean nothing;
+            lists and objects of these; anything else.
+        parser: of the config files.
+    """
+    if isinstance(value, Mapping):
+        return {name: _kept_by_the_parser(f"{key}::{name}", part, parser) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_kept_by_the_parser(f"{key}::{i}", part, parser) for i, part in enumerate(value))
+    is_path = isinstance(value, os.PathLike)
+    text = os.fspath(value) if is_path else value
+    if not isinstance(text, str):
+        return value
+    references = ReferenceResolver.match_refs_pattern(text)
+    of_file = key in FILE_OPTIONS
+    if not is_path:
+        leads_on = all(reference in parser for reference in references) if of_file else True
+        if text.startswith("$") or (text.startswith("%") and not of_file) or (references and leads_on):
+            return text
+    if of_file and "::" in text:  # which a path from elsewhere has of a `#`; as an object it is above suspicion
+        return f"$__import__('pathlib').Path({_quoted(text)})"
+    rewritten = "#" in text or re.search("[@%]::", text) or references or text.startswith(("$", "%"))
+    return f"${_quoted(text)}" if rewritten else text
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def _quoted(text: str) -> str:
+    """Python's notation of a text, without a sign that means something to MONAI's parser."""
+    return re.sub("[#@%:]", lambda sign: f"\\x{ord(sign[0]):02x}", ascii(text))
+
+
+def _refuse_dead_end(key: str, text: str, parser: ConfigParser) -> None:
+    """Refuse a reference or a macro that leads nowhere."""
+    for reference in ReferenceResolver.match_refs_pattern(text):
+        if (name := reference.split("::")[0]) and name not in parser:
+            raise StartUpRefused(
+                f"Expected {key} to refer to a value of the config, got {text!r}{_nearest(name, parser.get())}."
+            )
+    if text.startswith("%"):
+        file, name = ConfigParser.split_path_id(text[1:])
+        try:
+            (ConfigParser(ConfigParser.load_config_file(file)) if file else parser)[name]
+        except Exception as error:
+            raise StartUpRefused(
+                f"Expected {key} to be a macro (%) that names a value of the config or of another file, got {text!r} "
+                f"({error})."
+            ) from None
 
 
 def _plain(node: Any) -> Any:

@@ -11,15 +11,20 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_extra_losses
+from monai_extra_losses.bundle import device_of_process, join_processes
 from monai_extra_losses.cli import main
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.options import file_or_folder
 from monai_extra_losses.workflow import checked_overrides
 
 CONFIGS = monai_extra_losses.config_dir()
@@ -82,6 +87,71 @@ def test_demo_does_everything(
     assert "phantom_test_000.nii.gz (never seen)" in said
     assert str(out) in said
     assert "expected a new or empty folder" in sentence_of("demo", "--out", out).lower()
+    # the same call shows what is there
+    model = (out / "models" / "model.pt").stat().st_mtime_ns
+    succeeds("demo", "--loss", "tversky", "--data", phantom_folder, *QUICK)
+    said = capsys.readouterr().out
+    assert said.startswith("This demo is finished; for a new one name another --out, or delete ")
+    assert "Trained to epoch 1 in" in said
+    assert f"best model           {out / 'models' / 'model.pt'}" in said
+    assert (out / "models" / "model.pt").stat().st_mtime_ns == model
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    # another call has a folder of its own
+    succeeds("demo", "--loss", "tversky", "--data", phantom_folder, *QUICK, "--seed", "1")
+    assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}-2"}
+
+
+def test_a_demo_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from monai_extra_losses import commands
+    from monai_extra_losses.data import phantom
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "_DEMO_CASES", 6)
+    out = tmp_path / "runs" / "demo_dice_ce"
+    steps: list[str] = []
+    last = ""
+    run_configs, save = commands.run_configs, phantom.nib.save
+
+    def run_until(configs: tuple[str, ...], **options: Any) -> None:
+        steps.append(configs[-1])
+        if configs[-1] == last:
+            raise KeyboardInterrupt
+        run_configs(configs, **options)
+
+    def save_until(volume: Any, file: Path) -> None:
+        if last == "phantom" and file.name == "phantom_003.nii.gz":
+            raise KeyboardInterrupt
+        save(volume, file)
+
+    monkeypatch.setattr(commands, "run_configs", run_until)
+    monkeypatch.setattr(phantom.nib, "save", save_until)
+    call = ("demo", "--epochs", "2", "--num_folds", "3", "--channels", "[4,8,16]", "--patch_size", "[32,32,16]")
+    every = ["losses", "evaluate", "inference"]
+    for count, stage in enumerate(["phantom", *every]):
+        last = stage
+        steps.clear()
+        with pytest.raises(SystemExit) as ended:
+            main([*call])
+        assert ended.value.code == 130
+        assert "go on with:\n  monai-extra-losses demo --epochs 2" in capsys.readouterr().err
+        assert steps == every[:count]
+    tables = (out / "eval" / "summary.csv").stat().st_mtime_ns
+    last = "never"
+    steps.clear()
+    succeeds(*call)
+    assert steps == ["losses", "inference"]
+    said = capsys.readouterr().out
+    assert "Nothing to do: 2 epochs are trained" in said
+    assert f"Done before: {out / 'eval' / 'summary.csv'}" in said
+    assert (out / "eval" / "summary.csv").stat().st_mtime_ns == tables
+    assert json.loads((out / "models" / "run.json").read_text())["epochs"] == 2
+    assert len(list((out / "phantom" / "imagesTr").iterdir())) == 6
+    assert not (out / ".phantom").exists()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    succeeds(*call)
+    assert "This demo is finished" in capsys.readouterr().out
 
 
 def test_list_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +224,236 @@ def test_a_plain_installation_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "monai_extra_losses.commands", raising=False)
     assert "needs click" in (said := sentence_of("list"))
     assert "pip install 'monai-extra-losses[bundle]'" in said
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts each of three processes."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "0")
+
+
+@pytest.mark.usefixtures("by_torchrun")
+@pytest.mark.parametrize("command", ["infer", "prepare", "demo", "doctor", "check", "phantom"])
+def test_a_command_for_one_process_refuses_several(command: str) -> None:
+    said = sentence_of(command)
+    assert said == f"Expected one process for {command}, got 3 by torchrun; only train and evaluate take several."
+
+
+@pytest.mark.usefixtures("by_torchrun")
+def test_processes_without_the_config_for_them_are_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(phantom_folder), "bundle_root": str(tmp_path / "run"), "num_folds": 3}
+    workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), **options)
+    with pytest.raises(
+        StartUpRefused, match=r"Expected one process, got 3 by torchrun; add configs/multi_gpu_train\.yaml"
+    ):
+        workflow.initialize()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("by_torchrun")
+@pytest.mark.parametrize("device", [(), ("--device", "cpu")])
+def test_more_processes_than_cases_are_refused(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: tuple[str, ...]
+) -> None:
+    backends = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(backends))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("monai_extra_losses.bundle.idist.sync", lambda: None)
+    run = ("--bundle_root", tmp_path / "run")  # torchrun takes --run for its own
+    said = sentence_of("train", "--dataset_dir", phantom_folder, *run, *QUICK, *device)
+    assert said == (
+        "Expected at least a validation case for each of the 3 processes, got 2; start fewer (--nproc_per_node)."
+    )
+    assert backends == ["gloo"]
+
+
+def test_a_process_that_torchrun_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(StartUpRefused, match="Expected a process that torchrun started, got one without RANK in its"):
+        join_processes("cpu")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert device_of_process() == torch.device("cuda", 2)
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(
+            StartUpRefused, match=f"a GPU for each process, got '{device}' for all; leave --device away"
+        ):
+            join_processes(device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(StartUpRefused, match=r"Expected a GPU for each process, got 2 for 3 processes or more on this"):
+        device_of_process()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_short_commands(phantom_folder: Path, tmp_path: Path) -> None:
+    """Torchrun takes `--run` for `--run-path`, unless `--` is before it; so the configs' names are taken too."""
+
+    def in_two_processes(*words: str) -> subprocess.CompletedProcess[str]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment)
+
+    run, data = tmp_path / "R#1", str(phantom_folder)
+    train = ("monai_extra_losses", "train", "--data", data)
+    assert "ambiguous option: --run" in in_two_processes(*train, "--run", str(run), *QUICK).stderr
+    ended = in_two_processes(*train, "--bundle_root", str(run), "--device", "cpu", *QUICK)
+    assert ended.returncode == 0, ended.stderr
+    ended = in_two_processes("--", "monai_extra_losses", "evaluate", "--run", str(run), "--overlays", "False")
+    assert ended.returncode == 0, ended.stderr
+    with (run / "eval" / "cases.csv").open() as file:
+        assert len({row["case"] for row in csv.DictReader(file)}) == 2
+
+
+# ---- names of files ---------------------------------------------------------------------------------------------
+
+NAMES = {
+    "the parser's signs": "R#1 a@#b %#c",
+    "an id of the parser": "x::y",
+    "a macro": "%losses",
+    "a reference": "@loss",
+    "an expression": "$1+1",
+    "quotes and a break": "q'u\"o\ntick`",
+    "not Latin": " é ñ 脳 ",
+    "a number": "1e5",
+    "a list": "[a,b]",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_any_name_of_a_folder_is_taken_as_it_is(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Relative names too; and nothing is written but into the folders asked for."""
+    monkeypatch.chdir(tmp_path)
+    name = NAMES[kind]
+    data, run, cache, results, found = (f"{name} {part}" for part in ("data", "run", "cache", "eval", "out"))
+    run = name  # alone, as the parser would read it
+    shutil.copytree(phantom_folder, data)
+    succeeds("train", "--data", data, "--run", run, "--cache", "disk", "--cache_dir", cache, *QUICK)
+    succeeds("evaluate", "--run", run, "--output_dir", results, "--overlays", "False")
+    model = Path(run) / "models" / "model.pt"
+    shutil.copy(model, f"{name}.pt")
+    source = f"{data}/imagesTs/phantom_test_000.nii.gz"
+    succeeds("infer", "--run", run, "--input", source, "--output", found, "--model_file", f"{name}.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {data, run, cache, results, found, f"{name}.pt"}
+    assert list(Path(cache).iterdir())
+    assert (Path(results) / "cases.csv").exists()
+    assert (Path(found) / "phantom_test_000_seg.nii.gz").exists()
+    record = json.loads((Path(run) / "models" / "run.json").read_text())
+    assert record["dataset_dir"] == str(tmp_path / data)
+    # the config, as it was run, names the same folders
+    parser = ConfigParser()
+    parser.read_config(Path(run) / "models" / "config.yaml")
+    assert [os.fspath(parser.get_parsed_content(key)) for key in ("bundle_root", "dataset_dir", "cache_dir")] == [
+        str(tmp_path / run),
+        str(tmp_path / data),
+        cache,
+    ]
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, sentence in {
+        "": "Expected --run to be the name of a file or folder, got ''",  # of a variable that is not set
+        "~no one/run": "Expected --run to begin with the home of a user, got '~no one/run'; write ./~no one/run for it",
+        "\udcff": "Expected --run to be a name in UTF-8",
+        "n" * 300: "got: name too long; choose a shorter one",
+    }.items():
+        assert sentence in sentence_of("train", "--data", phantom_folder, "--run", name, *QUICK)
+    run = ("--data", phantom_folder, "--run", "run", *QUICK)
+    assert "Expected pretrained to be the name of a file or folder, got ''" in sentence_of(
+        "train", *run, "--pretrained="
+    )
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    succeeds("phantom", "--out", "~/phantom", "--cases", "1")
+    assert (tmp_path / "home" / "phantom" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--seed", "$1/0"],
+            "Expected seed to be an expression that Python can evaluate, got '$1/0' (ZeroDi",
+        ),
+        (["--seed", "$("], "Expected seed to be an expression that Python can evaluate, got '$('"),
+        (
+            ["--seed", "@epoch"],
+            "Expected seed to refer to a value of the config, got '@epoch' (did you mean 'epochs'?)",
+        ),
+        (["--seed", "%epoch"], "Expected seed to be a macro (%) that names a value of the config or of another file"),
+        (["--seed", "%gone.yaml::x"], "Expected seed to be a macro (%) that names a value of the config or of another"),
+        (["--loss", "tversky", "--loss::reduction", "me#an"], "Unsupported reduction: me#an, available options are"),
+    ],
+)
+def test_what_the_parser_cannot_follow_is_one_sentence(
+    phantom_folder: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    said = sentence_of("train", "--data", phantom_folder, "--run", tmp_path / "run", *arguments)
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_macros_and_references_of_monai_still_work(phantom_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("rate: 0.5\n")
+    options = ("--learning_rate", f"%{tmp_path}/other.yaml#rate", "--batch_size", "$1 + 1", "--val_interval", "@epochs")
+    succeeds("train", "--data", phantom_folder, "--run", tmp_path / "run", *QUICK, *options)
+    record = json.loads((tmp_path / "run" / "models" / "run.json").read_text())
+    assert (record["learning_rate"], record["batch_size"], record["val_interval"]) == (0.5, 2, 1)
+
+
+def test_monai_s_own_workflow_refuses_a_name_that_its_parser_changes(phantom_folder: Path, tmp_path: Path) -> None:
+    for key, name in (("bundle_root", "R#1"), ("dataset_dir", "da#ta"), ("cache_dir", "c#d"), ("pretrained", "m#.pt")):
+        options = {"dataset_dir": str(phantom_folder), "bundle_root": str(tmp_path / "run"), key: str(tmp_path / name)}
+        workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), **options)
+        with pytest.raises(
+            StartUpRefused, match=f"Expected {key} to be a name without ::, got .*; MONAI's parser makes"
+        ):
+            workflow.initialize()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "arrived"), [("R#1", "R"), ("1e5", 100000.0), ("0x10", 16), ("'q'", "q"), ("/r/a@#b", "/r/a@b")]
+)
+@pytest.mark.parametrize("form", [["--bundle_root", "{}"], ["--bundle_root={}"], ["--bundle-root", "{}"]])
+def test_a_name_that_monai_s_command_line_changes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, form: list[str], given: str, arrived: Any
+) -> None:
+    words = [word.format(given) for word in form]
+    monkeypatch.setattr(sys, "argv", ["/lib/monai/bundle/__main__.py", "run", *words, "--epochs", "3"])
+    with pytest.raises(StartUpRefused, match=r"Expected bundle_root to be .* as it was given, got .*monai-extra-l"):
+        file_or_folder("bundle_root", arrived)
+    assert file_or_folder("dataset_dir", "123") == Path("123")
+    monkeypatch.setattr(sys, "argv", ["/home/me/program.py", *words])  # which may do with it what it likes
+    assert file_or_folder("bundle_root", arrived) == Path(str(arrived))
+
+
+def test_a_name_given_as_a_list_is_refused() -> None:
+    for value in (["a", "b"], ("a", "b"), {"a"}, True):
+        with pytest.raises(StartUpRefused, match=r"Expected input to be the name of a file or folder, got .*in quotes"):
+            file_or_folder("input", value)
 
 
 # ---- options and losses that do not exist ------------------------------------------------------------------------

@@ -3,21 +3,29 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from runs import evaluate, train
 
 import monai_extra_losses
 from monai_extra_losses.cli import main
 from monai_extra_losses.commands import run_configs
+from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.run_folder import RunFolder, RunRecord
+from monai_extra_losses.run_metadata import differs_from_run, metadata_of_run
 from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
+METADATA = json.loads((CONFIGS / "metadata.json").read_text())
 YAML_FILES = sorted(CONFIGS.glob("*.yaml"))
 
 
@@ -105,6 +113,134 @@ def test_a_checkpoint_can_be_exported(run: Path, tmp_path: Path) -> None:
     network = torch.jit.load(tmp_path / "model.ts").eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+# ---- exports and checks of a run that has other classes than metadata.json ----
+
+
+@pytest.fixture(scope="module")
+def other_run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two channels, four classes of names that MONAI's parser reads as code, and five levels. Do not write into it."""
+    data = tmp_path_factory.mktemp("other") / "data"
+    shutil.copytree(phantom_folder, data)
+    for file in (*data.glob("imagesTr/*"), *data.glob("imagesTs/*")):
+        volume = nibabel.load(file)
+        voxels = np.asarray(volume.dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.stack([voxels, -voxels], axis=-1), volume.affine), file)
+    content = json.loads((data / "dataset.json").read_text())
+    content["labels"] = {"0": "background", "1": f"$open({str(data / 'made')!r}, 'w')", "2": "lesion #2", "9": "@loss"}
+    content["modality"] = {"0": "T1", "1": "%T2#"}
+    (data / "dataset.json").write_text(json.dumps(content))
+    run = data.with_name("run")
+    train(data, run, channels=[4, 4, 4, 4, 4], num_res_units=0, patch_size=[32, 32, 32])
+    return run
+
+
+def exported_metadata(file: Path) -> dict[str, Any]:
+    files = {"metadata.json": ""}
+    torch.jit.load(file, _extra_files=files)
+    return json.loads(files["metadata.json"])
+
+
+def test_an_export_has_the_classes_and_channels_of_the_run(other_run: Path, tmp_path: Path) -> None:
+    config = str(CONFIGS / "inference.yaml")
+    ckpt_export(
+        net_id="network_def", filepath=str(tmp_path / "model.ts"), config_file=config, bundle_root=str(other_run)
+    )
+    formats = exported_metadata(tmp_path / "model.ts")["network_data_format"]
+    assert formats["inputs"]["image"]["num_channels"] == 2
+    assert formats["inputs"]["image"]["channel_def"] == {"0": "T1", "1": "_T2_"}
+    names = formats["outputs"]["pred"]["channel_def"]
+    assert [names[number] for number in ("0", "2", "3")] == ["background", "lesion _2", "_loss"]
+    assert names["1"].startswith("_open(")
+    assert formats["outputs"]["pred"]["num_channels"] == 4
+    assert not (other_run.with_name("data") / "made").exists()  # no name was evaluated
+
+
+def test_the_network_of_any_run_can_be_verified(other_run: Path) -> None:
+    file = str(other_run / "configs" / "metadata.json")
+    config = str(CONFIGS / "inference.yaml")
+    verify_net_in_out(net_id="network_def", meta_file=file, config_file=config, bundle_root=str(other_run))
+
+
+@pytest.mark.parametrize("change", ["classes", "channels", "names", "levels"])
+def test_an_export_under_other_names_is_refused(run: Path, tmp_path: Path, change: str) -> None:
+    metadata = json.loads((run / "configs" / "metadata.json").read_text())
+    image, pred = metadata["network_data_format"]["inputs"]["image"], metadata["network_data_format"]["outputs"]["pred"]
+    if change == "classes":
+        pred["channel_def"]["3"] = "more"
+    elif change == "channels":
+        image["num_channels"] = 2
+    elif change == "names":
+        pred["channel_def"]["1"] = "liver"
+    else:
+        image["spatial_shape"] = ["4*n"] * 3
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    words = (
+        rf"Expected the metadata\.json of the run in .*, got one of other .*; give --meta_file {run}/configs/metadata"
+    )
+    with pytest.raises(StartUpRefused, match=words):
+        ckpt_export(
+            net_id="network_def",
+            filepath=str(tmp_path / "model.ts"),
+            meta_file=str(tmp_path / "metadata.json"),
+            config_file=str(CONFIGS / "inference.yaml"),
+            bundle_root=str(run),
+        )
+    assert not (tmp_path / "model.ts").exists()
+
+
+def test_regions_are_the_channels_of_an_export() -> None:
+    record = RunRecord(
+        labels={0: "background", 1: "edema", 2: "core"},
+        regions={"whole": (1, 2), "core": (2,)},
+        in_channels=1,
+        patch_size=(16, 16, 16),
+        pixdim=None,
+        channels=(4, 8, 16),
+        num_res_units=0,
+        loss="",
+        dataset_dir="",
+        num_folds=2,
+        fold=0,
+        seed=0,
+        limit=None,
+        training=("a",),
+        validation=("b",),
+        epochs=1,
+        val_interval=1,
+        batch_size=1,
+        learning_rate=1.0,
+    )
+    content = metadata_of_run({"authors": "somebody", "network_data_format": METADATA["network_data_format"]}, record)
+    pred = content["network_data_format"]["outputs"]["pred"]
+    assert (pred["num_channels"], pred["channel_def"]) == (2, {"0": "whole", "1": "core"})
+    assert pred["spatial_shape"] == ["8*n"] * 3
+    assert content["authors"] == "somebody"
+    assert content["pred_classes"] == "one channel of scores per region"
+    assert METADATA["network_data_format"]["outputs"]["pred"]["num_channels"] == 3  # the bundle's own is left alone
+    assert not differs_from_run(content, record)
+    assert differs_from_run(METADATA, record)
+    assert not differs_from_run({}, record)
+
+
+def test_a_run_in_the_folder_of_a_bundle_leaves_its_metadata_alone(phantom_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["config-dir", "--copy", str(tmp_path / "bundle")])
+    before = (tmp_path / "bundle" / "configs" / "metadata.json").read_bytes()
+    train(phantom_folder, tmp_path / "bundle", num_res_units=0)
+    assert (tmp_path / "bundle" / "configs" / "metadata.json").read_bytes() == before
+    assert json.loads((tmp_path / "bundle" / "models" / "metadata.json").read_text())["network_data_format"]
+
+
+def test_the_evaluation_of_an_older_run_gives_it_metadata(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "old")
+    shutil.rmtree(tmp_path / "old" / "configs")
+    evaluate(RunFolder(tmp_path / "old"), overlays=False)
+    ours, theirs = (
+        json.loads((folder / "configs" / "metadata.json").read_text()) for folder in (tmp_path / "old", run)
+    )
+    assert ours == theirs
 
 
 def test_inference_fits_monai_s_own_workflow(run: Path, phantom_folder: Path, tmp_path: Path) -> None:

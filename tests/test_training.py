@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import operator
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,127 @@ def test_a_killed_training_resumes_to_the_same_numbers(
     resumed = train(phantom_folder, tmp_path / "run", resume=True, **options)
     assert [row["epoch"] for row in numbers(resumed)] == ["1", "2", "3", "4"]
     assert_same_run(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "killed", ["in the first step", "before the table", "before the model", "before the checkpoint"]
+)
+def test_a_training_killed_in_its_first_epoch_begins_anew(
+    uninterrupted: RunFolder,
+    phantom_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    killed: str,
+) -> None:
+    from monai_extra_losses import handlers
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def die_at_last(state: Any, path: Path) -> None:
+        if path.name == "last.pt":
+            die()
+        save(state, path)
+
+    save = handlers._save_whole
+    options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
+    with monkeypatch.context() as patch:
+        where: dict[str, tuple[Any, str, Any]] = {
+            "in the first step": (handlers.FiniteLossGuard, "_look", die),
+            "before the table": (handlers.TrainingRecord, "_write_epoch", die),
+            "before the model": (handlers.RunCheckpoints, "_save", die),
+            "before the checkpoint": (handlers, "_save_whole", die_at_last),
+        }
+        patch.setattr(*where[killed])
+        with pytest.raises(KeyboardInterrupt):
+            train(phantom_folder, tmp_path / "run", **options)
+    assert (tmp_path / "run" / "models" / "model.pt").exists() == (killed == "before the checkpoint")
+    capsys.readouterr()
+    run = train(phantom_folder, tmp_path / "run", **options)
+    said = f"Nothing to resume in {run.root}, starting at epoch 1: the training there ended before its first checkpoint"
+    assert said in capsys.readouterr().out
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_model_without_its_checkpoint_is_never_trained_over(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(uninterrupted.root, tmp_path / "run"))
+    run.last.unlink()
+    options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
+
+    def refused() -> None:
+        with pytest.raises(StartUpRefused, match=r"Expected .*last\.pt to resume from, got none; train again with"):
+            train(phantom_folder, run.root, **options)
+
+    model = run.model.read_bytes()
+    refused()
+    run.summary.unlink()
+    refused()  # four epochs
+    head, first, *_ = run.training_csv.read_text().splitlines(keepends=True)
+    run.training_csv.write_text(head + first)
+    run.summary.write_text("Trained to epoch 1")
+    refused()  # a finished training of one
+    run.summary.unlink()
+    run.training_csv.unlink()
+    refused()  # of nobody knows how many
+    assert run.model.read_bytes() == model
+
+
+def test_a_training_killed_before_its_summary_gets_it(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(shutil.copytree(uninterrupted.root, tmp_path / "run"))
+    options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
+    whole, model = run.summary.read_text().replace(str(uninterrupted.root), str(run.root)), run.model.read_bytes()
+    for damage in (
+        lambda: (run.summary.unlink(), run.curves.unlink()),
+        lambda: run.summary.write_text("Trained to epoch 2 in 3 s; of an earlier start"),
+        lambda: run.curves.unlink(),
+    ):
+        damage()
+        train(phantom_folder, run.root, **options)
+        said = capsys.readouterr().out
+        assert "Nothing to do: 4 epochs are trained" in said
+        assert "stopped before it wrote its summary and curves, which are made now" in said
+        assert run.summary.read_text() == whole
+        assert run.curves.read_bytes().startswith(b"\x89PNG")
+    train(phantom_folder, run.root, **options)
+    assert "made now" not in capsys.readouterr().out
+    assert run.model.read_bytes() == model
+
+
+def test_what_killed_trainings_left_half_written_goes(
+    uninterrupted: RunFolder, phantom_folder: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(uninterrupted.root, tmp_path / "run"))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ours = [
+        run.last.with_name(f".draft.{ended.pid}.last.pt"),
+        run.record.with_name(f".draft.{ended.pid}.run.json"),
+        run.training_csv.with_name(f".draft.{ended.pid}.training.csv"),
+        run.curves.with_name(f".draft.{ended.pid}.curves.png"),
+        run.last.with_name(".last.pt.draft"),  # of an earlier version
+        run.record.with_name(f".run.json.{ended.pid}"),
+    ]
+    others = [
+        run.last.with_name(f".draft.{os.getppid()}.last.pt"),  # its process lives
+        run.last.with_name(f".draft.{ended.pid}.mine.pt"),
+        run.last.with_name(".last.pt.draft.old"),
+        run.last.with_name("last.pt.draft"),
+    ]
+    for file in (*ours, *others):
+        file.write_text("half")
+    options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
+    train(phantom_folder, run.root, **options)
+    assert not [file for file in ours if file.exists()]
+    assert all(file.read_text() == "half" for file in others)
+    mine = run.results.cases_csv.with_name(f".draft.{ended.pid}.cases.csv")
+    mine.write_text("half")
+    evaluate(run, overlays=False)
+    assert not mine.exists()
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(

@@ -49,3 +49,7 @@ class StartUpRefused(SystemExit):
 
 class CasesFailed(SystemExit):
     """A run that did what it could: the interpreter prints what failed to stderr and exits with 1."""
+
+
+class WritingFailed(SystemExit):
+    """A disk that takes no more: the interpreter prints the sentence to stderr and exits with 1."""

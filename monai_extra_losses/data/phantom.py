@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.storage import storage_reason
 
 _LABELS = {"0": "background", "1": "organ", "2": "lesion"}
 _WITHOUT_LESION = 5  # every fifth case has none
@@ -77,7 +79,10 @@ def write_phantom(
         }
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DatasetError(f"{folder}: expected a folder that can be written, got {error}; name another.") from error
+        for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):  # the folder was empty
+            shutil.rmtree(folder / part, ignore_errors=True)
+        reason = storage_reason(error) or error
+        raise DatasetError(f"{folder}: expected a folder that can be written, got: {reason}; name another.") from error
     return folder
 
 

@@ -41,6 +41,7 @@ from monai_extra_losses.data.manifest import (
 )
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
 from monai_extra_losses.data.remarks import remark_sentences
+from monai_extra_losses.data.storage import storage_sentence
 from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource
 from monai_extra_losses.versions import version_of
 
@@ -188,7 +189,8 @@ def prepare_dataset(
         return _prepare(options, out, overwrite, num_workers or min(os.cpu_count() or 1, 8), progress)
     except OSError as error:
         raise DatasetError(
-            f"{error.filename or out}: expected to read or write it, got an error ({error.strerror or error})."
+            storage_sentence(error, out)
+            or f"{error.filename or out}: expected to read or write it, got an error ({error.strerror or error})."
         ) from error
 
 

@@ -1,0 +1,70 @@
+"""metadata.json of a run: what MONAI's exports and checks say of its network."""
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai_extra_losses import config_dir
+from monai_extra_losses.run_folder import RunRecord
+
+
+def metadata_of_run(
+    bundle: Mapping[str, Any] | None, record: RunRecord, channels: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The bundle's metadata.json with the channels and classes of a run.
+
+    MONAI's parser reads the file, makes `::` of `#` in it and evaluates text that begins with `$`. In names these
+    signs, and `@` and `%` at their beginning, are therefore `_`.
+
+    Args:
+        bundle: content of the bundle's metadata.json; None or {}: of the one that comes with this package.
+        record: of the run.
+        channels: names of the image's channels.
+    """
+    if not bundle or "network_data_format" not in bundle:
+        bundle = json.loads((config_dir() / "metadata.json").read_text(encoding="utf-8"))
+    content = copy.deepcopy(dict(bundle))
+    formats = content["network_data_format"]
+    least = 2 ** len(record.channels)  # instance norm needs two voxels at the lowest level
+    shape = [f"{least}*n"] * 3
+    names = list(record.labels.values() if record.regions is None else record.regions)
+    channels = channels or [f"channel_{i}" for i in range(record.in_channels)]
+    formats["inputs"]["image"] |= {
+        "num_channels": record.in_channels,
+        "spatial_shape": shape,
+        "channel_def": _numbered(channels),
+    }
+    formats["outputs"]["pred"] |= {
+        "num_channels": record.num_classes,
+        "spatial_shape": list(shape),
+        "channel_def": _numbered(names),
+    }
+    values = ", ".join(f"{value} {_harmless(name)}" for value, name in record.labels.items())
+    content["label_classes"] = f"label map of the values {values}"
+    content["pred_classes"] = f"one channel of scores per {'class' if record.regions is None else 'region'}"
+    return content
+
+
+def differs_from_run(metadata: Mapping[str, Any], record: RunRecord) -> bool:
+    """Whether a metadata.json speaks of other channels or classes than a run; one that says nothing does not."""
+    least = 2 ** len(record.channels)
+    try:
+        told, ours = (
+            (content["inputs"]["image"]["num_channels"], content["outputs"]["pred"]["channel_def"])
+            for content in (metadata["network_data_format"], metadata_of_run(None, record)["network_data_format"])
+        )
+        shape = metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
+        multiples = [int(size.partition("*")[0]) for size in shape if isinstance(size, str) and size.endswith("*n")]
+    except (LookupError, TypeError, ValueError):
+        return False
+    return told != ours or any(multiple % least for multiple in multiples)
+
+
+def _numbered(names: Sequence[str]) -> dict[str, str]:
+    return {str(number): _harmless(name) for number, name in enumerate(names)}
+
+
+def _harmless(name: str) -> str:
+    return re.sub(r"^[$@%]|#|(?<=[@%])::", "_", name)

@@ -423,11 +423,11 @@ class EvaluationSetUp(RunSetUp):
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation."""
         if is_first_process():
+            if not self.folder.metadata.exists():  # of an earlier version
+                _write_metadata(self.folder, self.metadata)
             open_folder("output_dir", self.results.root)
             rule = "a folder that no other evaluation writes to"
             hold_lock(self.results.lock, folder=self.results.root, rule=rule, option="--output_dir")
-            if not self.folder.metadata.exists():  # of an earlier version
-                _write_metadata(self.folder, self.metadata)
             self.results.remove()
             self.results.remove_drafts()
             log_to(self.results.log, append=True)
@@ -509,10 +509,10 @@ class InferenceSetUp:
         self.overwrite = yes_or_no("overwrite", overwrite)
         self.unfinished = self.output_dir / f".unfinished-{secrets.token_hex(4)}"
         if input is None:
-            if trained and (model_file is not None or self.folder.model.exists()):
-                _state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
             if trained:
                 _refuse_other_metadata(metadata, self.folder, self.record)
+            if trained and (model_file is not None or self.folder.model.exists()):
+                _state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
             return
         _state_dict_of(self.model_file, "model_file")  # refused now
         model = sha256(self.model_file)

@@ -13,6 +13,7 @@ from monai.transforms.traits import InvertibleTrait, LazyTrait
 
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, WritingFailed
+from monai_extra_losses.data.storage import takes_no_more
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class CasesToSegment(Dataset):
 
 class CaseByCaseEvaluator(SupervisedEvaluator):
     """MONAI's evaluator for cases that may fail, whatever goes wrong: while one is loaded, in the network, in the
-    postprocessing and in what handlers do before the iteration ends.
+    postprocessing and in what handlers do before the iteration ends. A full disk ends them all.
 
     Its output is empty for a case that failed; `failures` has the sentence.
 
@@ -64,6 +65,8 @@ class CaseByCaseEvaluator(SupervisedEvaluator):
             torch.cuda.empty_cache()
             return self._passed_over(case, f"{case}: expected a volume that fits into the GPU; give --stitch_on cpu.")
         except Exception as error:
+            if takes_no_more(error):
+                raise  # the other cases would only take time until they fail as well
             return self._passed_over(case, _sentence(error, case))
 
     def _passed_over(self, case: str, problem: str) -> list[Any]:

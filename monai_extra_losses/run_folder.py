@@ -139,13 +139,12 @@ class RunFolder:
     def remove_drafts(self) -> None:
         """Delete what killed trainings left half written."""
         models = (self.model, self.last, self.record, self.datalist, self.config, self.environment, self.metadata)
-        remove_drafts(*models, self.training_csv, self.summary, self.curves)
+        remove_drafts(*models, self.checksums, self.training_csv, self.summary, self.curves)
 
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        models = (self.model, self.last, self.checksums)
-        facts = (self.record, self.datalist, self.config, self.environment, self.metadata)
-        for path in (*models, *facts, self.training_csv, self.curves, self.summary, self.results.log):
+        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment, self.metadata)
+        for path in (*models, self.checksums, self.training_csv, self.curves, self.summary, self.results.log):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.cache):
             shutil.rmtree(folder, ignore_errors=True)

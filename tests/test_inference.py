@@ -38,7 +38,7 @@ from volume_files import DIRECTIONS, volume, write, write_dicom, write_nifti
 import monai_extra_losses
 from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
 from monai_extra_losses.commands import run_configs
-from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
+from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, WritingFailed
 from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs, input_stamp
 from monai_extra_losses.inference import CaseInferer, InvertGeometryd, SegmentationOfScoresd
 from monai_extra_losses.run_folder import RunFolder, RunRecord
@@ -935,11 +935,7 @@ def test_whatever_fails_in_a_case_the_others_are_done(
         "the record": (SegmentationRecord, "add"),
     }[broken]
     works = getattr(owner, name)
-    errors = (
-        [OSError(errno.ENOSPC, "No space left on device")]
-        if broken == "the writer"
-        else [KeyError("what nobody expects")]
-    )
+    errors = [PermissionError(errno.EACCES, "Permission denied") if broken == "the writer" else KeyError("unforeseen")]
 
     def first_fails(*args: Any, **options: Any) -> Any:
         if errors:
@@ -948,9 +944,7 @@ def test_whatever_fails_in_a_case_the_others_are_done(
 
     monkeypatch.setattr(owner, name, first_fails)
     words = (
-        "no space left on device"
-        if broken == "the writer"
-        else r"a volume that can be segmented, got KeyError\('what nobody"
+        "permission denied" if broken == "the writer" else r"a volume that can be segmented, got KeyError\('unforeseen"
     )
     with pytest.raises(
         CasesFailed, match=rf"1 of 2 cases could not be segmented:\n  phantom_test_000: .*{words}"
@@ -961,6 +955,17 @@ def test_whatever_fails_in_a_case_the_others_are_done(
     infer(trained, phantom_folder / "imagesTs", tmp_path / "out")  # the other one, and all is there
     assert len(names_in(tmp_path / "out")) == 2
     assert not list((tmp_path / "out").glob(".unfinished*"))
+
+
+def test_a_full_disk_ends_all_cases(
+    trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nibabel.Nifti1Image, "to_filename", full)
+    with pytest.raises(WritingFailed, match=rf"Expected to write {tmp_path / 'out'}, got: no space left on device"):
+        infer(trained, phantom_folder / "imagesTs", tmp_path / "out")
 
 
 def test_scores_that_are_no_numbers_are_no_background(

@@ -269,6 +269,7 @@ def test_a_checkpoint_without_what_it_needs_is_one_sentence(
     state = torch.load(copy_of.last, weights_only=True)
     state = {name: value for name, value in {**state, **change}.items() if value is not None}
     torch.save(state, copy_of.last)
+    copy_of.checksums.unlink(missing_ok=True)
     words = rf"last\.pt: expected a checkpoint of a training, got .*{sentence}.*; bring back .* --overwrite True\."
     with pytest.raises(StartUpRefused, match=words):
         train(phantom_folder, copy_of.root, epochs=3, resume=True, **TINY)
@@ -290,6 +291,7 @@ def test_a_checkpoint_of_something_else_is_one_sentence(
     copy_of: RunFolder, phantom_folder: Path, name: str, value: Any
 ) -> None:
     torch.save({**torch.load(copy_of.last, weights_only=True), name: value}, copy_of.last)
+    copy_of.checksums.unlink(missing_ok=True)
     with pytest.raises(
         StartUpRefused, match=r"last\.pt: expected a checkpoint of this network, loss and optimizer, got"
     ):
@@ -300,6 +302,7 @@ def test_a_checkpoint_of_an_epoch_that_was_never_trained_is_one_sentence(
     copy_of: RunFolder, phantom_folder: Path
 ) -> None:
     torch.save({**torch.load(copy_of.last, weights_only=True), "epoch": 10**9}, copy_of.last)
+    copy_of.checksums.unlink(missing_ok=True)
     with pytest.raises(
         StartUpRefused, match=r"expected a checkpoint of the 2 epochs of .*run\.json, got one of epoch 100"
     ):

@@ -57,6 +57,11 @@ def storage_reason(error: BaseException) -> str | None:
     return None if number is None else _REASONS[number][0]
 
 
+def takes_no_more(error: BaseException) -> bool:
+    """Whether the storage is full or closed, so that what comes next will fail too."""
+    return _storage_error(error)[0] in _OF_STORAGE
+
+
 @contextlib.contextmanager
 def storage_errors_as_sentences(place: str | Path | None = None) -> Iterator[None]:
     """Ends the program with a sentence where the storage fails.

@@ -20,6 +20,7 @@ from monai_extra_losses.losses.inputs import (
     plain_data,
 )
 from monai_extra_losses.losses.options import check_options
+from monai_extra_losses.ops.numbers import has_numbers
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -120,10 +121,12 @@ def class_weights(weight: Weight) -> Tensor | None:
     if weight is None:
         return None
     device = weight.device if isinstance(weight, Tensor) else torch.get_default_device()
-    tensor = torch.as_tensor(weight, dtype=sum_dtype(device)).detach().clone()
+    if device.type == "meta" and not isinstance(weight, Tensor):  # a model that is built there would lose the numbers
+        device = torch.device("cpu")
+    tensor = torch.as_tensor(weight, dtype=sum_dtype(device), device=device).detach().clone()
     if tensor.ndim > 1:
         raise ValueError(f"expected a weight of one number or one per class, got shape {tuple(tensor.shape)}.")
-    if not bool((tensor >= 0).all()):  # NaN is not either
+    if has_numbers(tensor) and not bool((tensor >= 0).all()):  # NaN is not either
         raise ValueError(f"the value/values of the `weight` should be no less than 0, got {tensor.tolist()}.")
     return tensor
 
@@ -174,7 +177,9 @@ class SegmentationLoss(nn.Module):
 
     Shapes:
         input (B, C, *spatial) with 1, 2 or 3 spatial axes, target (B, 1, *spatial) with `to_onehot_y`, else
-        (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too.
+        (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too. The
+        transforms of torch.func take a loss, hessian too, at the memory of plain torch; tensors without numbers (the
+        meta device, FakeTensorMode) get shapes; a device without float64 (Apple's) adds up in float32.
 
     Raises:
         TypeError: an option, input or mask of the wrong type.

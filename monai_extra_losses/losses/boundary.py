@@ -29,7 +29,7 @@ from monai_extra_losses.ops.distance import (
     distance_to_mask,
     distance_to_other_label,
 )
-from monai_extra_losses.ops.terms import CountSums, MapSums, Term, probabilities
+from monai_extra_losses.ops.terms import CountSums, MapSums, Term, probabilities, sum_dtype
 
 
 class DistanceOptions(SegmentationOptions, total=False):
@@ -450,13 +450,14 @@ class HausdorffERLoss(DistanceLoss):
         remaining = torch.where(weight > 0, error, 0).reshape(inputs.scores.shape)
         spatial = tuple(range(2, remaining.ndim))
         weight = weight.reshape(weight.shape[:2] + remaining.shape[2:])
-        total = torch.zeros(remaining.shape[:2], dtype=torch.float64, device=remaining.device)
+        dtype = sum_dtype(remaining.device)
+        total = remaining.new_zeros(remaining.shape[:2], dtype=dtype)
         for k in range(1, self.erosions + 1):
             eroded = F.relu(_cross_mean(remaining) - 0.5)
             low, high = eroded.amin(spatial, keepdim=True), eroded.amax(spatial, keepdim=True)
             spread = high > low
             remaining = torch.where(spread, (eroded - low) / torch.where(spread, high - low, 1), eroded)
-            total = total + (remaining * weight).sum(spatial, dtype=torch.float64) * k**self.alpha
+            total = total + (remaining * weight).sum(spatial, dtype=dtype) * k**self.alpha
         return total
 
 
@@ -495,7 +496,7 @@ class _DistanceCrossEntropy(CrossEntropyLoss):
         losses = self.kept(losses) if self.one_vs_rest(inputs) else losses
         if self.reduction == "none":
             return losses
-        return self._mean_or_sum(losses.sum(dtype=torch.float64), self._count(inputs))
+        return self._mean_or_sum(losses.sum(dtype=sum_dtype(losses.device)), self._count(inputs))
 
     @abstractmethod
     def factors(self, inputs: LossInputs) -> Tensor:
@@ -613,7 +614,7 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
         target, predicted = (_contours(region) for region in (target, predicted))
         distance = distance_to_mask(target, inputs.spacing(self.spacing)).flatten(2)
         number = predicted.flatten(2).sum(2)
-        total = torch.where(predicted.flatten(2), distance, 0).sum(2, dtype=torch.float64)
+        total = torch.where(predicted.flatten(2), distance, 0).sum(2, dtype=sum_dtype(distance.device))
         mean = torch.where((number > 0) & total.isfinite(), total / number.clamp_min(1), 0).to(torch.float32)
         shape = (*mean.shape, *[1] * (inputs.scores.ndim - 2))
         if one_vs_rest:

@@ -33,6 +33,7 @@ from monai_extra_losses.losses.distribution import (
 from monai_extra_losses.losses.inputs import LossInputs, Source, plain_data
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula
+from monai_extra_losses.ops.numbers import has_numbers, under_transform
 from monai_extra_losses.ops.terms import Activation, Term, VoxelFormula, VoxelSums
 
 
@@ -147,14 +148,14 @@ class CompoundLoss(nn.Module):
         weights = _as_list(self.weights)
         if len(weights) != len(self.losses):
             raise ValueError(f"expected {len(self.losses)} weights, one per loss, got {len(weights)}.")
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or under_transform():
             return weights
         if isinstance(self.weights, list) and any(isinstance(weight, nn.Parameter) for weight in weights):
             raise ValueError(
                 "expected a learnt weight to be registered, got a torch.nn.Parameter in a list: give it to the "
                 "constructor, or set `weights` to a torch.nn.ParameterList."
             )
-        known = [_number(weight) for weight in weights if not isinstance(weight, Tensor) or weight.device.type == "cpu"]
+        known = [_number(weight) for weight in weights if not isinstance(weight, Tensor) or _is_read(weight)]
         if not all(0 <= weight < math.inf for weight in known):  # NaN is neither
             raise ValueError(f"expected weights >= 0 and finite, got {known}.")
         return weights
@@ -214,6 +215,10 @@ def _weights(given: Any) -> list[Any] | nn.Parameter | nn.ParameterList:
         weight if isinstance(weight, Tensor) and weight.requires_grad else _number(weight) for weight in _as_list(given)
     ]
     return nn.ParameterList(weights) if any(isinstance(weight, nn.Parameter) for weight in weights) else weights
+
+
+def _is_read(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and has_numbers(weight)
 
 
 def _as_list(weights: Any) -> list[Any]:

@@ -30,7 +30,16 @@ from monai_extra_losses.ops.formulas import (
     SoftFocalFormula,
     SquaredHingeFormula,
 )
-from monai_extra_losses.ops.terms import Activation, CountSums, LogSums, MarginSums, Term, VoxelFormula, VoxelMap
+from monai_extra_losses.ops.terms import (
+    Activation,
+    CountSums,
+    LogSums,
+    MarginSums,
+    Term,
+    VoxelFormula,
+    VoxelMap,
+    sum_dtype,
+)
 
 BetaMode = Literal["fixed", "prediction", "target"]
 
@@ -495,7 +504,7 @@ class TopKLoss(DistributionLoss):
             most = min(max(1, math.floor(losses.shape[1] * self.k / 100)), losses.shape[1])
             largest = losses.topk(most, dim=1).values
             losses = torch.where(torch.arange(most, device=losses.device) < count.unsqueeze(1), largest, 0)
-        means = losses.sum(1).to(torch.float64) / count
+        means = losses.sum(1).to(count.dtype) / count
         present = number > 0
         total = torch.where(present, means, 0).sum()
         return total if self.reduction == "sum" else total / present.sum().clamp_min(1)
@@ -507,7 +516,7 @@ class TopKLoss(DistributionLoss):
             number = torch.full((loss.shape[0],), math.prod(loss.shape[2:]), device=loss.device)
         else:
             number = counted.flatten(1).sum(1)
-        number = loss.shape[1] * number.to(torch.float64)
+        number = loss.shape[1] * number.to(sum_dtype(number.device))
         return number.sum(0, keepdim=True) if self.batch else number
 
 

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
 from monai_extra_losses.ops.fused_sums import fused_sums
+from monai_extra_losses.ops.numbers import has_numbers, is_fake
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Activation, Term, probabilities, sum_dtype
 from monai_extra_losses.ops.wrong_targets import expected_labels, wrong_labels
@@ -124,6 +125,11 @@ class LossInputs:
                 f"expected the target's affine to be (4, 4) or ({batch}, 4, 4), got {tuple(affine.shape)}: "
                 "set spacing, in mm per axis, or None to measure in voxels."
             )
+        if has_numbers(self.target):
+            self._refuse_another_grid(affine, size)
+        return spacing_of_affine(affine, axes, to_measure=self.distance is None)
+
+    def _refuse_another_grid(self, affine: Tensor, size: torch.Size) -> None:
         cut_out = self.target.untyped_storage().nbytes() > self.target.nbytes  # of a larger target, by indexing
         first = size if cut_out else _SIZES.setdefault(affine, size)
         if first != size:
@@ -132,13 +138,13 @@ class LossInputs:
                 f"of {tuple(size)}, as F.interpolate leaves it: set the affine of the smaller target, call the loss in "
                 "monai.losses.DeepSupervisionLoss, or set spacing, in mm per axis."
             )
-        return spacing_of_affine(affine, axes, to_measure=self.distance is None)
 
     def smallest_spacing(self, option: SpacingOption) -> Tensor:
         """(B,) mm of the finest axis of each sample; 1 where voxels are the unit."""
         spacing = self.spacing(option)
         rows = torch.ones(1) if spacing is None else torch.as_tensor(spacing)
-        return rows.amin(-1).expand(self.scores.shape[0]).to(self.scores.device)
+        smallest = rows.amin(-1).to(torch.float32)  # before it goes to a device without float64
+        return smallest.expand(self.scores.shape[0]).to(self.scores.device)
 
     def signed_distance(self, option: SpacingOption, first: int) -> Tensor:
         """(B, C, *spatial) float32 signed distance of each class of the target; 0 for the classes before `first`."""
@@ -257,8 +263,8 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself of a MetaTensor or another subclass; autograd goes through."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a tensor, got {type(tensor).__name__}.")
-    if type(tensor) is Tensor or torch.compiler.is_compiling():  # a tracer's own tensors must stay what they are
-        return tensor
+    if type(tensor) is Tensor or torch.compiler.is_compiling() or is_fake(tensor):
+        return tensor  # a tracer's own tensors must stay what they are
     return tensor.as_subclass(Tensor)
 
 
@@ -382,7 +388,8 @@ class CudaLabelCheck:
     """Range check of labels on a GPU, without a stall.
 
     The first call waits for the answer. A later call enqueues its check and reports what an earlier one found; until
-    then a wrong label is clamped, never an index error on the device. (On the CPU the kernels check as they count.)
+    then a wrong label is clamped, never an index error on the device. (On the CPU the kernels check as they count; on
+    devices that are none of Nvidia's every call waits.)
     """
 
     def __init__(self) -> None:
@@ -390,9 +397,9 @@ class CudaLabelCheck:
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __call__(self, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
-        if target.device.type != "cuda" or torch.compiler.is_compiling() or target.dtype == torch.bool:
+        if target.device.type == "cpu" or not has_numbers(target) or target.dtype == torch.bool:
             return
-        if not self._checked:
+        if not self._checked or target.device.type != "cuda":
             self._checked = True
             if _wrong(target, num_classes, ignore_index).item():
                 raise ValueError(wrong_labels(target, num_classes, ignore_index))

@@ -1,9 +1,11 @@
 """Losses that are no formula of counts or of single voxels: neighbourhoods and sorting."""
 
+import functools
 import itertools
 import math
 from abc import abstractmethod
-from typing import Unpack
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from monai_extra_losses.losses.base import (
     one_of,
 )
 from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.ops.numbers import has_numbers
 from monai_extra_losses.ops.terms import outcome_log_probabilities, probabilities, sum_dtype
 
 
@@ -120,12 +123,10 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
         p = torch.where(weight > 0, p, 0)
         entropy = torch.where(weight > 0, entropy * weight, 0)
         # Class by class, and again in the backward: the windows of all classes at once would be thirty maps.
-        parts = [
-            checkpoint(
-                self._structure, *(x.narrow(1, c, 1) for x in (p, g, entropy)), weight, shape[2:], use_reentrant=False
-            )
-            for c in range(shape[1])
-        ]
+        run: Callable[..., Any] = self._structure
+        if has_numbers(p) or torch.compiler.is_compiling():  # a transform of torch.func takes no checkpoint
+            run = functools.partial(checkpoint, run, use_reentrant=False)
+        parts = [run(*(x.narrow(1, c, 1) for x in (p, g, entropy)), weight, shape[2:]) for c in range(shape[1])]
         structure = torch.cat(parts, 1)
         voxels = weight.sum(2)
         plain = entropy.sum(2) / torch.where(voxels > 0, voxels, 1)
@@ -240,7 +241,8 @@ def _slopes(errors: Tensor, positives: Tensor, weight: Tensor, enters: Tensor) -
     """
     slopes = torch.zeros_like(errors)
     of_classes = itertools.product(range(errors.shape[0]), range(errors.shape[1]))
-    for sample, channel in enters.nonzero().tolist() if enters.device.type == "cpu" else of_classes:
+    known = enters.device.type == "cpu" and has_numbers(enters)
+    for sample, channel in enters.nonzero().tolist() if known else of_classes:
         order = errors[sample, channel].argsort(descending=True)
         # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
         missed = positives[sample, channel][order].cumsum(0, dtype=sum_dtype(errors.device))

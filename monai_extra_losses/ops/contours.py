@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.numbers import has_numbers
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import sum_dtype
 
@@ -42,7 +43,7 @@ def _sizes(layout: Layout, sample: int, counted: Tensor | None) -> Tensor:
     if counted is not None:
         index = index.masked_fill(~counted, len(classes))
     contour = on_contour(index)
-    if index.device.type != "cpu":  # bincount would wait for the device
+    if index.device.type != "cpu" or not has_numbers(index):  # bincount would wait for the device
         return torch.stack([(contour & (index == c)).count_nonzero() for c in classes])
     # Labels out of range are counted with what is on no contour; the pass over the voxels refuses them.
     index = index.masked_fill(contour.logical_not_(), len(classes)).clamp_(0, len(classes))

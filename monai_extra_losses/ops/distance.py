@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.numbers import has_numbers, is_fake
 from monai_extra_losses.ops.slabs import holds_value
 
 # One row (D,) for all samples or one per sample (B, D), in mm; None counts in voxels.
@@ -79,7 +80,7 @@ def distance_to_other_label(labels: Tensor, spacing: VoxelSpacing) -> Tensor:
         ValueError: if the shape or the spacing does not fit.
     """
     labels, rows = _checked_labels(labels, spacing)
-    distance = torch.empty(labels.shape, dtype=torch.float32, device=labels.device)
+    distance = labels.new_empty(labels.shape, dtype=torch.float32)
     _measure(labels, rows, distance, zero_at_zero=False)
     return distance
 
@@ -169,7 +170,7 @@ def _both_sides(
         _measure(inside, rows, channel, zero_at_zero=False)
         channel.masked_fill_(channel.isinf(), 0)
         if inside_sign < 0:
-            torch.where(inside, -channel, channel, out=channel)
+            channel.copy_(torch.where(inside, -channel, channel))
     return distance
 
 
@@ -182,7 +183,7 @@ def _outside(regions: Tensor, classes: Sequence[int] | None, rows: list[list[flo
 
 def _empty_maps(regions: Tensor, classes: Sequence[int] | None) -> Tensor:
     shape = regions.shape if classes is None else (regions.shape[0], len(classes), *regions.shape[1:])
-    return torch.empty(shape, dtype=torch.float32, device=regions.device)
+    return regions.new_empty(shape, dtype=torch.float32)
 
 
 def _insides(regions: Tensor, classes: Sequence[int] | None) -> Iterator[Tensor]:
@@ -195,12 +196,16 @@ def _insides(regions: Tensor, classes: Sequence[int] | None) -> Iterator[Tensor]
         yield regions == c if holds_value(regions.dtype, c) else torch.zeros_like(regions, dtype=torch.bool)
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if is_fake(tensor) else tensor.as_subclass(Tensor)
+
+
 def _checked_labels(labels: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list[list[float]]]:
     if labels.dtype.is_floating_point or labels.dtype.is_complex:
         raise TypeError(f"expected labels of an integer or bool dtype, got {labels.dtype}: try labels.long().")
     if not 2 <= labels.ndim <= 4:
         raise ValueError(f"expected labels (B, *spatial) with 1 to 3 spatial axes, got shape {tuple(labels.shape)}.")
-    return labels.as_subclass(Tensor), _spacing_rows(spacing, labels.shape[0], labels.ndim - 1)
+    return _plain(labels), _spacing_rows(spacing, labels.shape[0], labels.ndim - 1)
 
 
 def _checked_mask(mask: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list[list[float]]]:
@@ -208,7 +213,7 @@ def _checked_mask(mask: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list[lis
         raise TypeError(f"expected a mask of dtype bool, got {mask.dtype}: name the classes to measure a label map.")
     if not 3 <= mask.ndim <= 5:
         raise ValueError(f"expected a mask (B, C, *spatial) with 1 to 3 spatial axes, got shape {tuple(mask.shape)}.")
-    return mask.as_subclass(Tensor), _spacing_rows(spacing, mask.shape[0], mask.ndim - 2)
+    return _plain(mask), _spacing_rows(spacing, mask.shape[0], mask.ndim - 2)
 
 
 def _spacing_rows(spacing: VoxelSpacing, batch: int, axes: int) -> list[list[float]]:
@@ -239,13 +244,13 @@ def _measure(values: Tensor, rows: list[list[float]], distance: Tensor, *, zero_
     """
     if not values.numel():
         return
-    measure = _with_edt if values.device.type == "cpu" else _with_torch
+    measure = _with_edt if values.device.type == "cpu" and has_numbers(values) else _with_torch
     for n, row in enumerate(rows):
         # With the last axis as unit the steps along it are whole numbers, which float32 adds and squares exactly; edt's
         # sums of mm are off by up to 1.3e-6 of the distance. Squares of isotropic voxels are exact along all axes.
         ratios = [mm / row[-1] for mm in row]
         squared = measure(values[n], ratios, zero_at_zero=zero_at_zero)
-        torch.sqrt(squared.mul_(row[-1] ** 2), out=distance[n])
+        distance[n].copy_(squared.mul_(row[-1] ** 2).sqrt_())
 
 
 def _with_edt(values: Tensor, spacing: list[float], *, zero_at_zero: bool) -> Tensor:
@@ -281,7 +286,7 @@ def _with_torch(values: Tensor, spacing: list[float], *, zero_at_zero: bool) -> 
     least at the nearest such j: s²·steps². Adding d²(j) to the others of that kind gives nothing below it, so that the
     minimum of s²·steps² and of the lower envelope min_j d²(j) + s²(i-j)² over ALL j is the same number.
     """
-    squared = torch.full(values.shape, torch.inf, dtype=torch.float32, device=values.device)
+    squared = values.new_full(values.shape, torch.inf, dtype=torch.float32)
     # The first axis needs no envelope, whose cost goes with the length of the axis: the longest is first.
     axes = sorted(range(values.ndim), key=lambda axis: -values.shape[axis])
     for axis in axes:
@@ -291,7 +296,7 @@ def _with_torch(values: Tensor, spacing: list[float], *, zero_at_zero: bool) -> 
         nearest.mul_(spacing[axis] ** 2)
         if axis != axes[0]:
             below = squared.movedim(axis, -1)
-            torch.minimum(nearest, _lower_envelope(below.reshape(-1, length), spacing[axis]), out=nearest)
+            nearest = torch.minimum(nearest, _lower_envelope(below.reshape(-1, length), spacing[axis]))
         squared.movedim(axis, -1).copy_(nearest.view(squared.movedim(axis, -1).shape))
     return squared.masked_fill_(values == 0, 0) if zero_at_zero else squared
 

@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops import label_kernels, library, slab_pass
+from monai_extra_losses.ops.numbers import has_numbers, numbers_of, under_transform
+from monai_extra_losses.ops.slab_labels import refuse_outside
+from monai_extra_losses.ops.slab_pass import without_autocast
 from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import Term, VoxelMap
-from monai_extra_losses.ops.wrong_targets import told_in_full
+from monai_extra_losses.ops.wrong_targets import WrongLabelsError, told_in_full
+
+NO_FORWARD_MODE = (
+    "these losses have no forward-mode derivative for dual tensors: expected backward(), or torch.func.jvp or jacfwd."
+)
 
 
 def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -22,7 +29,7 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
     Returns:
         One tensor per term: (rows, B, C) sums in float64, or a (B, channels, *spatial) map. Differentiable once, with
         respect to the scores. A target that requires a gradient gets one, too, from the plain definitions and at their
-        memory.
+        memory. So does whatever a transform of torch.func asks for, and tensors without numbers get their shapes.
 
     Raises:
         ValueError: wrong labels, on the CPU; compiled, where an operator computes the terms.
@@ -33,9 +40,12 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
     if torch.compiler.is_compiling():
         return _definitions(layout, terms) if differentiates_target or _stays_torch() else _in_a_graph(layout, terms)
     with told_in_full(layout):
-        if not differentiates_target:
+        if not has_numbers(layout.scores):
+            _check_known(layout)
+        elif not differentiates_target:
             return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
-        label_kernels.check_target(layout)
+        else:
+            label_kernels.check_target(layout)
     return _definitions(layout, terms)
 
 
@@ -45,7 +55,18 @@ def _stays_torch() -> bool:
     An exported program runs without this package, and a function transform (vmap, say) needs a rule for each operation.
     Torch 2.8 says of every graph that it is exported: there the losses compile to their definitions.
     """
-    return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_exporting() or under_transform()
+
+
+def _check_known(layout: Layout) -> None:
+    """Refuse wrong targets where a transform of torch.func hides the numbers, but for those of fake tensors."""
+    v = layout.whole()
+    of_labels = v.labels is not None
+    values = numbers_of(v.labels if v.labels is not None else v.one_hot())
+    if values is not None:
+        refuse_outside(values, layout.scores.shape[1] if of_labels else 2)
+        if of_labels and values.is_floating_point() and bool((values != values.trunc()).any()):
+            raise WrongLabelsError
 
 
 def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
@@ -59,7 +80,7 @@ def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
 
 
 def _definitions(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
-    with torch.autocast(layout.scores.device.type, enabled=False):
+    with without_autocast(layout.scores.device):
         return [_definition(layout, term) for term in terms]
 
 
@@ -80,6 +101,10 @@ class _FusedSums(torch.autograd.Function):
         ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
         ctx.probabilities = slab_pass.room_for_probabilities(layout, terms) if ctx.needs_input_grad[0] else None
         return slab_pass.forward(layout, terms, ctx.probabilities)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        raise RuntimeError(NO_FORWARD_MODE)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:

@@ -30,7 +30,7 @@ from monai_extra_losses.ops.wrong_targets import told_in_full
 
 NO_SECOND_DERIVATIVE = (
     "these losses have no second derivative: expected backward() without create_graph=True "
-    "(use the torch definitions in monai_extra_losses.ops.terms for one)."
+    "(torch.func.hessian gives one, at the memory of plain torch)."
 )
 
 _TYPES: dict[str, Any] = {

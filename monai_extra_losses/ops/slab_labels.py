@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.slabs import Voxels
+from monai_extra_losses.ops.terms import sum_dtype
 from monai_extra_losses.ops.wrong_targets import WrongLabelsError
 
 _FEW = 10
@@ -179,4 +180,4 @@ def sum_by_label(t: Tensor, values: Tensor | None, num_classes: int) -> Tensor:
         return torch.bincount(t, weights=None if values is None else values.double(), minlength=num_classes)
     classes = torch.arange(num_classes, device=t.device)
     one_hot = t.unsqueeze(0) == classes.unsqueeze(1)  # atomics would add in another order each time
-    return one_hot.sum(1) if values is None else torch.where(one_hot, values, 0).sum(1, dtype=torch.float64)
+    return one_hot.sum(1) if values is None else torch.where(one_hot, values, 0).sum(1, dtype=sum_dtype(t.device))

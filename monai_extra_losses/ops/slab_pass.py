@@ -9,6 +9,7 @@ import functools
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -39,7 +40,7 @@ def forward(layout: Layout, terms: Sequence[Term], probabilities: Tensor | None 
     """
     scores = layout.scores
     # Autocast would take the matrix products of the kernels, which are sums over voxels, in half precision.
-    with torch.autocast(scores.device.type, enabled=False):
+    with without_autocast(scores.device):
         gpu_kernels = _gpu_kernels(layout, terms)
         if gpu_kernels is not None:
             return gpu_kernels.forward(layout, terms)
@@ -124,13 +125,20 @@ def backward(
     if not wanted:
         return torch.zeros_like(layout.scores)
     terms, wanted_grads = [term for term, _ in wanted], [grad for _, grad in wanted]
-    with torch.autocast(layout.scores.device.type, enabled=False):
+    with without_autocast(layout.scores.device):
         gpu_kernels = _gpu_kernels(layout, terms)
         if gpu_kernels is not None:
             return gpu_kernels.backward(layout, terms, wanted_grads)
         gradient = torch.empty_like(layout.scores) if probabilities is None else probabilities
         _write_gradient(gradient, layout, terms, wanted_grads, softmax_is_there=probabilities is not None)
     return gradient
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast switched off, on a device that has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _gpu_kernels(layout: Layout, terms: Sequence[Term]) -> ModuleType | None:

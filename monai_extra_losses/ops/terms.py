@@ -4,6 +4,7 @@ Each term has a plain definition in differentiable torch operations. It is what 
 general slab path differentiates, and what the analytic kernels in `label_kernels.py` are tested against.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -276,8 +277,21 @@ def _total(values: Tensor) -> Tensor:
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Precision of sums over voxels: float64, or float32 on devices without it (Apple's)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """Precision of sums over voxels: float64, or float32 on devices without it (Apple's GPUs, some of Intel's)."""
+    known = _WITH_FLOAT64.get(device.type)
+    return torch.float64 if (_has_float64(device) if known is None else known) else torch.float32
+
+
+_WITH_FLOAT64 = {"cpu": True, "cuda": True, "meta": True, "mps": False}
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    """Whether another device adds up in float64."""
+    try:
+        return torch.ones(2, dtype=torch.float64, device=device).sum().item() == 2
+    except (RuntimeError, TypeError, AssertionError):  # no float64, or no such device in this torch
+        return False
 
 
 def probabilities(scores: Tensor, activation: Activation) -> Tensor:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from monai_extra_losses.ops.numbers import numbers_of
 from monai_extra_losses.ops.slabs import Layout
 
 
@@ -29,7 +30,9 @@ def _wrong_target(layout: Layout) -> str:
     channels = layout.scores.shape[1]
     if layout.labels:
         return wrong_labels(layout.target, channels, layout.ignore_index)
-    lowest, highest = layout.target.min().item(), layout.target.max().item()
+    values = numbers_of(layout.target)
+    assert values is not None  # they were found to be wrong
+    lowest, highest = values.min().item(), values.max().item()
     one_channel = ", for labels of several classes give the network as many channels" * (channels == 1)
     return (
         f"expected a target of {channels} channel(s) with values in [0, 1], "
@@ -45,7 +48,8 @@ def expected_labels(num_classes: int, ignore_index: int | None) -> str:
 
 def wrong_labels(target: Tensor, num_classes: int, ignore_index: int | None) -> str:
     """The sentence about the labels of `target` that are wrong."""
-    values = sorted(set(target.unique().tolist()))
+    known = numbers_of(target)
+    values = [] if known is None else sorted(set(known.unique().tolist()))
     wrong = [v for v in values if not (v in range(num_classes) or v == ignore_index)]
     shown = ", ".join(f"{v:g}" for v in wrong[:8]) + (", ..." if len(wrong) > 8 else "")
     hint = "remap them, give the network more channels, or set ignore_index"

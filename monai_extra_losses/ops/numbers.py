@@ -1,0 +1,35 @@
+"""What can be looked at in a tensor: not all of them have numbers."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+# Private, and without a public twin; a torch that lacks them has no transforms that would need them.
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_functorch = getattr(torch._C, "_functorch", None)
+
+
+def under_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jacrev, ...) traces this call."""
+    return bool(_transforms_active())
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor is one of a FakeTensorMode, which has a shape and no numbers."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor can be read on the host and decide what is computed."""
+    return not (torch.compiler.is_compiling() or under_transform() or tensor.is_meta or is_fake(tensor))
+
+
+def numbers_of(tensor: Tensor) -> Tensor | None:
+    """The numbers of a tensor, to check their range; under a vmap those of all its calls. None where there are none."""
+    if torch.compiler.is_compiling():
+        return None
+    while _functorch is not None and _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return None if tensor.is_meta or is_fake(tensor) else tensor.detach()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops import label_kernels, library, slab_pass
-from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Term, VoxelMap
 from monai_extra_losses.ops.wrong_targets import told_in_full
 
@@ -25,18 +25,38 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
         memory.
 
     Raises:
-        ValueError: wrong labels, on the CPU; compiled, where an operator computes the terms.
+        ValueError: wrong targets and negative weights, on the CPU; an exported program and a function transform do not
+            look at them.
     """
     if not terms:
         return []
     differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        return _definitions(layout, terms) if differentiates_target or _stays_torch() else _in_a_graph(layout, terms)
+        if _stays_torch():
+            return _definitions(layout, terms)
+        return _definitions(library.checked(layout), terms) if differentiates_target else _in_a_graph(layout, terms)
     with told_in_full(layout):
         if not differentiates_target:
             return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
         label_kernels.check_target(layout)
     return _definitions(layout, terms)
+
+
+def whole(layout: Layout, *, any_target: bool = False) -> Voxels:
+    """All voxels at once, for what cannot be computed slab by slab.
+
+    Compiled, an operator checks them on the way; in eager mode `fused_sums` checks the target.
+
+    Args:
+        layout: scores, target and mask.
+        any_target: whether the target may have any values.
+
+    Raises:
+        ValueError: see `fused_sums`.
+    """
+    if torch.compiler.is_compiling() and not _stays_torch():
+        layout = library.checked(layout, any_target=any_target)
+    return layout.whole()
 
 
 def _stays_torch() -> bool:
@@ -54,7 +74,7 @@ def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
     known = [text for text in texts if text is not None]
     others = [term for term, text in zip(terms, texts, strict=True) if text is None]
     sums = iter(library.sums(layout, known) if known else [])
-    rest = iter(_definitions(layout, others) if others else [])
+    rest = iter(_definitions(library.checked(layout), others) if others else [])
     return [next(rest if text is None else sums) for text in texts]
 
 

@@ -125,7 +125,7 @@ class Layout:
         scores = scores.to(self.dtype)
         weight = None if mask is None else mask[:, 0].to(self.dtype)
         if weight is not None:
-            _refuse_negative_weights(weight)
+            refuse_negative_weights(weight)
         if self.ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
@@ -144,7 +144,8 @@ class Layout:
         return 1 - target[:, self.ignore_index].to(self.dtype)
 
 
-def _refuse_negative_weights(weight: Tensor) -> None:
+def refuse_negative_weights(weight: Tensor) -> None:
+    """Refuse a mask with weights below 0, or NaN, on the CPU."""
     on_cpu = weight.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_cpu and weight.numel() and not weight.min() >= 0:
         raise ValueError("expected mask weights >= 0, got a negative number or NaN.")

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
-from monai_extra_losses.ops.fused_sums import fused_sums
+from monai_extra_losses.ops.fused_sums import fused_sums, whole
 from monai_extra_losses.ops.numbers import has_numbers, is_fake
 from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Activation, Term, probabilities, sum_dtype
@@ -230,9 +230,9 @@ class LossInputs:
         """(B, 1, *spatial) bool: which voxels count; None where all do."""
         return self._layout(self.scores).counted()
 
-    def whole(self) -> Voxels:
-        """All voxels at once, for what cannot be computed slab by slab."""
-        return self._layout(self._read("activated")).whole()
+    def whole(self, *, any_target: bool = False) -> Voxels:
+        """All voxels at once, for what cannot be computed slab by slab; `any_target`: its values are not checked."""
+        return whole(self._layout(self._read("activated")), any_target=any_target)
 
     def _key(self, key: tuple[Source, Term]) -> tuple[Source, Term]:
         return ("scores", key[1]) if self.other_act is None else key

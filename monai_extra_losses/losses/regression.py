@@ -57,7 +57,7 @@ class RegressionLoss(SegmentationLoss):
         return ()
 
     def value(self, inputs: LossInputs) -> Tensor:
-        v = inputs.whole()
+        v = inputs.whole(any_target=True)
         loss = self.loss_map(v.scores, v.one_hot(), inputs)
         if v.weight is not None:
             loss = torch.where(v.weight.unsqueeze(1) > 0, loss * v.weight.unsqueeze(1), 0)

@@ -10,7 +10,7 @@ from monai_extra_losses.ops import label_kernels, library, slab_pass
 from monai_extra_losses.ops.numbers import has_numbers, numbers_of, under_transform
 from monai_extra_losses.ops.slab_labels import refuse_outside
 from monai_extra_losses.ops.slab_pass import without_autocast
-from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Term, VoxelMap
 from monai_extra_losses.ops.wrong_targets import WrongLabelsError, told_in_full
 
@@ -32,13 +32,16 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
         memory. So does whatever a transform of torch.func asks for, and tensors without numbers get their shapes.
 
     Raises:
-        ValueError: wrong labels, on the CPU; compiled, where an operator computes the terms.
+        ValueError: wrong targets and negative weights, on the CPU; an exported program and a function transform do not
+            look at them.
     """
     if not terms:
         return []
     differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        return _definitions(layout, terms) if differentiates_target or _stays_torch() else _in_a_graph(layout, terms)
+        if _stays_torch():
+            return _definitions(layout, terms)
+        return _definitions(library.checked(layout), terms) if differentiates_target else _in_a_graph(layout, terms)
     with told_in_full(layout):
         if not has_numbers(layout.scores):
             _check_known(layout)
@@ -47,6 +50,23 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
         else:
             label_kernels.check_target(layout)
     return _definitions(layout, terms)
+
+
+def whole(layout: Layout, *, any_target: bool = False) -> Voxels:
+    """All voxels at once, for what cannot be computed slab by slab.
+
+    Compiled, an operator checks them on the way; in eager mode `fused_sums` checks the target.
+
+    Args:
+        layout: scores, target and mask.
+        any_target: whether the target may have any values.
+
+    Raises:
+        ValueError: see `fused_sums`.
+    """
+    if torch.compiler.is_compiling() and not _stays_torch():
+        layout = library.checked(layout, any_target=any_target)
+    return layout.whole()
 
 
 def _stays_torch() -> bool:
@@ -75,7 +95,7 @@ def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
     known = [text for text in texts if text is not None]
     others = [term for term, text in zip(terms, texts, strict=True) if text is None]
     sums = iter(library.sums(layout, known) if known else [])
-    rest = iter(_definitions(layout, others) if others else [])
+    rest = iter(_definitions(library.checked(layout), others) if others else [])
     return [next(rest if text is None else sums) for text in texts]
 
 

@@ -356,9 +356,21 @@ def _expm1(x):
 
 
 @triton.jit
+def _at_least(x, low):
+    """The larger of both; NaN stays."""
+    return tl.where(x < low, low, x)
+
+
+@triton.jit
+def _times_log(p, log_p):
+    """p log p, 0 for p = 0."""
+    return tl.where(p == 0.0, 0.0, p * log_p)
+
+
+@triton.jit
 def _power(base, exponent):
     """`base` ** `exponent` for base >= 0, kept away from 0, where a slope could be infinite."""
-    return tl.exp(exponent * tl.log(tl.maximum(base, 1e-30)))
+    return tl.exp(exponent * tl.log(_at_least(base, 1e-30)))
 
 
 @triton.jit
@@ -374,7 +386,7 @@ def _loss(log_p, p, miss, parameter, KIND: tl.constexpr):
     if KIND == _GENERALIZED_CROSS_ENTROPY:
         loss = -_expm1(parameter * log_p) / parameter
     if KIND == _POWER:
-        loss = _power(tl.maximum(loss, 1e-7), parameter)
+        loss = _power(_at_least(loss, 1e-7), parameter)
     return loss
 
 
@@ -383,16 +395,16 @@ def _slope(log_p, p, miss, parameter, KIND: tl.constexpr):
     """Its derivative in L."""
     slope = tl.zeros_like(log_p) - 1.0
     if KIND == _FOCAL:
-        slope = (parameter * p * log_p - miss) * _power(miss, parameter - 1.0)
+        slope = (parameter * _times_log(p, log_p) - miss) * _power(miss, parameter - 1.0)
     if KIND == _FOCAL_SQUARED:
-        slope = (2.0 * p * log_p - miss) * miss
+        slope = (2.0 * _times_log(p, log_p) - miss) * miss
     if KIND == _POLY:
         slope = slope - parameter * p
     if KIND == _GENERALIZED_CROSS_ENTROPY:
         slope = -tl.exp(parameter * log_p)
     if KIND == _POWER:
         loss = -log_p
-        slope = tl.where(loss >= 1e-7, -parameter * _power(tl.maximum(loss, 1e-7), parameter - 1.0), 0.0)
+        slope = tl.where(loss >= 1e-7, -parameter * _power(_at_least(loss, 1e-7), parameter - 1.0), 0.0)
     return slope
 
 
@@ -475,10 +487,12 @@ def _apart(x, highest, top):
     """
     others = tl.where(top, float("-inf"), x)
     second = tl.max(others, 0)
+    second = tl.where(second == float("-inf"), highest, second)  # of no other class: all below is 0
     e = tl.exp(others - second[None, :])
     total = tl.sum(e, 0)
     log_sum = _log1p(total * tl.exp(second - highest))
-    return log_sum, second - highest + tl.log(total) - log_sum, e / total[None, :]
+    share = tl.where(e == 0.0, 0.0, e / total[None, :])
+    return log_sum, second - highest + tl.log(total) - log_sum, share
 
 
 @triton.jit
@@ -493,21 +507,27 @@ def _logistic(x):
 
 
 @triton.jit
+def _soft_cross_entropy(log_p, log_miss, g):
+    """-(g log p + (1-g) log(1-p)), with 0 log 0 = 0."""
+    return -(tl.where(g == 0.0, 0.0, g * log_p) + tl.where(g == 1.0, 0.0, (1.0 - g) * log_miss))
+
+
+@triton.jit
 def _outcome_losses(x, g, p, miss, log_p, log_miss, parameter, KIND: tl.constexpr, LABELS: tl.constexpr):
     """(C, m) losses of the decisions of a sigmoid as positives and as negatives."""
     if KIND == _FOCAL_BINARY:
         _, _, log_z, _ = _logistic(x * (1.0 - 2.0 * g))
-        loss = -(g * log_p + (1.0 - g) * log_miss) * tl.exp(parameter * log_z)
-        positive = g * loss
-        negative = (1.0 - g) * loss
+        loss = _soft_cross_entropy(log_p, log_miss, g) * tl.where(parameter == 0.0, 1.0, tl.exp(parameter * log_z))
+        positive = tl.where(g == 0.0, 0.0, g * loss)
+        negative = tl.where(g == 1.0, 0.0, (1.0 - g) * loss)
     elif LABELS:
         true = g > 0.0
         loss = _loss(tl.where(true, log_p, log_miss), tl.where(true, p, miss), tl.where(true, miss, p), parameter, KIND)
         positive = tl.where(true, loss, 0.0)
         negative = tl.where(true, 0.0, loss)
     else:
-        positive = g * _loss(log_p, p, miss, parameter, KIND)
-        negative = (1.0 - g) * _loss(log_miss, miss, p, parameter, KIND)
+        positive = tl.where(g == 0.0, 0.0, g * _loss(log_p, p, miss, parameter, KIND))
+        negative = tl.where(g == 1.0, 0.0, (1.0 - g) * _loss(log_miss, miss, p, parameter, KIND))
     return positive, negative
 
 
@@ -519,9 +539,10 @@ def _outcome_gradient(
     if KIND == _FOCAL_BINARY:
         # l = CE (1-p_t)^gamma with 1-p_t = sigmoid(z), z = x (1-2g): CE' = p - g, d log sigmoid(z)/dz = sigmoid(-z).
         _, z_miss, log_z, _ = _logistic(x * (1.0 - 2.0 * g))
-        entropy = -(g * log_p + (1.0 - g) * log_miss)
+        entropy = _soft_cross_entropy(log_p, log_miss, g)
         slope = (1.0 - g) * p - g * miss + entropy * parameter * z_miss * (1.0 - 2.0 * g)
-        d = slope * tl.exp(parameter * log_z) * (g * positive[:, None] + (1.0 - g) * negative[:, None])
+        d = slope * tl.where(parameter == 0.0, 1.0, tl.exp(parameter * log_z))
+        d *= g * positive[:, None] + (1.0 - g) * negative[:, None]
     elif LABELS:
         true = g > 0.0
         rest = tl.where(true, miss, p)
@@ -544,7 +565,7 @@ def _true_class(x, g, e, highest, total):
     """(m,) log p, p and 1 - p of each voxel's own class under a softmax; log p to all digits near 0, too."""
     score = _true_outcome(x, g)
     rest = tl.sum(tl.where(g > 0.0, 0.0, e), 0)
-    log_p = tl.where(score < highest, score - highest - tl.log(total), -_log1p(rest))
+    log_p = tl.where(score == highest, -_log1p(rest), score - highest - tl.log(total))  # NaN is not the highest
     return log_p, _true_outcome(e, g) / total, rest / total
 
 
@@ -688,7 +709,7 @@ def _forward(
                 logs += tl.sum((log_p + log_miss) * w, 1)
         if COUNTS >= 0:
             if OVERLAP:
-                overlaps += tl.sum(tl.minimum(p, g) * w, 1)
+                overlaps += tl.sum(tl.where(p < g, p, g) * w, 1)  # NaN is in the sum of p
             else:
                 overlaps += tl.sum(p * g * w, 1)
             totals += tl.sum(p * w, 1)

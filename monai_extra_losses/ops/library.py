@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from monai_extra_losses.ops import formulas, slab_pass
-from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops import formulas, label_kernels, slab_pass
+from monai_extra_losses.ops.slabs import Layout, refuse_negative_weights
 from monai_extra_losses.ops.terms import (
     CountSums,
     ErrorSums,
@@ -91,6 +91,30 @@ def sums(layout: Layout, texts: Sequence[str]) -> list[Tensor]:
         return torch.ops.monai_extra_losses.fused_sums(*data, "; ".join(texts))
 
 
+def checked(layout: Layout, *, any_target: bool = False) -> Layout:
+    """The same data, from operators that refuse a wrong target and negative weights on the CPU.
+
+    Their results are copies: a check whose result nobody reads would be no part of a compiled graph.
+
+    Args:
+        layout: scores, target and mask.
+        any_target: whether the target may have any values.
+
+    Raises:
+        ValueError: where the graph runs.
+    """
+    scores, target, mask = layout.scores, layout.target, layout.mask
+    if scores.device.type != "cpu":
+        return layout
+    with torch._C.DisableTorchFunctionSubclass():
+        if not any_target:
+            data = scores.detach(), target, mask, layout.labels, layout.ignore_index
+            target = torch.ops.monai_extra_losses.checked_target(*data)
+        elif mask is not None:
+            mask = torch.ops.monai_extra_losses.checked_weights(mask)
+    return Layout(scores, target, mask, layout.labels, layout.ignore_index)
+
+
 def _layout(scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None) -> Layout:
     return Layout(_plain(scores), _plain(target), None if mask is None else _plain(mask), labels, ignore_index)
 
@@ -100,7 +124,8 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
-_DATA = "Tensor scores, Tensor target, Tensor? mask, bool labels, int? ignore_index, str terms"
+_CALL = "Tensor scores, Tensor target, Tensor? mask, bool labels, int? ignore_index"
+_DATA = f"{_CALL}, str terms"
 # Nobody has proved that a GPU can record the pass and repeat it.
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
@@ -157,6 +182,34 @@ def _shape_of_gradient(
     return torch.empty_like(scores)
 
 
+@torch.library.custom_op("monai_extra_losses::checked_target", mutates_args=(), schema=f"({_CALL}) -> Tensor")
+def _checked_target(
+    scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None
+) -> Tensor:
+    layout = _layout(scores, target, mask, labels, ignore_index)
+    with told_in_full(layout):
+        label_kernels.check_target(layout)
+    return layout.target.clone()
+
+
+@_checked_target.register_fake
+def _shape_of_target(
+    scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None
+) -> Tensor:
+    return torch.empty_like(target)
+
+
+@torch.library.custom_op("monai_extra_losses::checked_weights", mutates_args=(), schema="(Tensor mask) -> Tensor")
+def _checked_weights(mask: Tensor) -> Tensor:
+    refuse_negative_weights(mask)
+    return _plain(mask).clone()
+
+
+@_checked_weights.register_fake
+def _shape_of_weights(mask: Tensor) -> Tensor:
+    return torch.empty_like(mask)
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     scores, target, mask, *ctx.options = inputs
     ctx.set_materialize_grads(False)
@@ -174,3 +227,4 @@ def _refuse(ctx: Any, grad: Tensor) -> None:
 
 _sums.register_autograd(_differentiate, setup_context=_keep)
 _gradient.register_autograd(_refuse)
+_checked_target.register_autograd(lambda ctx, grad: (None, grad, None, None, None))

@@ -127,7 +127,7 @@ class Layout:
         scores = scores.to(self.dtype)
         weight = None if mask is None else mask[:, 0].to(self.dtype)
         if weight is not None:
-            _refuse_negative_weights(weight)
+            refuse_negative_weights(weight)
         if self.ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
@@ -146,7 +146,8 @@ class Layout:
         return 1 - target[:, self.ignore_index].to(self.dtype)
 
 
-def _refuse_negative_weights(weight: Tensor) -> None:
+def refuse_negative_weights(weight: Tensor) -> None:
+    """Refuse a mask with weights below 0, or NaN, on the CPU."""
     if weight.device.type != "cpu":
         return
     known = numbers_of(weight)

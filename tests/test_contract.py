@@ -7,6 +7,7 @@ import pickle
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loss_list import (
@@ -23,14 +24,18 @@ from loss_list import (
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from monai_extra_losses import losses
 from monai_extra_losses.losses import (
     CompoundLoss,
     CrossEntropyLoss,
+    ExponentialLogarithmicLoss,
     FusedDiceCELoss,
+    FusedDiceFocalLoss,
     FusedDiceLoss,
     FusedFocalLoss,
     ShapeMismatchError,
 )
+from monai_extra_losses.losses.base import SegmentationLoss
 
 SHAPE = (2, 3, 4, 5, 3)
 CLOSE: dict[str, float] = {"atol": 1e-6, "rtol": 1e-6}
@@ -142,12 +147,17 @@ def test_ignored_is_deleted_in_the_parts(activation: str, kind: str) -> None:
 def test_what_is_ignored_changes_nothing(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     options, target, mask, keep = ignoring("mask and ignore_index", scores)
-    other = torch.where(keep, scores, case.scores(*SHAPE, seed=7))
+    others = [case.scores(*SHAPE, seed=7), *(torch.full(SHAPE, x) for x in (math.nan, math.inf, -math.inf, 1e30))]
     for reduction in case.entry.reductions:
-        loss = case(reduction=reduction, **options)
-        first, second = (value_and_gradient(loss, x, target, mask) for x in (scores, other))
-        torch.testing.assert_close(first, second, atol=0, rtol=0)
-        assert first[1].masked_fill(keep, 0).abs().max() == 0
+        both = [case(reduction=reduction, **options)]
+        if case.activation == "none" and case.entry.accepts("other_act"):
+            both.append(case(reduction=reduction, other_act=lambda x: x.softmax(1), **options))
+        for loss in both:
+            first = value_and_gradient(loss, scores, target, mask)
+            assert first[1].masked_fill(keep, 0).abs().max() == 0
+            for other in others:
+                second = value_and_gradient(loss, torch.where(keep, scores, other), target, mask)
+                torch.testing.assert_close(first, second, atol=0, rtol=0)
 
 
 @every_case()
@@ -479,6 +489,56 @@ def test_bad_weights_are_refused(entry: LossEntry) -> None:
     with pytest.raises(ValueError, match="weight"):
         entry.make(weight=[1.0, math.nan, 3.0])
 
+    for number in (math.inf, [1.0, math.inf, 3.0], torch.tensor([1.0, 2.0, math.inf])):
+        with pytest.raises(
+            ValueError, match="expected weight to be finite, got .*inf.*: give a class that never occurs"
+        ):
+            entry.make(weight=number)
+    with pytest.raises(ValueError, match="expected a weight without gradient, got one that requires it"):
+        entry.make(weight=nn.Parameter(torch.ones(3)))
+
+
+@every_case(variants=False, accepts="weight")
+def test_weights_keep_their_digits(case: LossCase) -> None:
+    """In float64, and in a module that is cast to another precision: a half has no 1e-8 and no 1e5."""
+    if case.entry.extended:
+        pytest.skip("0 where every error is small")
+    scores = case.scores(*SHAPE, dtype=torch.float64)
+    labels = labels_like(scores)
+    weight = torch.tensor([1 / 3, 1e5 / 7, 1e-8], dtype=torch.float64)
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction, weight=weight)
+        expected = value_and_gradient(loss, scores, labels)
+        rounded = value_and_gradient(case(reduction=reduction, weight=weight.float()), scores, labels)
+        assert not torch.equal(expected[0], rounded[0]), "weights that went through float32"
+        assert_same(expected, rounded)
+        state = loss.state_dict()
+        for cast in (nn.Module.half, nn.Module.bfloat16, nn.Module.float, lambda module: module.to(torch.float16)):
+            module = cast(nn.Sequential(case(reduction=reduction, weight=weight)))
+            got = value_and_gradient(module[0], scores, labels)
+            torch.testing.assert_close(got, expected, atol=0, rtol=0)
+            module[0].load_state_dict(state)
+            assert all(torch.equal(module[0].state_dict()[name], buffer) for name, buffer in state.items())
+        half = value_and_gradient(loss, scores.half(), labels)
+        assert half[0].isfinite().all(), "weights that went through float16"
+
+
+def test_class_frequencies_keep_their_digits() -> None:
+    scores = torch.randn(SHAPE, dtype=torch.float64)
+    labels = labels_like(scores)
+    loss = ExponentialLogarithmicLoss(to_onehot_y=True, softmax=True, class_frequencies=[1e9, 7e8, 1 / 3])
+    expected = loss(scores, labels)
+    assert loss.half()(scores, labels) == expected
+    rounded = torch.tensor([1e9, 7e8, 1 / 3])
+    other = ExponentialLogarithmicLoss(to_onehot_y=True, softmax=True, class_frequencies=rounded)
+    assert other(scores, labels) != expected
+
+
+def test_weights_move_with_their_module() -> None:
+    loss = CrossEntropyLoss(to_onehot_y=True, softmax=True, weight=[1.0, 1e-8])
+    assert loss.to("meta").class_weight.device.type == "meta"
+    assert loss.to_empty(device="cpu").class_weight.shape == (2,)
+
 
 # --- labels ---
 
@@ -495,6 +555,27 @@ def test_labels_of_any_dtype(case: LossCase) -> None:
         for dtype in INTEGER_DTYPES + FLOAT_DTYPES:
             got = value_and_gradient(case(reduction=reduction), scores, labels.to(dtype))
             torch.testing.assert_close(got, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dtype", "largest"),
+    [(257, torch.uint8, 255), (129, torch.int8, 127), (256, torch.uint8, 255), (301, torch.bfloat16, 256)],
+    ids=str,
+)
+@every_case(variants=False)
+def test_more_classes_than_a_dtype_has_numbers(
+    case: LossCase, num_classes: int, dtype: torch.dtype, largest: int
+) -> None:
+    scores = case.scores(1, num_classes, 2, 3)
+    labels = labels_like(scores) % 128
+    labels[0, 0, 0, 0] = largest
+    expected = value_and_gradient(case(), scores, labels)
+    torch.testing.assert_close(value_and_gradient(case(), scores, labels.to(dtype)), expected, atol=0, rtol=0)
+    wrong = {torch.int8: -1, torch.bfloat16: 302}.get(dtype)
+    if wrong is not None:
+        labels[0, 0, 0, 0] = wrong
+        with pytest.raises(ValueError, match=rf"expected whole labels in 0\.\.{num_classes - 1} .*, got {wrong}"):
+            case()(scores, labels.to(dtype))
 
 
 @every_case()
@@ -714,6 +795,133 @@ def test_meta_tensors_in_plain_tensor_out(case: LossCase) -> None:
         torch.testing.assert_close(torch.Tensor(got[1]), expected[1], atol=0, rtol=0)
 
 
+# --- numbers that are none, or at the end of their range ---
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 12])
+@every_case()
+def test_nan_in_a_voxel_that_counts_is_nan(case: LossCase, num_classes: int) -> None:
+    if num_classes == 1 and (case.activation == "softmax" or case.entry.name == "CategoricalHingeLoss"):
+        pytest.skip("wants at least two channels")
+    scores = case.scores(2, num_classes, 4, 5)
+    labels = labels_like(scores)
+    one, channel = scores.clone(), scores.clone()
+    one[1, :, 2, 3], channel[1, -1, 2, 3] = math.nan, math.nan
+    mask = torch.ones(2, 1, 4, 5)
+    mask[1, 0, 0] = 0
+    for target in (labels, one_hot(labels, num_classes) if num_classes > 1 else labels.float()):
+        labelled = target is labels and num_classes > 1
+        for reduction in case.entry.reductions:
+            loss = case(reduction=reduction, to_onehot_y=labelled)
+            for spoilt in (one, channel, torch.full_like(scores, math.nan)):
+                for data in ((target,), (target, mask)):
+                    value = loss(spoilt, *data)
+                    assert value.isnan().any()
+                    if reduction == "none" and spoilt is not one and spoilt is not channel:
+                        assert value.isnan().sum() == value.numel() - (value == 0).sum(), "a number from NaN"
+                    elif reduction == "none":
+                        assert value[0].isfinite().all(), "NaN in another sample"
+
+
+@every_case(accepts="absent_class")
+def test_nan_does_not_pass_for_an_absent_class(case: LossCase) -> None:
+    scores, labels = torch.full((2, 3, 4, 5), math.nan), torch.zeros(2, 1, 4, 5)
+    for batch in ({}, {"batch": True}) if case.entry.accepts("batch") else ({},):
+        for reduction in case.entry.reductions:
+            loss = case(reduction=reduction, absent_class="skip", include_background=False, **batch)
+            assert loss(scores, labels).isnan().any()
+
+
+def test_nan_does_not_pass_for_a_class_of_weight_zero() -> None:
+    scores, labels = torch.full((2, 3, 4, 5), math.nan), torch.zeros(2, 1, 4, 5)
+    assert CrossEntropyLoss(to_onehot_y=True, softmax=True, weight=[0.0, 1.0, 1.0])(scores, labels).isnan()
+
+
+def masked_classes(scores: Tensor, labels: Tensor) -> Tensor:
+    """Scores of -inf where a class is not the true one, one voxel with no other class, one with p_t below 1e-30."""
+    true = one_hot(labels, scores.shape[1]) > 0
+    scores = scores.clone()
+    scores[1, :, 2, 3] = torch.where(true[1, :, 2, 3], -100.0, 0.0)
+    masked = scores.masked_fill(~true & (torch.rand(scores.shape) < 0.4), -math.inf)
+    masked[0, :, 1, 1] = torch.where(true[0, :, 1, 1], masked[0, :, 1, 1], -math.inf)
+    return masked
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 12])
+@every_case()
+def test_masked_classes_infect_nothing(case: LossCase, num_classes: int) -> None:
+    """Scores of -inf in float32 are as very small ones in float64, computed by the definitions."""
+    if "label_smoothing" in case.options or (case.activation == "none" and not case.entry.raw_scores):
+        pytest.skip("every class has a share in its loss, or probabilities")
+    scores = case.scores(2, num_classes, 4, 5)
+    labels = labels_like(scores)
+    masked = masked_classes(scores, labels)
+    target = one_hot(labels, num_classes, torch.float64)
+    for reduction in case.entry.reductions:
+        # A categorical margin grows with what is far below; the wrong side of a hinge ends at its margin.
+        finite = masked.double().clamp_min(-1e4)
+        expected = value_and_gradient(case(reduction=reduction, to_onehot_y=False), finite, target)
+        for labelled, given in ((True, labels), (False, target.float())):
+            value, gradient = value_and_gradient(case(reduction=reduction, to_onehot_y=labelled), masked, given)
+            torch.testing.assert_close(value.double(), expected[0], atol=1e-6, rtol=1e-5)
+            scale = expected[1].abs().max().clamp_min(1e-3)
+            torch.testing.assert_close(gradient.double() / scale, expected[1] / scale, atol=1e-5, rtol=1e-5)
+            assert (gradient[masked.isinf()] == 0).all()
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 12])
+@every_case(variants=False)
+def test_an_infinite_loss_is_infinite(case: LossCase, num_classes: int) -> None:
+    """Where the true class itself is masked: inf, as in torch, where the formula is; of its own voxel alone."""
+    if case.activation == "none" and not case.entry.raw_scores:
+        pytest.skip("probabilities, whose logarithm is finite")
+    scores = case.scores(2, num_classes, 4, 5)
+    labels = labels_like(scores)
+    scores[1, labels[1, 0, 2, 3], 2, 3] = -math.inf
+    target = one_hot(labels, num_classes, torch.float64)
+    for reduction in case.entry.reductions:
+        expected = case(reduction=reduction, to_onehot_y=False)(scores.double(), target)
+        assert not expected.isnan().any()
+        for labelled, given in ((True, labels), (False, target.float())):
+            value = case(reduction=reduction, to_onehot_y=labelled)(scores, given)
+            torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(1e4, torch.float16), (65504, torch.float16), (1e30, torch.float32)])
+@pytest.mark.parametrize("num_classes", [2, 3, 12])
+@every_case(variants=False)
+def test_large_scores(case: LossCase, num_classes: int, largest: float, dtype: torch.dtype) -> None:
+    if case.activation == "none" and not case.entry.raw_scores:
+        pytest.skip("probabilities")
+    if case.entry.name == "SquaredHingeLoss" and largest > 1e18:
+        pytest.skip("its square is above float32")
+    scores = case.scores(2, num_classes, 4, 5)
+    labels = labels_like(scores)
+    scores = (largest * torch.where(scores.abs() < 0.3, 0, scores.sign())).to(dtype)
+    for reduction in case.entry.reductions:
+        expected = value_and_gradient(case(reduction=reduction), scores.double(), labels)
+        value, gradient = value_and_gradient(case(reduction=reduction), scores, labels)
+        assert expected[1].isfinite().all()
+        torch.testing.assert_close(value.double(), expected[0], atol=1e-6, rtol=1e-5)
+        scale = expected[1].abs().max().clamp_min(1e-3)
+        rtol = torch.finfo(dtype).eps + 1e-5
+        torch.testing.assert_close(gradient.double() / scale, expected[1] / scale, atol=1e-5, rtol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@every_case(variants=False, activations=("none",), accepts="other_act")
+def test_an_activation_of_half_precision_gives_the_float32_value(case: LossCase, dtype: torch.dtype) -> None:
+    scores = (8 * torch.randn(2, 3, 4, 5)).to(dtype)
+    labels = labels_like(scores)
+    for reduction in case.entry.reductions:
+        loss = case(reduction=reduction, other_act=torch.sigmoid)
+        value, gradient = value_and_gradient(loss, scores, labels)
+        expected, expected_gradient = value_and_gradient(loss, scores.float(), labels)
+        torch.testing.assert_close(value, expected, atol=0, rtol=1e-6)
+        rounding = torch.finfo(dtype).eps * expected_gradient.abs().max().item()
+        torch.testing.assert_close(gradient.float(), expected_gradient, atol=rounding, rtol=0)
+
+
 # --- shapes ---
 
 
@@ -766,10 +974,102 @@ def test_every_loss_refuses_what_it_cannot_read(entry: LossEntry) -> None:
         ((scores[0], labels[0]), ValueError, "expected (input|target)"),
         ((scores[..., None, None], labels[..., None, None]), ValueError, "1 to 3 spatial axes|0 to 3 spatial axes"),
         ((scores, labels.clone().requires_grad_()), ValueError, "expected a target without gradient"),
+        ((scores, labels + 0j), TypeError, r"expected a real target, got torch.complex64: try target.real"),
+        ((scores, labels, labels + 0j), TypeError, "expected a bool or floating-point mask, got torch.complex64"),
+        ((scores + 0j, labels), TypeError, "expected a floating-point input, got torch.complex64"),
     ]
     for arguments, error, match in refused:
         with pytest.raises(error, match=match):
             loss(*arguments)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (0, 0, 4), (2, 3, 0), (2, 3, 4, 5, 0)], ids=str
+)
+@every_loss()
+def test_no_channel_and_no_voxel_are_refused(entry: LossEntry, shape: tuple[int, ...]) -> None:
+    scores = torch.zeros(shape)
+    for reduction in entry.reductions:
+        loss = entry.make(reduction=reduction)
+        with pytest.raises(ValueError, match=rf"expected an input with channels and voxels, got shape \({shape[0]}, "):
+            loss(scores, scores[:, :1] if shape[1] else scores)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 12])
+@every_case()
+def test_an_empty_batch_costs_nothing(case: LossCase, num_classes: int) -> None:
+    """As a batch in which everything is ignored."""
+    if num_classes == 1 and (case.activation == "softmax" or case.entry.name == "CategoricalHingeLoss"):
+        pytest.skip("wants at least two channels")
+    scores, labels, mask = torch.zeros(0, num_classes, 4, 5), torch.zeros(0, 1, 4, 5), torch.zeros(0, 1, 4, 5)
+    changes = ({}, {"batch": True}, {"smooth_nr": 0.0, "smooth_dr": 0.0}, {"absent_class": "skip"}, {"weight": 2.0})
+    for more in (change for change in changes if all(map(case.entry.accepts, change))):
+        for target in (labels, torch.zeros(scores.shape)):
+            for data in ((target,), (target, mask)):
+                for reduction in case.entry.reductions:
+                    loss = case(reduction=reduction, to_onehot_y=target is labels, **more)
+                    leaf = scores.clone().requires_grad_()
+                    value = loss(leaf, *data)
+                    assert (value == 0).all(), (more, reduction)
+                    if reduction == "none":
+                        assert value.shape[0] == (1 if "batch" in more and case.entry.family != "distribution" else 0)
+                    else:
+                        assert value.shape == ()
+                    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+                    assert gradient.shape == scores.shape
+
+
+OPTIONS = {
+    name: {option: parameter.default for option, parameter in inspect.signature(loss).parameters.items()}
+    for name in losses.__all__
+    if isinstance(loss := getattr(losses, name), type) and issubclass(loss, SegmentationLoss)
+}
+NUMBERS = {"weight": 1.0, "alpha": 0.5, "class_frequencies": 1.0}  # those that are None, or a number
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_numbers_are_finite_numbers(name: str) -> None:
+    loss = getattr(losses, name)
+    for option, default in OPTIONS[name].items():
+        if option == "beta_range":
+            wrong: list[Any] = [(0.05, math.nan), (0.05, math.inf), (-math.inf, 1.0), (0.05, -0.5)]
+        elif option in NUMBERS or isinstance(default, float):
+            wrong = [math.nan, math.inf, -math.inf, torch.tensor(math.nan), np.float32("inf")]
+            wrong += [-2.0] if option != "epsilon" or name != "PolyLoss" else [-1.1]
+        elif isinstance(default, int) and not isinstance(default, bool):
+            wrong = [-2, 0]
+        else:
+            continue
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"{option}.*got|weight without gradient"):
+                loss(**{option: value})
+        for text in ("1e-5", True, [None]):
+            with pytest.raises(TypeError, match=rf"expected {option} to be a (whole )?number, got"):
+                loss(**{option: text})
+    if "smooth_nr" in OPTIONS[name]:
+        with pytest.raises(TypeError, match="got '1e-5': YAML reads 1e-5 as text, and 1.0e-5 as a number"):
+            loss(smooth_nr="1e-5")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_flags_are_true_or_false(name: str) -> None:
+    loss = getattr(losses, name)
+    flags = {option: default for option, default in OPTIONS[name].items() if isinstance(default, bool)}
+    assert {"include_background"} <= flags.keys()
+    for option, default in flags.items():
+        loss(**{option: np.bool_(default)})
+        for value in ("False", "True", 0, 1, None, 1.0):
+            with pytest.raises(TypeError, match=f"expected {option} to be True or False, got {value!r}"):
+                loss(**{option: value})
+
+
+def test_an_alpha_that_turns_the_sign_is_refused() -> None:
+    for alpha in (-0.1, 1.1):
+        for loss in (FusedFocalLoss, FusedDiceFocalLoss):
+            with pytest.raises(ValueError, match=rf"expected alpha in \[0, 1\], got {alpha}"):
+                loss(alpha=alpha)
+    with pytest.raises(ValueError, match=r"expected alpha of numbers >= 0, got \(0.5, -0.1\)"):
+        FusedFocalLoss(alpha=[0.5, -0.1])
 
 
 @every_loss()

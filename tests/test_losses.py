@@ -228,6 +228,31 @@ def test_value_and_gradient_are_those_of_the_formula(
     np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("num_classes", [2, 3, 12])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", sorted(set(FORMULAS) - RAW_SCORES - {"cross-entropy, smoothed"}))
+def test_masked_classes_and_hopeless_voxels_are_those_of_the_formula(
+    name: str, activation: str, num_classes: int
+) -> None:
+    """In float32: scores of -inf, which the formula has as very small ones, and a voxel with p_t below 1e-30."""
+    cls, options, reference = FORMULAS[name]
+    torch.manual_seed(0)
+    scores = 2 * torch.randn(2, num_classes, 4, 6)
+    labels = labels_like(scores)
+    true = one_hot(labels, num_classes) > 0
+    scores[1, :, 2, 3] = torch.where(true[1, :, 2, 3], -100.0, 0.0)
+    scores = scores.masked_fill(~true & (torch.rand(scores.shape) < 0.4), -torch.inf)
+    scores[0, :, 0] = torch.where(true[0, :, 0], scores[0, :, 0], -torch.inf)  # no class but the true one
+    active = {"use_softmax": activation == "softmax"} if cls is FusedFocalLoss else {activation: True}
+    x = scores.double().clamp_min(-1e4).numpy()
+    g, w = ref.one_hot(labels.numpy(), num_classes), np.ones((2, 1, 4, 6))
+    for target in (labels, true.float()):
+        value, gradient = value_and_gradient(cls(to_onehot_y=target is labels, **active, **options), scores, target)
+        assert value.item() == pytest.approx(reference(x, g, activation, w), rel=2e-6)
+        assert gradient.isfinite().all()
+        assert (gradient[scores.isinf()] == 0).all()
+
+
 def test_gradient_of_dice_is_that_of_its_docstring() -> None:
     p = torch.rand(1, 1, 4, 5, dtype=torch.float64)
     g = torch.randint(0, 2, (1, 1, 4, 5)).double()

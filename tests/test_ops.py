@@ -16,7 +16,7 @@ from monai_extra_losses import losses
 from monai_extra_losses.ops import label_kernels, slab_pass, slabs
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, SoftFocalFormula
 from monai_extra_losses.ops.fused_sums import fused_sums
-from monai_extra_losses.ops.slabs import Layout
+from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -30,6 +30,7 @@ from monai_extra_losses.ops.terms import (
     VoxelFormula,
     VoxelMap,
     VoxelSums,
+    probabilities,
 )
 
 
@@ -248,6 +249,73 @@ def test_sums_with_a_map(activation: Activation, of: MapOf, num_classes: int, ta
         ):
             if target_kind != "soft" and activation != "none":
                 assert label_kernels.supports(terms)
+            assert_equal_to_the_definition(layout, terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class CubeSums:
+    """A term of somebody else: sum p^3 g, result (1, B, C)."""
+
+    activation: Activation
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return 1, scores.shape[0], scores.shape[1]
+
+    def definition(self, v: Voxels) -> Tensor:
+        p = probabilities(v.scores, self.activation)
+        return v.weighted(p**3 * v.one_hot()).sum(-1, dtype=torch.float64).unsqueeze(0)
+
+
+class SquareRootSums(CountSums):
+    """One that changes the definition of a term with a kernel: sum p^(1/2) and its square."""
+
+    def definition(self, v: Voxels) -> Tensor:
+        p = (probabilities(v.scores, self.activation) + 1e-3).sqrt()
+        return torch.stack([v.weighted(part).sum(-1, dtype=torch.float64) for part in (p, p * p)])
+
+
+class TwiceSums(VoxelSums):
+    """One that changes the losses of a term with a kernel."""
+
+    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        positive, negative = VoxelSums.losses(self, v)
+        return 2 * positive, 2 * negative
+
+
+class SizeSums(TargetSums):
+    """One that reads the scores where the term that it derives from does not."""
+
+    def definition(self, v: Voxels) -> Tensor:
+        return v.weighted(v.scores**2).sum(-1, dtype=torch.float64).expand(2, -1, -1)
+
+
+class VolumeSums(CubeSums):
+    """One that reads the target alone: it has no gradient."""
+
+    def definition(self, v: Voxels) -> Tensor:
+        return v.weighted(v.one_hot()).sum(-1, dtype=torch.float64).unsqueeze(0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 12])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.usefixtures("_many_slabs")
+def test_a_term_without_a_kernel_has_its_definition(activation: Activation, num_classes: int, masked: bool) -> None:
+    scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, torch.float64)
+    mask = torch.rand(2, 1, 5, 6) * (torch.rand(2, 1, 5, 6) > 0.3) if masked else None
+    labels = labels.clamp_max(num_classes - 1)
+    twice = TwiceSums(activation, CrossEntropyFormula(), one_vs_rest=activation == "sigmoid")
+    for layout in (
+        Layout(scores, labels, mask, True, None),
+        Layout(scores, one_hot(labels, num_classes, torch.float64), mask, False, None),
+    ):
+        for terms in (
+            [CubeSums(activation)],
+            [CubeSums(activation), CountSums(activation), TargetSums()],
+            [SquareRootSums(activation), VolumeSums(activation)],
+            [twice, VoxelMap(twice)],
+            [SizeSums(), CountSums(activation)],
+        ):
             assert_equal_to_the_definition(layout, terms)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import LossCase, LossEntry, every_case, labels_like, one_hot, value_and_gradient
-from test_ops import definitions, focal, results_and_gradient
+from test_ops import CubeSums, SquareRootSums, TwiceSums, definitions, focal, results_and_gradient
 from torch import Tensor
 
 from monai_extra_losses import losses
@@ -265,6 +265,41 @@ def test_an_ignored_voxel_has_no_gradient_at_all() -> None:
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize(
+    ("activation", "name"), [pair for pair in ALL if pair[1] != "logs" and "smooth" not in pair[1]]
+)
+def test_classes_that_are_masked(activation: Activation, name: str, num_classes: int) -> None:
+    """Scores of -inf, p = 0, are as very small ones; the only class of a voxel that is left has p = 1."""
+    scores, labels = made((2, num_classes, 5, 6))
+    true = one_hot(labels, num_classes) > 0
+    masked = scores.masked_fill(~true & (torch.rand(scores.shape) < 0.3), -torch.inf)
+    masked[:, :, 0] = torch.where(true[:, :, 0], masked[:, :, 0], -torch.inf)
+    terms = terms_of(activation)[name]
+    for target in (labels, true.float()):
+        labelled = target is labels
+        finite = Layout(masked.clamp_min(-1e4).double(), target, None, labelled, None)
+        expected, expected_gradient = results_and_gradient(definitions, finite, terms)
+        layout = Layout(masked.to(DEVICE), target.to(DEVICE), None, labelled, None)
+        got, gradient = results_and_gradient(on_the_cpu, layout, terms)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=4e-6)
+        torch.testing.assert_close(gradient.cpu().double(), expected_gradient, atol=1e-5, rtol=4e-6)
+
+
+@every_term
+def test_nan_is_not_lost(activation: Activation, name: str) -> None:
+    if name == "target":
+        pytest.skip("reads no scores")
+    scores, labels = made((1, 3, 5, 6))
+    for channel in range(3):
+        spoilt = scores.clone()
+        spoilt[0, channel, 2, 3] = torch.nan
+        for target in (labels, one_hot(labels, 3)):
+            layout = Layout(spoilt.to(DEVICE), target.to(DEVICE), None, target is labels, None)
+            results = on_the_cpu(layout, terms_of(activation)[name])
+            assert all(r.isnan().any() for r, t in zip(results, terms_of(activation)[name]) if t != TargetSums())
+
+
 def test_what_stays_with_torch() -> None:
     scores, labels = made((2, 3, 5, 6))
     layout = Layout(scores, labels, None, True, None)
@@ -279,6 +314,9 @@ def test_what_stays_with_torch() -> None:
         [voxel_sums("softmax", "focal 2", one_vs_rest=True)],
         [voxel_sums("softmax"), voxel_sums("softmax", "poly"), voxel_sums("softmax", "focal 2")],
         [LogSums("softmax", one_vs_rest=True)],
+        [CubeSums("softmax")],
+        [SquareRootSums("softmax")],
+        [TwiceSums("softmax", CrossEntropyFormula(), one_vs_rest=False)],
     ):
         assert slab_pass._gpu_kernels(layout, terms) is None
     counts = [CountSums("softmax")]

@@ -173,9 +173,9 @@ class SegmentationLoss(nn.Module):
 
     Shapes:
         input (B, C, *spatial) with 1, 2 or 3 spatial axes, target (B, 1, *spatial) with `to_onehot_y`, else
-        (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too. The
-        transforms of torch.func take a loss, hessian too, at the memory of plain torch; tensors without numbers (the
-        meta device, FakeTensorMode) get shapes; a device without float64 (Apple's) adds up in float32.
+        (B, C, *spatial); mask (B, 1, *spatial), bool or float weights per voxel. All memory formats, MetaTensor too.
+        The transforms of torch.func take a loss, hessian too, at the memory of plain torch; tensors without numbers
+        (the meta device, FakeTensorMode) get shapes; a device without float64 (Apple's) adds up in float32.
 
     Raises:
         TypeError: an option, input or mask of the wrong type.

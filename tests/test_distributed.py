@@ -93,6 +93,12 @@ def run_rank(rank: int, folder: str) -> None:
                 value = make(case)(scores, labels)
             value.backward()
             results[case] = value.detach(), [p.grad for p in model.parameters()]
+        images, labels = (tensor[SAMPLES_OF_RANK[rank]] for tensor in data("Dice"))
+        model = nn.parallel.DistributedDataParallel(network())
+        compiled = torch.compile(make("Dice"), backend="aot_eager", fullgraph=True)
+        value = compiled(model(images), labels)
+        value.backward()
+        results["compiled"] = value.detach(), [p.grad for p in model.parameters()]
         torch.save(results, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -116,6 +122,12 @@ def test_two_ranks_are_one_rank_with_all_samples(case: str, of_each_rank: list[d
         torch.testing.assert_close(got, value.detach(), atol=1e-12, rtol=1e-10)
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_a_compiled_loss_adds_up_over_the_ranks_in_one_graph(of_each_rank: list[dict[str, Any]]) -> None:
+    for results in of_each_rank:
+        torch.testing.assert_close(results["compiled"], results["Dice"], atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")

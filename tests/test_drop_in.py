@@ -545,6 +545,16 @@ def test_departure_dice_focal_softmax_has_a_softmax_focal_loss(include_backgroun
     assert ours.FusedDiceFocalLoss(**options)(scores, labels).item() == pytest.approx(right, abs=1e-6)
 
 
+@pytest.mark.parametrize("include_background", [True, False])
+def test_monai_s_sum_of_dice_and_sigmoid_focal_is_a_compound(include_background: bool) -> None:
+    scores, labels, _ = data((2, 3, 5, 6), "labels")
+    options = {"to_onehot_y": True, "include_background": include_background}
+    theirs = value_and_gradient(monai.losses.DiceFocalLoss(softmax=True, **options), scores, labels)
+    compound = ours.CompoundLoss([drop_in.DiceLoss(softmax=True, **options), drop_in.FocalLoss(**options)])
+    assert difference(options, theirs, value_and_gradient(compound, scores, labels)) == ""
+    assert not torch.isclose(drop_in.DiceFocalLoss(softmax=True, **options)(scores, labels), theirs[0], rtol=1e-2)
+
+
 def test_departure_generalized_dice_smooths_before_weighting() -> None:
     """A missed large object costs as much as a missed small one."""
     scores = torch.full((1, 1, 64, 64, 64), -20.0)

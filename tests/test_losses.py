@@ -276,6 +276,65 @@ def test_smoothing_of_one_halves_the_loss_of_a_missed_voxel() -> None:
     assert FusedDiceLoss(smooth_nr=1, smooth_dr=1)(p, g).item() == 0.5
 
 
+def test_the_smoothing_of_the_authors_makes_missed_small_objects_cheap() -> None:
+    """The numbers of the docstrings: an object of five voxels, missed."""
+    p, g = torch.zeros(1, 1, 9, 9), torch.zeros(1, 1, 9, 9)
+    g[..., 4, :5] = 1
+    for cls, ours, theirs in ((FocalTverskyLoss, 1.0, 0.83), (losses.LogCoshDiceLoss, 0.43, 0.31)):
+        assert cls()(p, g).item() == pytest.approx(ours, abs=5e-3)
+        assert cls(smooth_nr=1, smooth_dr=1)(p, g).item() == pytest.approx(theirs, abs=5e-3)
+
+
+def unified_focal_of_the_code(
+    p: ref.Array, g: ref.Array, *, weight: float, delta: float, gamma: float, asymmetric: bool
+) -> float:
+    """Of two classes as the authors' code has it: `weight` is that of the Tversky part."""
+    tp, fn, fp = ((a * b).sum((2, 3)) for a, b in ((p, g), (1 - p, g), (p, 1 - g)))
+    missed = 1 - (tp + 1e-5) / (tp + delta * fn + (1 - delta) * fp + 1e-5)
+    background = missed[:, 0] if asymmetric else missed[:, 0] ** (1 - gamma)
+    tversky = np.stack([background, missed[:, 1] ** (1 - gamma)]).mean()
+    entropy = -g * np.log(p)
+    foreground = entropy[:, 1] if asymmetric else (1 - p[:, 1]) ** gamma * entropy[:, 1]
+    focal = ((1 - delta) * (1 - p[:, 0]) ** gamma * entropy[:, 0] + delta * foreground).mean()
+    return float(weight * tversky + (1 - weight) * focal)
+
+
+def symmetric_unified_focal_of_the_paper(
+    p: ref.Array, g: ref.Array, weight: float, delta: float, gamma: float
+) -> float:
+    """lambda L_mF + (1-lambda) L_mFT with the exponents 1 - gamma and gamma."""
+    return unified_focal_of_the_code(p, g, weight=1 - weight, delta=delta, gamma=1 - gamma, asymmetric=False)
+
+
+def test_unified_focal_converts_to_the_code_and_to_the_paper() -> None:
+    scores = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    labels = labels_like(scores)
+    p, g = ref.softmax(scores.numpy()), ref.one_hot(labels.numpy(), 2)
+    for asymmetric in (False, True):
+        loss = losses.UnifiedFocalLoss(weight_focal=1 - 0.3, delta=0.7, gamma=0.2, asymmetric=asymmetric, **SOFTMAX)
+        theirs = unified_focal_of_the_code(p, g, weight=0.3, delta=0.7, gamma=0.2, asymmetric=asymmetric)
+        assert loss(scores, labels).item() == pytest.approx(theirs, rel=1e-12)
+    loss = losses.UnifiedFocalLoss(weight_focal=0.3, delta=0.7, gamma=1 - 0.2, **SOFTMAX)
+    paper = symmetric_unified_focal_of_the_paper(p, g, weight=0.3, delta=0.7, gamma=0.2)
+    assert loss(scores, labels).item() == pytest.approx(paper, rel=1e-12)
+    default = losses.UnifiedFocalLoss(**SOFTMAX)(scores, labels).item()
+    theirs = unified_focal_of_the_code(p, g, weight=0.5, delta=0.6, gamma=0.5, asymmetric=False)
+    paper = symmetric_unified_focal_of_the_paper(p, g, weight=0.5, delta=0.6, gamma=0.5)
+    assert default == pytest.approx(theirs, rel=1e-12) == pytest.approx(paper, rel=1e-12)
+
+
+def test_the_compound_in_nnu_net_s_form_pools_top_k_alone() -> None:
+    scores = torch.randn(3, 3, 6, 7, dtype=torch.float64)
+    labels = labels_like(scores)
+    dice = FusedDiceLoss(include_background=False, **SOFTMAX)
+    loss = losses.CompoundLoss([dice, losses.TopKLoss(k=10, batch=True, **SOFTMAX)])
+    voxels = F.cross_entropy(scores, labels[:, 0], reduction="none").flatten()
+    p, g = scores.softmax(1)[:, 1:], one_hot(labels, 3, torch.float64)[:, 1:]
+    overlap = (2 * (p * g).sum((2, 3)) + 1e-5) / (p.sum((2, 3)) + g.sum((2, 3)) + 1e-5)
+    expected = 1 - overlap.mean() + voxels.topk(int(voxels.numel() * 10 / 100)).values.mean()
+    torch.testing.assert_close(loss(scores, labels), expected)
+
+
 # --- what the harness above does not fit ---
 
 

@@ -399,9 +399,10 @@ class HausdorffERLoss(DistanceLoss):
     b = (p-g)^2; for k = 1..K: e = relu(b * cross - 1/2), e = (e - min e) / (max e - min e), L += mean(e) k^alpha, b = e
 
     The cross is the voxel and its face neighbours, with equal weights that sum to 1; beyond the border is 0; min and
-    max are those of the sample and class (left out where they are equal). It counts voxels, not mm: it has no option
-    `spacing`. Where every |p-g| is small an erosion leaves nothing, so loss and gradient are 0: give it a region loss
-    as partner. Everything ignored gives 0.
+    max are those of the sample and class (left out where they are equal). The step with min and max is that of
+    PatRyg99's public code, from which kornia 0.9.0 has it, with the values of this class; that it is the authors', too,
+    is not confirmed. It counts voxels, not mm: it has no option `spacing`. Where every |p-g| is small an erosion leaves
+    nothing, so loss and gradient are 0: give it a region loss as partner. Everything ignored gives 0.
 
     Args:
         alpha: exponent of the number of erosions, >= 0; 2 as in the paper.
@@ -510,10 +511,9 @@ class DistancePenaltyCrossEntropyLoss(_DistanceCrossEntropy):
 
     d is the distance of a voxel to the nearest of another label, M and d_min the largest and smallest d of the voxel's
     own label in the sample: Phi falls from 1 at the boundary to 0 in the middle, in thick and thin structures alike;
-    Phi = 1 where M = d_min, and 0 in a sample of one label (plain cross-entropy). One-vs-rest, a channel and its rest
-    are the two labels. A widely copied version computes the weight and returns the unweighted mean, and its map is NaN
-    for lesions up to 2 voxels wide. A target of C channels has the label of its largest (none: the background). A
-    perfect prediction gives 0, everything ignored gives 0.
+    Phi = 1 where M = d_min, as in lesions up to 2 voxels wide, and 0 in a sample of one label (plain cross-entropy).
+    One-vs-rest, a channel and its rest are the two labels. A target of C channels has the label of its largest (none:
+    the background). A perfect prediction gives 0, everything ignored gives 0.
 
     Args:
         spacing: see `DistanceLoss`.

@@ -541,6 +541,9 @@ class DiceTopKLoss(_RegionCompound):
         lambda_topk: factor of the top-k cross-entropy, >= 0.
         **options: see `RegionLoss`; `batch` pools both parts, `weight` has one number per class kept for Dice only.
 
+    nnU-Net pools the voxels of the batch for top-k always, and for Dice where its plans say so: its form, up to the
+    constant 1 (its Dice is negative), is the compound in the example.
+
     Shapes: see `SegmentationLoss`.
 
     Raises:
@@ -553,6 +556,10 @@ class DiceTopKLoss(_RegionCompound):
         >>> labels[..., 2:] = 1
         >>> round(loss(torch.zeros(1, 2, 4, 4), labels).item(), 4)  # 1/2 + ln 2
         1.1931
+        >>> from monai_extra_losses import CompoundLoss, FusedDiceLoss, TopKLoss
+        >>> read = {"to_onehot_y": True, "softmax": True}
+        >>> dice = FusedDiceLoss(include_background=False, batch=False, **read)
+        >>> loss = CompoundLoss([dice, TopKLoss(k=10, batch=True, **read)])
 
     Reference: Isensee et al. 2020, arXiv:1904.08128; Ma et al. 2021, doi:10.1016/j.media.2021.102035.
     """
@@ -580,9 +587,9 @@ class ComboLoss(_RegionCompound):
 
     alpha mCE + (1-alpha) (1 - Dice), mCE = -mean(beta g log p + (1-beta) (1-g) log(1-p)) one-vs-rest, per class kept
 
-    The paper subtracts Dice; this is that plus (1-alpha), so >= 0. In the paper's printed form a bracket makes the
-    ratio of false negatives and false positives 1/(1-beta), and the authors' code has a sign that rewards an
-    all-foreground prediction: not these.
+    The paper subtracts Dice; this is that plus (1-alpha), so >= 0. The brackets of mCE are as Jadon (2020,
+    arXiv:2006.14822) restates them, so that beta weights positives against negatives; that the authors mean the same is
+    not confirmed.
 
     Args:
         alpha: in [0, 1], share of the cross-entropy; 0.5 as in the paper.
@@ -812,8 +819,12 @@ class UnifiedFocalLoss(_RegionCompound):
     background only; (1-TI)^(1-gamma) on foreground only, 1-TI on background. w = 1-delta for background, delta for
     foreground. Channel 0 is the background of a softmax; one-vs-rest every channel is foreground against its rest.
 
-    MONAI's `AsymmetricUnifiedFocalLoss` takes two classes, applies no activation and ignores `reduction`. Everything
-    ignored gives 0; 1 - TI is clamped at 1e-7.
+    At the defaults this equals the authors' code and the paper. Off them, lambda is the paper's, the weight of F: the
+    code's `weight` is that of FT, so weight_focal = 1 - weight. gamma is the code's: the paper's symmetric form has
+    1 - gamma and gamma for the exponents of F and FT, so gamma = 1 - the paper's; the asymmetric forms agree.
+
+    `AsymmetricUnifiedFocalLoss` of MONAI 1.6.1 reads two classes alone, takes probabilities, and gives one number
+    whatever `reduction` says. Everything ignored gives 0; 1 - TI is clamped at 1e-7.
 
     Args:
         weight_focal: lambda in [0, 1]; 0.5 as in the paper.
@@ -834,7 +845,7 @@ class UnifiedFocalLoss(_RegionCompound):
         >>> bool(loss(torch.zeros(1, 2, 4, 4), labels) > 0)
         True
 
-    Reference: Yeung et al. 2022, arXiv:2102.04525, as in the authors' code.
+    Reference: Yeung et al. 2022, arXiv:2102.04525, and the authors' code.
     """
 
     left_out: ClassVar[dict[str, str]] = {"weight": _OWN_WEIGHTS}

@@ -122,8 +122,7 @@ class FusedFocalLoss(DistributionLoss):
         gamma: >= 0; 2 is the paper's. 0 is cross-entropy.
         alpha: with sigmoid, the factor of positives, 1 - alpha for negatives (a sequence: the factor of each channel's
             positives, 1 for its negatives); with softmax, 1 - alpha for background and alpha for every other class (a
-            sequence: one factor per class kept). None: 1. The paper has 0.25. Snippets that multiply both sides by
-            alpha only rescale the loss.
+            sequence: one factor per class kept). None: 1. The paper has 0.25.
         weight: one number, or one per class kept; multiplies, not normalised.
         reduction: "mean" over voxels and channels kept; "sum"; "none" gives (B, C', *spatial).
         use_softmax: softmax instead of sigmoid.
@@ -362,7 +361,7 @@ class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
 
     -(beta g log p + (1-g) log(1-p)), mean over voxels and classes
 
-    Jadon's code uses beta/(1-beta) instead of beta. A perfect prediction gives 0, everything ignored gives 0.
+    Jadon's code has beta/(1-beta) for beta. A perfect prediction gives 0, everything ignored gives 0.
 
     Args:
         beta: > 0, for mode="fixed"; above 1 cuts false negatives, below 1 false positives.
@@ -452,8 +451,9 @@ class TopKLoss(DistributionLoss):
 
     sum of the K largest -log p_t / K, K = max(1, floor(n k / 100)) of the n voxels of a sample, mean over samples
 
-    k=100 is the mean of the samples' cross-entropies. Public versions give NaN when k % rounds to no voxel: at least
-    one counts here. Everything ignored gives 0; a sample in which everything is ignored leaves the mean.
+    k=100 is the mean of the samples' cross-entropies. Where k % rounds to no voxel, one counts. nnU-Net pools the
+    voxels of the batch, which is `batch=True`. Everything ignored gives 0; a sample in which everything is ignored
+    leaves the mean.
 
     Args:
         k: per cent of the voxels kept that count, in (0, 100]; 10 as is usual: max(1, floor(n k / 100)) of n voxels.
@@ -586,7 +586,7 @@ class CategoricalHingeLoss(_MarginLoss):
 
     max(0, 1 + max_{c != t} s_c - s_t), mean over voxels
 
-    Keras' version of this name takes max((1-y) s), which cannot fall below 0: not this.
+    Keras 3.15.1 has another loss of this name: its max((1-y) s) is over the true class, too, as 0.
 
     Args:
         **options: see `DistributionLoss`; no activation: `input` is raw scores of at least two channels.

@@ -143,7 +143,7 @@ class MeanSquaredLogarithmicErrorLoss(RegressionLoss):
         >>> round(loss(torch.full((1, 1, 4, 4), 0.0), torch.full((1, 1, 4, 4), 1.0)).item(), 4)
         0.4805
 
-    Reference: as Keras' MeanSquaredLogarithmicError.
+    Reference: as MeanSquaredLogarithmicError of Keras 3.15.1.
     """
 
     def formula(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class MeanAbsolutePercentageErrorLoss(RegressionLoss):
         >>> round(loss(torch.full((1, 1, 4, 4), 3.0), torch.full((1, 1, 4, 4), 2.0)).item(), 4)
         50.0
 
-    Reference: as Keras' MeanAbsolutePercentageError.
+    Reference: as MeanAbsolutePercentageError of Keras 3.15.1.
     """
 
     def __init__(self, epsilon: float = 1e-7, **options: Unpack[RegressionOptions]) -> None:
@@ -266,7 +266,7 @@ class LogCoshLoss(RegressionLoss):
         >>> round(loss(torch.full((1, 1, 4, 4), 2.0), torch.full((1, 1, 4, 4), 1.0)).item(), 4)
         0.4338
 
-    Reference: as Keras' LogCosh.
+    Reference: as LogCosh of Keras 3.15.1.
     """
 
     def formula(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -279,7 +279,7 @@ class CosineSimilarityLoss(RegressionLoss):
 
     1 - cos(y', y)
 
-    A perfect prediction gives 0 (Keras returns -cos). A voxel where either is 0 has cosine 0.
+    A perfect prediction gives 0 (Keras 3.15.1 returns -cos). A voxel where either is 0 has cosine 0.
 
     Args:
         **options: see `RegressionLoss`.

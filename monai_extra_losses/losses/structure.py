@@ -63,8 +63,9 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
     e = |(g - mu_g + C) / (sigma_g + C) - (p - mu_p + C) / (sigma_p + C)|, f = 1[e > beta max e]
 
     One-vs-rest, per sample and class. Means and deviations are taken in a Gaussian window of 3 voxels per axis
-    (standard deviation 1.5 voxels) with reflected borders. Public versions disagree (statistics swapped, an absolute
-    threshold, one mean over everything). No voxel with f = 1, as in a perfect prediction: the second part is 0.
+    (standard deviation 1.5 voxels) with reflected borders. The authors' code is not known; that the ratio is taken per
+    sample and class, and not over the batch, is this package's reading of the paper, and not confirmed. No voxel with
+    f = 1, as in a perfect prediction: the second part is 0.
 
     Args:
         weight_cross_entropy: lambda in [0, 1]; 0.5.

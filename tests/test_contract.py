@@ -491,7 +491,7 @@ def test_bad_weights_are_refused(entry: LossEntry) -> None:
 
     for number in (math.inf, [1.0, math.inf, 3.0], torch.tensor([1.0, 2.0, math.inf])):
         with pytest.raises(
-            ValueError, match="expected weight to be finite, got .*inf.*: give a class that never occurs"
+            ValueError, match=r"expected weight to be finite, got .*inf.*: give a class that never occurs"
         ):
             entry.make(weight=number)
     with pytest.raises(ValueError, match="expected a weight without gradient, got one that requires it"):
@@ -1047,7 +1047,7 @@ def test_numbers_are_finite_numbers(name: str) -> None:
             with pytest.raises(TypeError, match=rf"expected {option} to be a (whole )?number, got"):
                 loss(**{option: text})
     if "smooth_nr" in OPTIONS[name]:
-        with pytest.raises(TypeError, match="got '1e-5': YAML reads 1e-5 as text, and 1.0e-5 as a number"):
+        with pytest.raises(TypeError, match=r"got '1e-5': YAML reads 1e-5 as text, and 1\.0e-5 as a number"):
             loss(smooth_nr="1e-5")
 
 

@@ -849,7 +849,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device", str(file))
 
     monkeypatch.setattr(nibabel, "save", full)
-    with pytest.raises(DatasetError, match=r"Expected to write .*a\.nii\.gz, got: no space left on device"):
+    with pytest.raises(DatasetError, match=r"Expected to write .*a\.nii\.gz, got: no space left on device; make room"):
         prepare(tmp_path)
 
 

@@ -296,8 +296,9 @@ def test_nan_is_not_lost(activation: Activation, name: str) -> None:
         spoilt[0, channel, 2, 3] = torch.nan
         for target in (labels, one_hot(labels, 3)):
             layout = Layout(spoilt.to(DEVICE), target.to(DEVICE), None, target is labels, None)
-            results = on_the_cpu(layout, terms_of(activation)[name])
-            assert all(r.isnan().any() for r, t in zip(results, terms_of(activation)[name]) if t != TargetSums())
+            terms = terms_of(activation)[name]
+            reading = zip(on_the_cpu(layout, terms), terms, strict=True)
+            assert all(result.isnan().any() for result, term in reading if term != TargetSums())
 
 
 def test_what_stays_with_torch() -> None:

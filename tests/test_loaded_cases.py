@@ -140,12 +140,15 @@ def test_a_case_is_checked_as_it_is_loaded(changes: dict[str, torch.Tensor], sen
     item = {key: MetaTensor(value) for key, value in {**case, **changes}.items()}
     check = CheckLoadedCased(in_channels=1, label_values=[0, 1, 2**60])
     if sentence is None:
-        assert check(item) == item
+        checked = check(item)
+        assert checked["image"] is item["image"]
+        assert torch.equal(checked["label"], item["label"])
         moved = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, 1.0, 1.02, 1.0])))
         with pytest.raises(DatasetError, match=r"label: expected the affine of image \(corners within 0\.05 mm\), got"):
             check({**item, "label": moved})
         moved.affine = torch.diag(torch.tensor([1.0, 1.0, 1.009, 1.0]))
-        check({**item, "label": moved})
+        assert torch.equal(check({**item, "label": moved})["label"].affine, item["image"].affine)
+        assert moved.affine[2, 2] != 1
     else:
         with pytest.raises(DatasetError, match=sentence):
             check(item)

@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 import yaml
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImage
+from monai.transforms import Compose, LoadImage, LoadImaged, Orientationd
 from numpy.typing import NDArray
 from volume_files import block_label, random_image, rotation, write_nifti
 
@@ -32,12 +32,14 @@ from monai_extra_losses.data import (
     read_case_list,
 )
 from monai_extra_losses.data.inputs import AnyVolumeReader, LabelIdReader, find_inputs, refuse_unlike
+from monai_extra_losses.data.loaded_cases import CheckLoadedCased
 
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = rotation(5, 6, 7) * [-0.7, 1.1, 2.5]
 AFFINE[:3, 3] = (3, 4, 5)
 SKEWED = AFFINE.copy()
 SKEWED[0, 1] += 1e-4
+ONLY_QFORM = {"qform_code": 1, "sform_code": 0}
 ONLY_SFORM = {"qform_code": 0, "sform_code": 2}
 NEITHER = {"qform_code": 0, "sform_code": 0}
 NAN = float("nan")
@@ -249,6 +251,49 @@ def test_two_forms_are_a_hint_where_a_label_lies_elsewhere(tmp_path: Path) -> No
         check(tmp_path)
 
 
+@pytest.mark.parametrize("angles", [(0, 0, 135), (45, 0, 45), (0, 0, 45)])
+def test_a_label_is_turned_with_its_image(tmp_path: Path, angles: tuple[float, float, float]) -> None:
+    """Between two axes rounding decides, and that of a qform is another than that of an sform."""
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(*angles)
+    files = {
+        kind: str(write_nifti(tmp_path / f"{kind}.nii", VOXELS, affine, fields))
+        for kind, fields in (("image", ONLY_SFORM), ("label", ONLY_QFORM))
+    }
+    values = np.unique(VOXELS).tolist()
+    turned = Compose(
+        [
+            LoadImaged(keys="image", reader=AnyVolumeReader(), ensure_channel_first=True),
+            LoadImaged(keys="label", reader=LabelIdReader(), dtype=None, ensure_channel_first=True),
+            CheckLoadedCased(in_channels=1, label_values=values),
+            Orientationd(keys=["image", "label"], axcodes="RAS", labels=None),
+        ]
+    )(files)
+    assert np.array_equal(turned["image"], turned["label"])
+    assert np.array_equal(turned["image"].affine, turned["label"].affine)
+
+
+@pytest.mark.parametrize(("shift", "accepted"), [(0.04, True), (0.06, False)])
+def test_channels_need_one_grid_as_check_says(tmp_path: Path, shift: float, accepted: bool) -> None:
+    """MONAI asks for equal numbers, so that a training ended where check had no problem."""
+    for channel in (0, 1):
+        moved = np.eye(4)
+        moved[0, 3] = shift * channel
+        write_nifti(tmp_path / "imagesTr" / f"a_000{channel}.nii.gz", VOXELS, moved)
+    write_nifti(tmp_path / "labelsTr" / "a.nii.gz", block_label(), np.eye(4))
+    files = sorted((tmp_path / "imagesTr").iterdir())
+    if accepted:
+        check(tmp_path)
+        voxels, header = AnyVolumeReader().get_data(files)
+        assert np.array_equal(voxels, [VOXELS, VOXELS])
+        assert np.array_equal(header["affine"], np.eye(4))
+    else:
+        with pytest.raises(DatasetError, match="expected the affine of"):
+            check(tmp_path)
+        with pytest.raises(DatasetError, match="expected the grid of"):
+            AnyVolumeReader().get_data(files)
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +314,6 @@ def plain(name: str, change: Callable[[bytes], bytes] = lambda content: content)
 
 
 COLOURS = np.zeros(VOXELS.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
-ONLY_QFORM = {"qform_code": 1, "sform_code": 0}
 ODD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "vox_offset 0": (odd({"vox_offset": 0}), r"expected the voxels from byte 352 on, got vox_offset 0, inside the"),
     "vox_offset 100": (odd({"vox_offset": 100}), r"got vox_offset 100, inside the header"),

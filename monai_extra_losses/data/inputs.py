@@ -21,7 +21,7 @@ from monai_extra_losses.data.folder_files import composed, named
 from monai_extra_losses.data.intensities import blanked_channels, intensity_problem
 from monai_extra_losses.data.label_ids import count_ids, label_ids_of, refusals_of
 from monai_extra_losses.data.layouts import CASE, channels_of_cases, patterns_of
-from monai_extra_losses.data.nifti import is_nifti, open_nifti, regular_size
+from monai_extra_losses.data.nifti import is_nifti, is_one_grid, open_nifti, regular_size
 from monai_extra_losses.data.pairing import _CHANNEL
 from monai_extra_losses.data.remarks import orientation_hint
 from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, _data_files, is_dicom, open_volume
@@ -262,18 +262,19 @@ class AnyVolumeReader(NibabelReader):
             DatasetError: a volume that cannot be read whole, values that `values_of` refuses, or channels on different
                 grids.
         """
-        images = []
+        images: list[nibabel.Nifti1Image] = []
         remarks: dict[Path, tuple[str, ...]] = {}
         for path in img:
             voxels, affine, remarks[path] = _read_any(path, self.series)
             voxels = self.values_of(path, voxels)
-            images.append(nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype))
-            first = images[0]
-            if images[-1].shape[:3] != first.shape[:3] or not np.allclose(affine, first.affine, atol=1e-3):
+            grid = images[0].affine if images else affine
+            if (images and voxels.shape[:3] != images[0].shape[:3]) or not is_one_grid(voxels.shape[:3], affine, grid):
                 raise DatasetError(
                     f"{path}: expected the grid of {img[0]}, got another; resample it onto that grid."
                     f"{orientation_hint(path, img[0], remarks)}"
                 )
+            # that of the first, to the last digit, which MONAI asks for
+            images.append(nibabel.Nifti1Image(voxels, grid, dtype=voxels.dtype))
         reader = NibabelReader()  # of its own for each call, because it keeps the names and threads may share this one
         reader.filenames = [str(path) for path in img]
         voxels, header = reader.get_data(images)

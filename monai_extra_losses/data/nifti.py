@@ -223,6 +223,12 @@ def corner_distance_mm(shape: Sequence[int], affine: ArrayLike, other: ArrayLike
     return float(np.linalg.norm(difference[:, :3], axis=1).max())
 
 
+def is_one_grid(shape: Sequence[int], affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether two affines put the corners of a volume at one place, to `TOLERANCE` of the spacing of `other`."""
+    allowed = TOLERANCE * float(np.linalg.norm(other[:3, :3], axis=0).min())
+    return corner_distance_mm(shape, affine, other) <= allowed
+
+
 def _opened(path: Path) -> io.BufferedIOBase:
     return gzip.GzipFile(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
@@ -360,7 +366,7 @@ def _remarks(header: Any, shape: Sequence[int], affine: NDArray[np.float64]) -> 
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not has_sform and not has_qform:
         yield NO_ORIENTATION
-    elif has_sform and has_qform and _qform_lies_apart(header, shape[:3], affine, TOLERANCE * lengths.min()):
+    elif has_sform and has_qform and _qform_lies_apart(header, shape[:3], affine):
         yield OTHER_QFORM
     elif has_sform and not np.allclose(header["pixdim"][1:4], lengths, rtol=0.01):
         yield OTHER_SPACING
@@ -376,9 +382,9 @@ def is_skewed(direction: NDArray[np.float64]) -> bool:
     return bool(np.abs(direction.T @ direction - np.eye(3)).max() > RIGHT_ANGLES)
 
 
-def _qform_lies_apart(header: Any, shape: Sequence[int], affine: NDArray[np.float64], allowed: float) -> bool:
+def _qform_lies_apart(header: Any, shape: Sequence[int], affine: NDArray[np.float64]) -> bool:
     try:
-        return not corner_distance_mm(shape, affine, header.get_qform()) <= allowed  # NaN lies apart
+        return not is_one_grid(shape, header.get_qform(), affine)  # NaN lies apart
     except (ValueError, nib.spatialimages.HeaderDataError):
         return True
 

@@ -1,4 +1,4 @@
-# Two commands: `make demo` (DATA=folder for your own data) and `make test`.
+# Two commands: `make demo` (DATA=folder for your own data, LOSS, EPOCHS, OUT) and `make test`.
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu (say) takes PyTorch from another index.
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +29,8 @@ $(FOR_TESTS): pyproject.toml constraints.txt
 	touch $(FOR_DEMO)
 
 demo: $(FOR_DEMO)
-	$(BIN)/monai-extra-losses demo --loss $(LOSS) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+	$(BIN)/monai-extra-losses demo --loss $(LOSS) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") \
+		$(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: $(FOR_TESTS)
 	$(PYTEST) -m "not slow"

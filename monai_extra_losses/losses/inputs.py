@@ -271,10 +271,11 @@ def plain(name: str, tensor: Tensor) -> Tensor:
 def _size_before_levels() -> torch.Size | None:
     """Spatial size of the target that MONAI's DeepSupervisionLoss was given, where it calls; else None.
 
-    Nothing in an interpolated MetaTensor says that its affine is no longer that of its grid, so the callers are asked.
+    Nothing in an interpolated MetaTensor says that its affine is no longer that of its grid, so the callers are asked;
+    a compiled graph has none.
     """
     module = sys.modules.get("monai.losses.ds_loss")
-    if module is None:
+    if module is None or torch.compiler.is_compiling():
         return None
     code = module.DeepSupervisionLoss.forward.__code__
     frame = inspect.currentframe()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_list import LossCase, assert_lean, every_case, labels_like, one_hot, value_and_gradient
+from loss_list import LossCase, LossEntry, assert_lean, every_case, labels_like, one_hot, value_and_gradient
 from monai.data import MetaTensor
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -23,6 +23,7 @@ from monai_extra_losses.losses import (
     FusedFocalLoss,
     FusedGeneralizedDiceLoss,
     HingeLoss,
+    HuberLoss,
     PolyLoss,
     SurfaceLoss,
     UnifiedFocalLoss,
@@ -169,6 +170,63 @@ def test_a_wrong_target_gets_a_sentence() -> None:
         compiled(scores, 9 * one_hot(labels, 3))
 
 
+def keeps_no_sums(entry: LossEntry) -> bool:
+    """Whether nothing but a map, or all voxels at once, is computed."""
+    return entry.lean and ("TopK" in entry.name or (entry.family == "distribution" and "none" in entry.reductions))
+
+
+@every_case(variants=False, only=keeps_no_sums)
+def test_a_map_keeps_the_checks(case: LossCase) -> None:
+    """Compiled to plain definitions, whose graph nothing but an operator can check."""
+    scores = case.scores(2, 3, 4, 5)
+    labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
+    reduction = case.entry.reductions[-1]
+    for target in (labels, one_hot(labels, 3)):
+        loss = case(reduction=reduction, to_onehot_y=target is labels)
+        compiled = torch.compile(loss, fullgraph=True, backend="eager")
+        torch.testing.assert_close(
+            value_and_gradient(compiled, scores, target, mask), value_and_gradient(loss, scores, target, mask), **CLOSE
+        )
+        wrong = target.clone()
+        wrong[0, 0, 0, 0] = 255
+        expected = r"expected whole labels in 0\.\.2 .*, got 255" if target is labels else r"values in \[0, 1\], got"
+        with pytest.raises(ValueError, match=expected):
+            compiled(scores, wrong, mask)
+        with pytest.raises(ValueError, match="expected mask weights >= 0, got a negative number"):
+            compiled(scores, target, mask - 0.5)
+
+
+@every_case(variants=False, only=lambda entry: entry.family == "structure")
+def test_whole_maps_keep_the_checks(case: LossCase) -> None:
+    scores = case.scores(2, 3, 4, 5)
+    labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
+    loss = case()
+    compiled = torch.compile(loss, backend="aot_eager")
+    torch.testing.assert_close(compiled(scores, labels, mask), loss(scores, labels, mask), **CLOSE)
+    with pytest.raises(ValueError, match="expected mask weights >= 0, got a negative number"):
+        compiled(scores, labels, mask - 0.5)
+    labels[0, 0, 0, 0] = 255
+    with pytest.raises(ValueError, match=r"expected whole labels in 0\.\.2 .*, got 255"):
+        compiled(scores, labels, mask)
+
+
+def test_a_regression_keeps_the_check_of_its_mask() -> None:
+    x, y, mask = torch.randn(2, 3, 4, 5), 9 * torch.randn(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
+    loss = HuberLoss()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y, mask), loss(x, y, mask), **CLOSE)
+    with pytest.raises(ValueError, match="expected mask weights >= 0, got a negative number"):
+        compiled(x, y, mask - 0.5)
+
+
+def test_a_target_with_a_gradient_keeps_the_check() -> None:
+    scores, soft = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5).softmax(1)
+    compiled = torch.compile(FusedDiceLoss(softmax=True), fullgraph=True, backend="aot_eager")
+    compiled(scores, soft.requires_grad_())
+    with pytest.raises(ValueError, match=r"expected a target of 3 channel\(s\) with values in \[0, 1\]"):
+        compiled(scores, (9 * soft).detach().requires_grad_())
+
+
 def test_a_second_derivative_is_refused() -> None:
     scores = torch.randn(2, 3, 4, 5, requires_grad=True)
     compiled = torch.compile(FusedDiceLoss(**SOFTMAX), fullgraph=True, backend="aot_eager")
@@ -197,9 +255,12 @@ def test_inductor() -> None:
         value_and_gradient(compiled, scores, labels), value_and_gradient(loss, scores, labels), **CLOSE
     )
     assert_lean(compiled, scores, labels)
+    top_k = torch.compile(DiceTopKLoss(**SOFTMAX), fullgraph=True)
+    top_k(scores, labels)
     labels[0, 0, 0, 0, 0] = 14
-    with pytest.raises(ValueError, match=r"expected whole labels in 0\.\.13 .*, got 14"):
-        compiled(scores, labels)
+    for refuses in (compiled, top_k):
+        with pytest.raises(ValueError, match=r"expected whole labels in 0\.\.13 .*, got 14"):
+            refuses(scores, labels)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C compiler")

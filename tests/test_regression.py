@@ -186,6 +186,56 @@ def test_wrong_data_are_refused(name: str) -> None:
             make(name, **{option: None})
 
 
+@every_regression_loss
+def test_nan_is_nan_and_an_empty_batch_is_zero(name: str) -> None:
+    x, y = data(name, 2, 3, 4, 5)
+    one = x.clone()
+    one[1, :, 2, 3] = np.nan
+    empty = torch.zeros(0, 3, 4, 5)
+    for reduction in ("mean", "sum", "none"):
+        loss = make(name, reduction=reduction)
+        for prediction, target in ((one, y), (torch.full_like(x, np.nan), y), (x, one)):
+            for mask in (None, torch.rand(2, 1, 4, 5)):
+                value = loss(prediction, target, mask)
+                assert value.isnan().any()
+                if reduction == "none":
+                    assert torch.equal(value.isnan().any(1), (prediction + target).isnan().any(1))
+        for mask in (None, empty[:, :1]):
+            value = loss(empty, empty, mask)
+            assert value.shape[:1] == ((0,) if reduction == "none" else ())
+            assert (value == 0).all()
+        for shape in ((2, 0, 4, 5), (2, 3, 0, 5)):
+            with pytest.raises(ValueError, match=r"expected an input with channels and voxels, got shape \(2, "):
+                loss(torch.zeros(shape), torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"expected a real target, got torch.complex128: try target.real"):
+        make(name)(x, y + 0j)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30, 1e-30])
+def test_the_cosine_does_not_depend_on_the_size(size: float) -> None:
+    x, y = data("CosineSimilarityLoss", 2, 3, 4, 5, dtype=torch.float32)
+    value, gradient = value_and_gradient(make("CosineSimilarityLoss"), size * x, y)
+    expected, expected_gradient = value_and_gradient(make("CosineSimilarityLoss"), x, y)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(size * gradient, expected_gradient)
+    torch.testing.assert_close(make("CosineSimilarityLoss")(x, size * y), expected)
+
+
+def test_a_class_that_is_masked_is_left_out_of_the_divergence() -> None:
+    """0 log 0 = 0, where the scores are -inf."""
+    x = torch.randn(2, 3, 4, 5)
+    y = torch.rand(2, 3, 4, 5)
+    y[:, 1] = 0
+    masked = x.clone()
+    masked[:, 1] = -torch.inf
+    loss = losses.KLDivergenceLoss(softmax=True)
+    value, gradient = value_and_gradient(loss, masked, y)
+    expected, expected_gradient = value_and_gradient(loss, x[:, ::2], y[:, ::2])
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[:, ::2], expected_gradient)
+    assert (gradient[:, 1] == 0).all()
+
+
 def test_values_far_away_are_finite() -> None:
     x = torch.tensor([[[1e4, -1e4, 0.0]]])
     assert losses.LogCoshLoss(reduction="none")(x, torch.zeros(1, 1, 3)).flatten().tolist() == pytest.approx(

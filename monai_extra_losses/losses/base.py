@@ -112,7 +112,7 @@ def refuse_negative(**numbers: float) -> None:
             raise ValueError(f"{name} should be no less than 0.0, got {number}.")
 
 
-def class_weights(weight: Weight) -> Tensor | None:
+def class_weights(weight: Weight, name: str = "weight") -> Tensor | None:
     """A number, list, tuple or tensor as a float64 buffer of zero or one axes.
 
     Raises:
@@ -125,9 +125,9 @@ def class_weights(weight: Weight) -> Tensor | None:
         device = torch.device("cpu")
     tensor = torch.as_tensor(weight, dtype=sum_dtype(device), device=device).detach().clone()
     if tensor.ndim > 1:
-        raise ValueError(f"expected a weight of one number or one per class, got shape {tuple(tensor.shape)}.")
+        raise ValueError(f"expected a {name} of one number or one per class, got shape {tuple(tensor.shape)}.")
     if has_numbers(tensor) and not bool((tensor >= 0).all()):  # NaN is not either
-        raise ValueError(f"the value/values of the `weight` should be no less than 0, got {tensor.tolist()}.")
+        raise ValueError(f"the value/values of the `{name}` should be no less than 0, got {tensor.tolist()}.")
     return tensor
 
 
@@ -198,7 +198,9 @@ class SegmentationLoss(nn.Module):
         for name, reason in cls.left_out.items():
             if name in options:
                 raise TypeError(f"{cls.__name__} has no option {name!r}: {reason}.")
-        if cls.__init__.__module__.startswith(__package__):  # else its options are its own business
+        if (args or options) and cls.__init__.__module__.startswith(
+            __package__
+        ):  # else its options are its own business
             signature = inspect.signature(cls)
             try:
                 signature.bind(*args, **options)
@@ -508,7 +510,8 @@ class RegionLoss(SegmentationLoss):
         if keep is not None:
             # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest. NaN
             # stays: what is not a number must not pass for an absent class.
-            parts = torch.where(keep | parts.isnan().any(0), parts, 1)
+            keep = keep | parts.isnan().any(0)
+            parts = torch.where(keep, parts, 1)
         kept = iter(parts)
         tp, p = next(kept), next(kept)
         extras: dict[str, Tensor] = {}
@@ -523,6 +526,8 @@ class RegionLoss(SegmentationLoss):
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
+        if keep is not None:  # 0/0 of a perfect voxel without smoothing
+            values = torch.where(keep[:, : values.shape[1]], values, 0)
         return self.reduced_pairs(values, keep, inputs.scores.ndim - 2)
 
     def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:

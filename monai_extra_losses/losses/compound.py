@@ -658,7 +658,7 @@ class _FrequencyCrossEntropy(DistributionLoss):
     def __init__(self, gamma: float, class_frequencies: Weight, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
         self.gamma = gamma
-        self.register_buffer("class_frequencies", class_weights(class_frequencies))
+        self.register_buffer("class_frequencies", class_weights(class_frequencies, "class_frequencies"))
         self._shares = self.class_frequencies is None or bool(self.class_frequencies.max() <= 1)
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.ops import library
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import (
     CrossEntropyFormula,
     FocalFormula,
@@ -25,19 +26,21 @@ from monai_extra_losses.ops.formulas import (
     SquaredHingeFormula,
 )
 from monai_extra_losses.ops.fused_sums import fused_sums
-from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
     ErrorSums,
+    LeadSums,
     LogSums,
     MapSums,
     MarginSums,
+    OutcomeLogSums,
+    OutcomeSums,
     TargetSums,
     Term,
+    TrueClassSums,
     VoxelFormula,
     VoxelMap,
-    VoxelSums,
 )
 
 FORMULAS: tuple[VoxelFormula, ...] = (
@@ -49,8 +52,8 @@ FORMULAS: tuple[VoxelFormula, ...] = (
     PowerFormula(0.3),
 )
 MARGINS: list[Term] = [
-    MarginSums(HingeFormula(), one_vs_rest=True),
-    MarginSums(SquaredHingeFormula(), one_vs_rest=False),
+    MarginSums(HingeFormula()),
+    LeadSums(SquaredHingeFormula()),
     TargetSums(),
 ]
 
@@ -63,10 +66,12 @@ def terms_of(activation: Activation) -> list[Term]:
         CountSums(activation, squares=True),
         CountSums(activation, soft_overlap=True),
         ErrorSums(activation, 1.3),
-        LogSums(activation, one_vs_rest),
-        VoxelSums(activation, FORMULAS[0], one_vs_rest, by_class=False),
-        VoxelSums(activation, FORMULAS[0], one_vs_rest=True),
-        *(VoxelSums(activation, formula, one_vs_rest) for formula in FORMULAS),
+        OutcomeLogSums(activation) if one_vs_rest else LogSums(activation),
+        TrueClassSums(activation, FORMULAS[0], by_class=False)
+        if not one_vs_rest
+        else OutcomeSums(activation, FORMULAS[0]),
+        OutcomeSums(activation, FORMULAS[0]),
+        *((OutcomeSums if one_vs_rest else TrueClassSums)(activation, formula) for formula in FORMULAS),
     ]
 
 
@@ -80,16 +85,16 @@ def test_terms_survive_their_text() -> None:
     for activation in ("softmax", "sigmoid", "none"):
         terms = (*terms_of(activation), *MARGINS)
         assert library.decode(text_of(terms)) == terms
-    assert text_of([VoxelSums("none", FocalFormula(2), False)]) == "VoxelSums(none, FocalFormula(2.0), False, True)"
+    assert text_of([TrueClassSums("none", FocalFormula(2))]) == "TrueClassSums(none, FocalFormula(2.0), True)"
     for number in (1 / 3, 0.1 + 0.2, 1e-30, 1e300, -0.5, 2, float("inf"), np.float64(0.7)):
-        (term,) = library.decode(text_of([VoxelSums("softmax", PolyFormula(number), False)]))
-        assert term == VoxelSums("softmax", PolyFormula(number), False)
+        (term,) = library.decode(text_of([TrueClassSums("softmax", PolyFormula(number))]))
+        assert term == TrueClassSums("softmax", PolyFormula(number))
 
 
 def test_a_term_with_a_tensor_or_a_formula_of_its_own_has_no_text() -> None:
-    sums = VoxelSums("softmax", FORMULAS[0], False)
-    own = [VoxelSums("softmax", torch.neg, False), VoxelSums("softmax", PolyFormula(torch.ones(())), False)]
-    for term in (VoxelMap(sums), MapSums("softmax", torch.ones(1, 2, 3), "error"), MarginSums(torch.relu, True), *own):
+    sums = TrueClassSums("softmax", FORMULAS[0])
+    own = [TrueClassSums("softmax", torch.neg), TrueClassSums("softmax", PolyFormula(torch.ones(())))]
+    for term in (VoxelMap(sums), MapSums("softmax", torch.ones(1, 2, 3), "error"), MarginSums(torch.relu), *own):
         assert library.encode(term) is None
 
 
@@ -105,19 +110,19 @@ def test_what_the_losses_ask_for_survives_its_text(case: LossCase) -> None:
             assert library.decode(text_of([term])) == (term,)
 
 
-def call(dtype: torch.dtype, target: Tensor, mask: Tensor | None = None, ignore_index: int | None = None) -> Layout:
+def call(dtype: torch.dtype, target: Tensor, mask: Tensor | None = None, ignore_index: int | None = None) -> CallData:
     scores = torch.randn(SOFT.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return Layout(scores.to(dtype), target, mask, target.shape[1] == 1, ignore_index)
+    return CallData(scores.to(dtype), target, mask, target.shape[1] == 1, ignore_index)
 
 
-def channels_last(layout: Layout) -> Layout:
-    return dataclasses.replace(layout, scores=layout.scores.contiguous(memory_format=torch.channels_last_3d))
+def channels_last(data: CallData) -> CallData:
+    return dataclasses.replace(data, scores=data.scores.contiguous(memory_format=torch.channels_last_3d))
 
 
 SOFT = torch.rand(2, 3, 4, 3, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
 LABELS = labels_like(SOFT)
 MASK = torch.rand(2, 1, 4, 3, 5, generator=torch.Generator().manual_seed(2))
-CALLS: dict[str, tuple[list[Term], Layout]] = {
+CALLS: dict[str, tuple[list[Term], CallData]] = {
     "labels": (terms_of("softmax"), call(torch.float32, LABELS)),
     "some ignored": (terms_of("softmax"), call(torch.bfloat16, LABELS.masked_fill(MASK < 0.2, 255), MASK, 255)),
     "channels last": (terms_of("softmax"), channels_last(call(torch.float32, LABELS.to(torch.uint8)))),
@@ -132,15 +137,15 @@ CALLS: dict[str, tuple[list[Term], Layout]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_torch_accepts_the_operators(name: str) -> None:
     """Schema, shapes, strides, autograd, and the same result compiled with dynamic shapes."""
-    terms, layout = CALLS[name]
+    terms, data = CALLS[name]
     operators = torch.ops.monai_extra_losses
-    scores = layout.scores
-    options = (layout.target, layout.mask, layout.labels, layout.ignore_index, text_of(terms))
+    scores = data.scores
+    options = (data.target, data.mask, data.labels, data.ignore_index, text_of(terms))
     close = {"atol": 1e-5, "rtol": 1e-5} if scores.dtype.itemsize >= 4 else {"atol": 1e-2, "rtol": 1e-2}
     torch.library.opcheck(operators.fused_sums.default, (scores.clone().requires_grad_(), *options), **close)
     sums = operators.fused_sums(scores, *options)
     # Where a term does not want its classes apart, only their total has a meaning.
-    apart = [not isinstance(term, VoxelSums) or term.by_class for term in terms]
+    apart = [not isinstance(term, TrueClassSums) or term.by_class for term in terms]
     columns = [s if a else s[..., :1] for s, a in zip(sums, apart, strict=True)]
     grads = [torch.rand_like(c).expand_as(s).contiguous() for s, c in zip(sums, columns, strict=True)]
     torch.library.opcheck(operators.fused_sums_backward.default, ([None, *grads[1:]], scores, *options), **close)
@@ -148,7 +153,7 @@ def test_torch_accepts_the_operators(name: str) -> None:
     assert gradient.stride() == scores.stride()
 
     leaf = scores.to(torch.promote_types(scores.dtype, torch.float32), copy=True).requires_grad_()
-    expected = definitions(dataclasses.replace(layout, scores=leaf), terms)
+    expected = definitions(dataclasses.replace(data, scores=leaf), terms)
     for got, value, a in zip(sums, expected, apart, strict=True):
         value = value.detach()
         torch.testing.assert_close(got if a else got.sum(-1), value if a else value.sum(-1), atol=1e-5, rtol=1e-5)
@@ -159,17 +164,17 @@ def test_torch_accepts_the_operators(name: str) -> None:
 def test_an_operator_gives_what_eager_gives() -> None:
     for activation, num_classes in itertools.product(("softmax", "sigmoid"), (2, 3)):
         scores = torch.randn(2, num_classes, 4, 5)
-        layout = Layout(scores, labels_like(scores), None, True, None)
+        data = CallData(scores, labels_like(scores), None, True, None)
         terms = terms_of(activation)
-        results = library.sums(layout, [text_of([term]) for term in terms])
-        for a, b in zip(results, fused_sums(layout, terms), strict=True):
+        results = library.sums(data, [text_of([term]) for term in terms])
+        for a, b in zip(results, fused_sums(data, terms), strict=True):
             assert torch.equal(a, b)
 
 
 def test_a_second_derivative_is_refused() -> None:
     scores = torch.randn(2, 3, 4, 5, requires_grad=True)
     (counts,) = library.sums(
-        Layout(scores, labels_like(scores), None, True, None), ["CountSums(softmax, False, False)"]
+        CallData(scores, labels_like(scores), None, True, None), ["CountSums(softmax, False, False)"]
     )
     (gradient,) = torch.autograd.grad(counts.sum(), scores, create_graph=True)
     with pytest.raises(RuntimeError, match="these losses have no second derivative: expected backward"):
@@ -179,30 +184,30 @@ def test_a_second_derivative_is_refused() -> None:
 def test_negative_weights_and_wrong_targets_get_a_sentence() -> None:
     scores = torch.randn(1, 3, 4, 5)
     texts = ["TargetSums(none)"]
-    for layout, match in (
-        (Layout(scores, torch.full((1, 1, 4, 5), 7), None, True, None), r"expected whole labels in 0\.\.2 .*, got 7"),
-        (Layout(scores, torch.full((1, 3, 4, 5), 7), None, False, None), r"values in \[0, 1\], got 7 to 7: remap it"),
-        (Layout(scores, labels_like(scores), -torch.ones(1, 1, 4, 5), True, None), "expected mask weights >= 0"),
+    for data, match in (
+        (CallData(scores, torch.full((1, 1, 4, 5), 7), None, True, None), r"expected whole labels in 0\.\.2 .*, got 7"),
+        (CallData(scores, torch.full((1, 3, 4, 5), 7), None, False, None), r"values in \[0, 1\], got 7 to 7: remap it"),
+        (CallData(scores, labels_like(scores), -torch.ones(1, 1, 4, 5), True, None), "expected mask weights >= 0"),
     ):
         with pytest.raises(ValueError, match=match):
-            library.sums(layout, texts)
+            library.sums(data, texts)
 
 
 def test_the_gradient_of_some_results() -> None:
     """A target alone has no gradient, and a gradient that is absent is 0."""
     scores = torch.randn(1, 3, 4, 5, requires_grad=True)
-    layout = Layout(scores, labels_like(scores), None, True, None)
-    volumes, counts = library.sums(layout, ["TargetSums(none)", "CountSums(softmax, False, False)"])
+    data = CallData(scores, labels_like(scores), None, True, None)
+    volumes, counts = library.sums(data, ["TargetSums(none)", "CountSums(softmax, False, False)"])
     assert torch.autograd.grad(volumes.sum(), scores, retain_graph=True)[0].count_nonzero() == 0
-    (expected,) = torch.autograd.grad(fused_sums(layout, [CountSums("softmax")])[0][0].sum(), scores)
+    (expected,) = torch.autograd.grad(fused_sums(data, [CountSums("softmax")])[0][0].sum(), scores)
     (gradient,) = torch.autograd.grad(counts[0].sum(), scores)
     torch.testing.assert_close(gradient, expected)
 
 
 def test_reloading_registers_anew() -> None:
     scores = torch.randn(1, 3, 4, 5)
-    layout = Layout(scores, labels_like(scores), None, True, None)
-    before = library.sums(layout, ["TargetSums(none)"])
+    data = CallData(scores, labels_like(scores), None, True, None)
+    before = library.sums(data, ["TargetSums(none)"])
     importlib.reload(library)
-    after: list[Tensor] = library.sums(layout, ["TargetSums(none)"])
+    after: list[Tensor] = library.sums(data, ["TargetSums(none)"])
     torch.testing.assert_close(after, before)

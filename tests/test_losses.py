@@ -26,8 +26,8 @@ from monai_extra_losses.losses import (
     JaccardLoss,
     inputs,
 )
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.contours import contour_sizes
-from monai_extra_losses.ops.slabs import Layout
 
 LABELS: dict[str, Any] = {"to_onehot_y": True}
 SOFTMAX: dict[str, Any] = {**LABELS, "softmax": True}
@@ -505,12 +505,12 @@ def test_contours_are_counted(shape: tuple[int, ...], target_kind: str) -> None:
     g = ref.one_hot(labels.numpy(), shape[1])
     target = labels if target_kind == "labels" else torch.from_numpy(g)
     for weight in (None, mask):
-        layout = Layout(torch.empty(shape), target, weight, target_kind == "labels", None)
+        data = CallData(torch.empty(shape), target, weight, target_kind == "labels", None)
         w = np.ones_like(mask.numpy()) if weight is None else mask.numpy()
-        np.testing.assert_array_equal(contour_sizes(layout).numpy(), ref.contour_sizes(g, w))
+        np.testing.assert_array_equal(contour_sizes(data).numpy(), ref.contour_sizes(g, w))
     ignored = labels.masked_fill(~mask, 255).to(torch.uint8)
-    layout = Layout(torch.empty(shape), ignored, None, True, 255)
-    np.testing.assert_array_equal(contour_sizes(layout).numpy(), ref.contour_sizes(g, mask.numpy()))
+    data = CallData(torch.empty(shape), ignored, None, True, 255)
+    np.testing.assert_array_equal(contour_sizes(data).numpy(), ref.contour_sizes(g, mask.numpy()))
 
 
 @pytest.mark.parametrize("how", ["mask", "ignore_index"])
@@ -1300,7 +1300,7 @@ def test_compound_loss_is_the_weighted_sum_in_one_pass(monkeypatch: pytest.Monke
         assert not value.requires_grad
     calls = []
     real = inputs.fused_sums
-    monkeypatch.setattr(inputs, "fused_sums", lambda layout, terms: calls.append(terms) or real(layout, terms))
+    monkeypatch.setattr(inputs, "fused_sums", lambda data, terms: calls.append(terms) or real(data, terms))
     compound(scores, labels)
     assert len(calls) == 1
     compound.weights = [0.0, 1.0, 0.0, 0.0, 0.0]  # as a schedule would

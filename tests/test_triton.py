@@ -19,7 +19,8 @@ from test_ops import CubeSums, SquareRootSums, TwiceSums, definitions, focal, re
 from torch import Tensor
 
 from monai_extra_losses import losses
-from monai_extra_losses.ops import slab_pass
+from monai_extra_losses.ops import plan as plans
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import (
     CrossEntropyFormula,
     FocalFormula,
@@ -29,14 +30,16 @@ from monai_extra_losses.ops.formulas import (
     SoftFocalFormula,
 )
 from monai_extra_losses.ops.fused_sums import fused_sums
-from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
     ErrorSums,
     LogSums,
+    OutcomeLogSums,
+    OutcomeSums,
     TargetSums,
     Term,
+    TrueClassSums,
     VoxelFormula,
     VoxelMap,
     VoxelSums,
@@ -50,7 +53,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(autouse=True)
 def _kernels_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(slab_pass, "_TRITON", True)
+    monkeypatch.setattr(plans, "_TRITON", True)
     # numpy, behind the interpreter, says so of 0/0 in what is selected away.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -71,12 +74,14 @@ FORMULAS: dict[str, VoxelFormula] = {
 
 
 def voxel_sums(activation: Activation, name: str = "cross_entropy", **options: Any) -> VoxelSums:
-    return VoxelSums(activation, FORMULAS[name], **{"one_vs_rest": activation == "sigmoid", **options})
+    if options.pop("one_vs_rest", activation == "sigmoid"):
+        return OutcomeSums(activation, FORMULAS[name])
+    return TrueClassSums(activation, FORMULAS[name], **options)
 
 
 def terms_of(activation: Activation) -> dict[str, list[Term]]:
     """Each term alone, and those that losses ask for together."""
-    counts, logs = CountSums(activation), LogSums(activation, one_vs_rest=activation == "sigmoid")
+    counts, logs = CountSums(activation), (OutcomeLogSums if activation == "sigmoid" else LogSums)(activation)
     squares, linear = CountSums(activation, squares=True), voxel_sums(activation)
     cases: dict[str, list[Term]] = {
         "target": [TargetSums()],
@@ -106,28 +111,28 @@ def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Te
     return scores.to(dtype), labels_like(scores)
 
 
-def on_the_cpu(layout: Layout, terms: list[Term]) -> list[Tensor]:
+def on_the_cpu(data: CallData, terms: list[Term]) -> list[Tensor]:
     """The results of the kernels, to compare."""
-    assert slab_pass._gpu_kernels(layout, terms) is not None
-    return [result.cpu() for result in fused_sums(layout, terms)]
+    assert plans._gpu_kernels(data, terms) is not None
+    return [result.cpu() for result in fused_sums(data, terms)]
 
 
-def assert_equal_to_the_definition(layout: Layout, terms: list[Term], rtol: float = 4e-6) -> None:
+def assert_equal_to_the_definition(data: CallData, terms: list[Term], rtol: float = 4e-6) -> None:
     """Results and gradient in float32 against those of the definitions in float64, on the same numbers."""
-    double = Layout(layout.scores.double(), layout.target, layout.mask, layout.labels, layout.ignore_index)
+    double = CallData(data.scores.double(), data.target, data.mask, data.labels, data.ignore_index)
     expected, expected_gradient = results_and_gradient(definitions, double, terms)
-    moved = [None if t is None else t.to(DEVICE) for t in (layout.scores, layout.target, layout.mask)]
+    moved = [None if t is None else t.to(DEVICE) for t in (data.scores, data.target, data.mask)]
     assert moved[0] is not None
     assert moved[1] is not None
-    on_device = Layout(moved[0], moved[1], moved[2], layout.labels, layout.ignore_index)
+    on_device = CallData(moved[0], moved[1], moved[2], data.labels, data.ignore_index)
     got, gradient = results_and_gradient(on_the_cpu, on_device, terms)
     for result, value in zip(got, expected, strict=True):
         assert result.dtype == torch.float64
         torch.testing.assert_close(result, value, atol=rtol * max(1.0, value.abs().max().item()), rtol=rtol)
-    assert gradient.dtype == layout.scores.dtype
-    assert gradient.stride() == layout.scores.stride()
+    assert gradient.dtype == data.scores.dtype
+    assert gradient.stride() == data.scores.stride()
     scale = expected_gradient.abs().max().clamp_min(1e-6)
-    coarse = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(layout.scores.dtype, 0.0)
+    coarse = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(data.scores.dtype, 0.0)
     torch.testing.assert_close(
         gradient.cpu().double() / scale, expected_gradient / scale, atol=max(rtol, coarse), rtol=max(rtol, coarse)
     )
@@ -139,12 +144,12 @@ def test_label_maps(activation: Activation, name: str, num_classes: int) -> None
     """With a mask, ignored voxels of NaN, and labels of an integer and a float dtype."""
     scores, labels = made((2, num_classes, 5, 3, 7))
     terms = terms_of(activation)[name]
-    assert_equal_to_the_definition(Layout(scores, labels, None, True, None), terms)
+    assert_equal_to_the_definition(CallData(scores, labels, None, True, None), terms)
     mask = torch.rand(2, 1, 5, 3, 7) * (torch.rand(2, 1, 5, 3, 7) > 0.3)
     labels[torch.rand(labels.shape) < 0.2] = 255
     scores = scores.masked_fill((labels == 255) | (mask == 0), torch.nan)
     dtype = torch.uint8 if num_classes == 2 else torch.float32
-    assert_equal_to_the_definition(Layout(scores, labels.to(dtype), mask, True, 255), terms)
+    assert_equal_to_the_definition(CallData(scores, labels.to(dtype), mask, True, 255), terms)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -153,12 +158,12 @@ def test_targets_of_channels(activation: Activation, name: str, num_classes: int
     scores, labels = made((2, num_classes, 5, 6))
     soft = torch.rand(2, num_classes, 5, 6).softmax(1)
     terms = terms_of(activation)[name]
-    assert_equal_to_the_definition(Layout(scores, soft, torch.rand(2, 1, 5, 6) > 0.4, False, None), terms)
+    assert_equal_to_the_definition(CallData(scores, soft, torch.rand(2, 1, 5, 6) > 0.4, False, None), terms)
     ignored = num_classes - 1
     assert_equal_to_the_definition(
-        Layout(scores, one_hot(labels, num_classes).to(torch.uint8), None, False, ignored), terms
+        CallData(scores, one_hot(labels, num_classes).to(torch.uint8), None, False, ignored), terms
     )
-    assert_equal_to_the_definition(Layout(scores, soft, None, False, ignored), terms)
+    assert_equal_to_the_definition(CallData(scores, soft, None, False, ignored), terms)
 
 
 @pytest.mark.parametrize("name", [name for activation, name in ALL if activation == "sigmoid"])
@@ -168,14 +173,14 @@ def test_one_channel(name: str) -> None:
     for target, ignored in ((labels.float(), None), (torch.rand(2, 1, 9, 5), 1), (labels + 254, 255)):
         target = target.clamp_max(1) if ignored is None else target
         target = torch.where(target > 1, target, target % 2) if ignored == 255 else target
-        assert_equal_to_the_definition(Layout(scores, target, None, False, ignored), terms)
+        assert_equal_to_the_definition(CallData(scores, target, None, False, ignored), terms)
 
 
 def test_focal_loss_of_soft_targets() -> None:
     for gamma, num_classes in itertools.product((0.5, 2.0), (1, 3)):
-        terms: list[Term] = [VoxelSums("sigmoid", SoftFocalFormula(gamma), one_vs_rest=True)]
+        terms: list[Term] = [OutcomeSums("sigmoid", SoftFocalFormula(gamma))]
         scores, _ = made((2, num_classes, 5, 6))
-        assert_equal_to_the_definition(Layout(scores, torch.rand(scores.shape), None, False, None), terms)
+        assert_equal_to_the_definition(CallData(scores, torch.rand(scores.shape), None, False, None), terms)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
@@ -186,7 +191,7 @@ def test_class_counts_and_sizes(activation: Activation, shape: tuple[int, ...]) 
     """One voxel, odd sizes, classes that fill their tile and do not, several tiles and programs."""
     scores, labels = made(shape)
     for name in ("unified focal", "squares, focal and smoothing", *(["Combo"] * (activation == "softmax"))):
-        assert_equal_to_the_definition(Layout(scores, labels, None, True, 1), terms_of(activation)[name])
+        assert_equal_to_the_definition(CallData(scores, labels, None, True, 1), terms_of(activation)[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -194,7 +199,7 @@ def test_class_counts_and_sizes(activation: Activation, shape: tuple[int, ...]) 
 def test_half_precision(activation: Activation, dtype: torch.dtype) -> None:
     scores, labels = made((2, 5, 5, 6), dtype)
     for name in ("Dice and cross-entropy", "squares, focal and smoothing"):
-        assert_equal_to_the_definition(Layout(scores, labels.to(dtype), None, True, 2), terms_of(activation)[name])
+        assert_equal_to_the_definition(CallData(scores, labels.to(dtype), None, True, 2), terms_of(activation)[name])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_dtypes_of_labels_and_masks(dtype: torch.dtype, mask_dtype: torch.dtype 
         target = labels.to(dtype, copy=True)
         if ignored == -1 and dtype.is_signed:
             target[..., :2] = -1
-        assert_equal_to_the_definition(Layout(scores, target, mask, True, ignored), terms)
+        assert_equal_to_the_definition(CallData(scores, target, mask, True, ignored), terms)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
@@ -220,10 +225,10 @@ def test_channels_last(activation: Activation) -> None:
     last = scores.contiguous(memory_format=torch.channels_last_3d)
     soft = scores.softmax(1)
     terms = terms_of(activation)["Dice and cross-entropy"]
-    assert_equal_to_the_definition(Layout(last, labels, None, True, None), terms)
+    assert_equal_to_the_definition(CallData(last, labels, None, True, None), terms)
     for s, t in ((last, soft), (scores, soft.contiguous(memory_format=torch.channels_last_3d))):
-        assert_equal_to_the_definition(Layout(s, t, None, False, 0), terms)
-    assert_equal_to_the_definition(Layout(last[:1, :, 2:4], labels[:1, :, 2:4], None, True, None), terms[:1])
+        assert_equal_to_the_definition(CallData(s, t, None, False, 0), terms)
+    assert_equal_to_the_definition(CallData(last[:1, :, 2:4], labels[:1, :, 2:4], None, True, None), terms[:1])
 
 
 def test_confident_voxels_keep_their_digits() -> None:
@@ -234,11 +239,11 @@ def test_confident_voxels_keep_their_digits() -> None:
         scores[:, 0], scores[:, 1, 0] = 0, margins
         for true_class, activation in itertools.product(range(num_classes), ("softmax", "sigmoid")):
             labels = torch.full((len(margins), 1, 1), true_class)
-            layout = Layout(scores.to(DEVICE), labels.to(DEVICE), None, True, None)
-            double = Layout(scores.double(), labels, None, True, None)
+            data = CallData(scores.to(DEVICE), labels.to(DEVICE), None, True, None)
+            double = CallData(scores.double(), labels, None, True, None)
             for name, terms in terms_of(activation).items():
                 if name in ("logs", "focal 0.5", "focal 2", "poly", "generalized cross-entropy", "one-vs-rest"):
-                    got, gradient = results_and_gradient(on_the_cpu, layout, terms)
+                    got, gradient = results_and_gradient(on_the_cpu, data, terms)
                     expected, expected_gradient = results_and_gradient(definitions, double, terms)
                     torch.testing.assert_close(got, expected, atol=1e-7, rtol=2e-6)
                     torch.testing.assert_close(gradient.cpu().double(), expected_gradient, atol=1e-7, rtol=4e-6)
@@ -248,8 +253,8 @@ def test_wrong_labels_are_clamped() -> None:
     scores, labels = made((1, 3, 40))
     terms = terms_of("softmax")["Dice and cross-entropy"]
     for wrong in (labels.float() * 1e9 - 1e9, labels * 1000 - 1000):
-        layouts = [Layout(scores.to(DEVICE), t.to(DEVICE), None, True, None) for t in (wrong, wrong.clamp(0, 2).long())]
-        for a, b in zip(*(fused_sums(layout, terms) for layout in layouts), strict=True):
+        datas = [CallData(scores.to(DEVICE), t.to(DEVICE), None, True, None) for t in (wrong, wrong.clamp(0, 2).long())]
+        for a, b in zip(*(fused_sums(data, terms) for data in datas), strict=True):
             assert torch.equal(a, b)
 
 
@@ -258,8 +263,8 @@ def test_an_ignored_voxel_has_no_gradient_at_all() -> None:
     scores[..., :4, :] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e38]).view(4, 1)
     labels[..., :4, :] = 255
     for activation, name in ALL:
-        layout = Layout(scores.to(DEVICE), labels.to(DEVICE), None, True, 255)
-        results, gradient = results_and_gradient(fused_sums, layout, terms_of(activation)[name])
+        data = CallData(scores.to(DEVICE), labels.to(DEVICE), None, True, 255)
+        results, gradient = results_and_gradient(fused_sums, data, terms_of(activation)[name])
         assert all(r.isfinite().all() for r in results)
         assert (gradient[..., :4, :] == 0).all()
         assert gradient.isfinite().all()
@@ -278,10 +283,10 @@ def test_classes_that_are_masked(activation: Activation, name: str, num_classes:
     terms = terms_of(activation)[name]
     for target in (labels, true.float()):
         labelled = target is labels
-        finite = Layout(masked.clamp_min(-1e4).double(), target, None, labelled, None)
+        finite = CallData(masked.clamp_min(-1e4).double(), target, None, labelled, None)
         expected, expected_gradient = results_and_gradient(definitions, finite, terms)
-        layout = Layout(masked.to(DEVICE), target.to(DEVICE), None, labelled, None)
-        got, gradient = results_and_gradient(on_the_cpu, layout, terms)
+        data = CallData(masked.to(DEVICE), target.to(DEVICE), None, labelled, None)
+        got, gradient = results_and_gradient(on_the_cpu, data, terms)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=4e-6)
         torch.testing.assert_close(gradient.cpu().double(), expected_gradient, atol=1e-5, rtol=4e-6)
 
@@ -295,43 +300,43 @@ def test_nan_is_not_lost(activation: Activation, name: str) -> None:
         spoilt = scores.clone()
         spoilt[0, channel, 2, 3] = torch.nan
         for target in (labels, one_hot(labels, 3)):
-            layout = Layout(spoilt.to(DEVICE), target.to(DEVICE), None, target is labels, None)
+            data = CallData(spoilt.to(DEVICE), target.to(DEVICE), None, target is labels, None)
             terms = terms_of(activation)[name]
-            reading = zip(on_the_cpu(layout, terms), terms, strict=True)
+            reading = zip(on_the_cpu(data, terms), terms, strict=True)
             assert all(result.isnan().any() for result, term in reading if term != TargetSums())
 
 
 def test_what_stays_with_torch() -> None:
     scores, labels = made((2, 3, 5, 6))
-    layout = Layout(scores, labels, None, True, None)
-    unnamed = VoxelSums("softmax", focal, one_vs_rest=False)
+    data = CallData(scores, labels, None, True, None)
+    unnamed = TrueClassSums("softmax", focal)
     for terms in (
         [unnamed],
-        [VoxelSums("none", SoftFocalFormula(2.0), one_vs_rest=True)],
+        [OutcomeSums("none", SoftFocalFormula(2.0))],
         [ErrorSums("softmax", 1.5)],
         [VoxelMap(voxel_sums("softmax"))],
         [CountSums("none")],
         [CountSums("softmax"), CountSums("sigmoid")],
         [voxel_sums("softmax", "focal 2", one_vs_rest=True)],
         [voxel_sums("softmax"), voxel_sums("softmax", "poly"), voxel_sums("softmax", "focal 2")],
-        [LogSums("softmax", one_vs_rest=True)],
+        [OutcomeLogSums("softmax")],
         [CubeSums("softmax")],
         [SquareRootSums("softmax")],
-        [TwiceSums("softmax", CrossEntropyFormula(), one_vs_rest=False)],
+        [TwiceSums("softmax", CrossEntropyFormula())],
     ):
-        assert slab_pass._gpu_kernels(layout, terms) is None
+        assert plans._gpu_kernels(data, terms) is None
     counts = [CountSums("softmax")]
-    assert slab_pass._gpu_kernels(layout, counts) is not None
+    assert plans._gpu_kernels(data, counts) is not None
     for other in (
-        Layout(scores.double(), labels, None, True, None),
-        Layout(scores.transpose(2, 3).contiguous().transpose(2, 3), labels, None, True, None),
-        Layout(scores[:, :, ::2], labels[:, :, ::2], None, True, None),
-        Layout(scores[:0], labels[:0], None, True, None),
-        Layout(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
+        CallData(scores.double(), labels, None, True, None),
+        CallData(scores.transpose(2, 3).contiguous().transpose(2, 3), labels, None, True, None),
+        CallData(scores[:, :, ::2], labels[:, :, ::2], None, True, None),
+        CallData(scores[:0], labels[:0], None, True, None),
+        CallData(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
     ):
-        assert slab_pass._gpu_kernels(other, counts) is None
-    slab_pass._TRITON = False
-    assert (slab_pass._gpu_kernels(layout, counts) is None) == (scores.device.type == "cpu")
+        assert plans._gpu_kernels(other, counts) is None
+    plans._TRITON = False
+    assert (plans._gpu_kernels(data, counts) is None) == (scores.device.type == "cpu")
 
 
 def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,23 +346,23 @@ def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(fused_sums_triton, "probe", broken)
-    slab_pass._working_triton.cache_clear()
-    layout = Layout(*made((1, 3, 4)), None, True, None)
+    plans._working_triton.cache_clear()
+    data = CallData(*made((1, 3, 4)), None, True, None)
     with pytest.warns(UserWarning, match="without their GPU kernels, in plain torch: triton failed: Failed to find C"):
-        assert slab_pass._gpu_kernels(layout, [CountSums("softmax")]) is None
-    slab_pass._working_triton.cache_clear()
+        assert plans._gpu_kernels(data, [CountSums("softmax")]) is None
+    plans._working_triton.cache_clear()
 
 
 def test_a_second_backward_of_one_graph() -> None:
     scores, labels = made((2, 3, 5, 6))
     leaf = scores.to(DEVICE).requires_grad_()
-    layout = Layout(leaf, labels.to(DEVICE), None, True, None)
+    data = CallData(leaf, labels.to(DEVICE), None, True, None)
     terms = terms_of("softmax")["Dice and cross-entropy"]
-    total = torch.cat([r.flatten() for r in fused_sums(layout, terms)]).sum()
+    total = torch.cat([r.flatten() for r in fused_sums(data, terms)]).sum()
     (first,) = torch.autograd.grad(total, leaf, retain_graph=True)
     (second,) = torch.autograd.grad(total, leaf, retain_graph=True)
     assert torch.equal(first, second)
-    (alone,) = torch.autograd.grad(fused_sums(layout, terms)[2].sum(), leaf)  # the gradients of the others absent
+    (alone,) = torch.autograd.grad(fused_sums(data, terms)[2].sum(), leaf)  # the gradients of the others absent
     expected = F.cross_entropy(leaf, labels[:, 0].to(DEVICE), reduction="sum")
     torch.testing.assert_close(alone, torch.autograd.grad(expected, leaf)[0], atol=1e-6, rtol=1e-5)
 
@@ -379,13 +384,13 @@ def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch
     if data == "soft":
         target = torch.rand(scores.shape, generator=torch.Generator().manual_seed(5)).softmax(1)
     loss = case(to_onehot_y=data != "soft", **({"ignore_index": 255} if data == "ignored" else {})).to(DEVICE)
-    real, calls = slab_pass._gpu_kernels, []
+    real, calls = plans._gpu_kernels, []
 
-    def noted(layout: Layout, terms: Any) -> Any:
-        calls.append(real(layout, terms))
+    def noted(data: CallData, terms: Any) -> Any:
+        calls.append(real(data, terms))
         return calls[-1]
 
-    monkeypatch.setattr(slab_pass, "_gpu_kernels", noted)
+    monkeypatch.setattr(plans, "_gpu_kernels", noted)
     value, gradient = value_and_gradient(loss, scores.to(DEVICE), target.to(DEVICE))
     assert calls
     assert None not in calls
@@ -399,8 +404,8 @@ def test_whole_losses(case: LossCase, data: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_compiled_loss_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = slab_pass._gpu_kernels, []
-    monkeypatch.setattr(slab_pass, "_gpu_kernels", lambda *call: calls.append(real(*call)) or calls[-1])
+    real, calls = plans._gpu_kernels, []
+    monkeypatch.setattr(plans, "_gpu_kernels", lambda *call: calls.append(real(*call)) or calls[-1])
     scores, labels = (tensor.to(DEVICE) for tensor in made((2, 3, 5, 6)))
     loss = losses.FusedDiceCELoss(to_onehot_y=True, softmax=True)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

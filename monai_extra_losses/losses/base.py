@@ -25,9 +25,10 @@ from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
     ErrorSums,
-    MarginSums,
+    OutcomeSums,
     TargetSums,
     Term,
+    TrueClassSums,
     VoxelFormula,
     VoxelMap,
     VoxelSums,
@@ -605,14 +606,12 @@ class DistributionLoss(SegmentationLoss):
         """Whether the loss of every voxel is needed."""
         return self.reduction == "none"
 
-    def sums(self, inputs: LossInputs) -> VoxelSums | MarginSums:
+    def sums(self, inputs: LossInputs) -> VoxelSums:
         """What is summed over the voxels."""
-        return VoxelSums(
-            self.activation(inputs),
-            self.formula,
-            one_vs_rest=self.one_vs_rest(inputs),
-            by_class=self.by_class,
-        )
+        activation = self.activation(inputs)
+        if self.one_vs_rest(inputs):
+            return OutcomeSums(activation, self.formula)
+        return TrueClassSums(activation, self.formula, by_class=self.by_class)
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
         """The map of voxel losses, times the class weights."""

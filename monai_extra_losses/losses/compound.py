@@ -34,7 +34,7 @@ from monai_extra_losses.losses.inputs import LossInputs, Source, plain_data
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula
 from monai_extra_losses.ops.numbers import has_numbers, under_transform
-from monai_extra_losses.ops.terms import Activation, Term, VoxelFormula, VoxelSums
+from monai_extra_losses.ops.terms import Activation, OutcomeSums, Term, TrueClassSums, VoxelFormula
 
 
 class _Unsmoothed(SegmentationOptions, total=False):
@@ -805,9 +805,8 @@ class _UnifiedFocal(DistributionLoss):
         return self._mean_or_sum(loss.sum(), counts.sum())
 
     def _plain_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        return self.source, VoxelSums(
-            self.activation(inputs), CrossEntropyFormula(), one_vs_rest=self.one_vs_rest(inputs)
-        )
+        kind = OutcomeSums if self.one_vs_rest(inputs) else TrueClassSums
+        return self.source, kind(self.activation(inputs), CrossEntropyFormula())
 
 
 class UnifiedFocalLoss(_RegionCompound):

@@ -33,11 +33,14 @@ from monai_extra_losses.ops.formulas import (
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
+    LeadSums,
     LogSums,
     MarginSums,
+    OutcomeLogSums,
     Term,
     VoxelFormula,
     VoxelMap,
+    VoxelSums,
     sum_dtype,
 )
 
@@ -100,7 +103,8 @@ class CrossEntropyLoss(DistributionLoss):
         return dataclasses.replace(super().voxel_map(inputs), smoothing=self.label_smoothing)
 
     def _log_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        return self.source, LogSums(self.activation(inputs), self.one_vs_rest(inputs))
+        kind = OutcomeLogSums if self.one_vs_rest(inputs) else LogSums
+        return self.source, kind(self.activation(inputs))
 
 
 class FusedFocalLoss(DistributionLoss):
@@ -526,8 +530,8 @@ class _MarginLoss(DistributionLoss):
     source = "scores"
     left_out = dict.fromkeys(("sigmoid", "softmax", "other_act"), "it reads raw scores")
 
-    def sums(self, inputs: LossInputs) -> MarginSums:
-        return MarginSums(self.formula, self.one_vs_rest(inputs))
+    def sums(self, inputs: LossInputs) -> VoxelSums:
+        return MarginSums(self.formula) if self.one_vs_rest(inputs) else LeadSums(self.formula)
 
 
 class HingeLoss(_MarginLoss):

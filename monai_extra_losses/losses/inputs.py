@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from monai_extra_losses.ops.call_data import CallData, Voxels
 from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
 from monai_extra_losses.ops.fused_sums import fused_sums, whole
 from monai_extra_losses.ops.numbers import has_numbers, is_fake
-from monai_extra_losses.ops.slabs import Layout, Voxels
 from monai_extra_losses.ops.terms import Activation, Term, probabilities, sum_dtype
 from monai_extra_losses.ops.wrong_targets import expected_labels, wrong_labels
 
@@ -62,7 +62,7 @@ class LossInputs:
     @property
     def counts_all(self) -> bool:
         """Whether every voxel counts 1: no mask, nothing ignored, and there is any."""
-        return self.scores.shape[0] > 0 and self._layout(self.scores).counts_all
+        return self.scores.shape[0] > 0 and self._data(self.scores).counts_all
 
     def exact(self) -> Tensor:
         """An empty tensor on the device, in the dtype of sums: what factors of voxels are made like."""
@@ -73,7 +73,7 @@ class LossInputs:
         missing = [key for key in dict.fromkeys(map(self._key, terms)) if key not in self._results]
         for source in dict.fromkeys(source for source, _ in missing):
             wanted = [term for key, term in missing if key == source]
-            results = fused_sums(self._layout(self._read(source)), wanted)
+            results = fused_sums(self._data(self._read(source)), wanted)
             self._results.update({(source, term): result for term, result in zip(wanted, results, strict=True)})
 
     def __getitem__(self, key: tuple[Source, Term]) -> Tensor:
@@ -89,7 +89,7 @@ class LossInputs:
     def contour_sizes(self) -> Tensor:
         """(B, C) number of target voxels with a face neighbour outside their class, the border counting as outside."""
         if self._contour_sizes is None:
-            self._contour_sizes = contour_sizes(self._layout(self.scores))
+            self._contour_sizes = contour_sizes(self._data(self.scores))
         return self._contour_sizes
 
     def spacing(self, option: SpacingOption) -> Tensor | Sequence[float] | None:
@@ -209,14 +209,14 @@ class LossInputs:
 
     def sum_of_certain(self, values: Tensor) -> Tensor:
         """(B, C) sums of a map times (1-2g)^2 over the voxels that count: 1 for labels."""
-        v = self._layout(self.scores).whole()
+        v = self._data(self.scores).whole()
         values = v.weighted(values.flatten(2))
         if v.target is not None:
             values = values * (1 - 2 * v.target) ** 2
         return values.sum(2, dtype=sum_dtype(values.device))
 
     def _activated(self) -> Tensor:
-        return self._read("activated").detach().to(self._layout(self.scores).dtype)
+        return self._read("activated").detach().to(self._data(self.scores).dtype)
 
     def _compact(self, index: Tensor) -> Tensor:
         """Classes in the smallest dtype that has C, too."""
@@ -228,11 +228,11 @@ class LossInputs:
 
     def counted(self) -> Tensor | None:
         """(B, 1, *spatial) bool: which voxels count; None where all do."""
-        return self._layout(self.scores).counted()
+        return self._data(self.scores).voxels_that_count()
 
     def whole(self, *, any_target: bool = False) -> Voxels:
         """All voxels at once, for what cannot be computed slab by slab; `any_target`: its values are not checked."""
-        return whole(self._layout(self._read("activated")), any_target=any_target)
+        return whole(self._data(self._read("activated")), any_target=any_target)
 
     def _key(self, key: tuple[Source, Term]) -> tuple[Source, Term]:
         return ("scores", key[1]) if self.other_act is None else key
@@ -243,7 +243,7 @@ class LossInputs:
         if self._activated_scores is not None:
             return self._activated_scores
         # In half precision a small p has few digits, and its slope 1/p may be infinite.
-        scores = self.scores.to(self._layout(self.scores).dtype)
+        scores = self.scores.to(self._data(self.scores).dtype)
         counted = self.counted()
         if counted is not None:  # NaN there would come back in the gradient of the activation
             scores = scores.masked_fill(~counted, 0)
@@ -255,8 +255,8 @@ class LossInputs:
         self._activated_scores = activated
         return activated
 
-    def _layout(self, scores: Tensor) -> Layout:
-        return Layout(scores, self.target, self.mask, self.labels, self.ignore_index)
+    def _data(self, scores: Tensor) -> CallData:
+        return CallData(scores, self.target, self.mask, self.labels, self.ignore_index)
 
 
 def plain(name: str, tensor: Tensor) -> Tensor:

@@ -3,35 +3,35 @@
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.numbers import has_numbers
-from monai_extra_losses.ops.slabs import Layout
 from monai_extra_losses.ops.terms import sum_dtype
 
 
-def contour_sizes(layout: Layout) -> Tensor:
+def contour_sizes(data: CallData) -> Tensor:
     """Count the contour voxels of each sample and class.
 
     The border of the volume counts as outside, an ignored or masked voxel belongs to no class, and a voxel of a target
     of C channels belongs to a class above 0.5.
 
     Args:
-        layout: the call's data.
+        data: the call's data.
 
     Returns:
         (B, C) counts in float64.
     """
-    counted = layout.counted()
-    sizes = layout.scores.new_zeros(layout.scores.shape[:2], dtype=sum_dtype(layout.scores.device))
-    for n in range(layout.scores.shape[0]):
-        sizes[n] = _sizes(layout, n, None if counted is None else counted[n])
+    counted = data.voxels_that_count()
+    sizes = data.scores.new_zeros(data.scores.shape[:2], dtype=sum_dtype(data.scores.device))
+    for n in range(data.scores.shape[0]):
+        sizes[n] = _sizes(data, n, None if counted is None else counted[n])
     return sizes
 
 
-def _sizes(layout: Layout, sample: int, counted: Tensor | None) -> Tensor:
+def _sizes(data: CallData, sample: int, counted: Tensor | None) -> Tensor:
     """(C,) counts of one sample; a byte per voxel at a time, beside scores of four and more."""
-    classes = range(layout.scores.shape[1])
-    target = layout.target[sample]
-    if not layout.labels:
+    classes = range(data.scores.shape[1])
+    target = data.target[sample]
+    if not data.labels:
         sizes = []
         for c in classes:
             inside = target[c : c + 1] > 0.5

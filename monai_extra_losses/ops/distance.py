@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.call_data import holds_value
 from monai_extra_losses.ops.numbers import has_numbers, is_fake
-from monai_extra_losses.ops.slabs import holds_value
 
 # One row (D,) for all samples or one per sample (B, D), in mm; None counts in voxels.
 VoxelSpacing: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor | None

@@ -12,8 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class Spelled:
+    """Base of the terms and formulas, which have a text for compiled graphs: `FocalFormula(2.0)`.
+
+    A subclass is a frozen dataclass. It is found by its name; of two classes of one name the second has no text.
+    """
+
+    __slots__ = ()
+    by_name: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls) -> None:
+        known = Spelled.by_name.setdefault(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__):
+            Spelled.by_name[cls.__name__] = cls  # a dataclass with slots is made twice
+
+
 @dataclass(frozen=True, slots=True)
-class CrossEntropyFormula:
+class CrossEntropyFormula(Spelled):
     """-L."""
 
     slope: ClassVar[float] = -1.0
@@ -23,7 +38,7 @@ class CrossEntropyFormula:
 
 
 @dataclass(frozen=True, slots=True)
-class FocalFormula:
+class FocalFormula(Spelled):
     """(1-p)^gamma (-L)."""
 
     gamma: float
@@ -57,7 +72,7 @@ class SoftFocalFormula(FocalFormula):
 
 
 @dataclass(frozen=True, slots=True)
-class PolyFormula:
+class PolyFormula(Spelled):
     """-L + epsilon (1-p)."""
 
     epsilon: float
@@ -71,7 +86,7 @@ class PolyFormula:
 
 
 @dataclass(frozen=True, slots=True)
-class GeneralizedCrossEntropyFormula:
+class GeneralizedCrossEntropyFormula(Spelled):
     """(1 - p^q) / q."""
 
     q: float
@@ -85,7 +100,7 @@ class GeneralizedCrossEntropyFormula:
 
 
 @dataclass(frozen=True, slots=True)
-class PowerFormula:
+class PowerFormula(Spelled):
     """max(-L, 1e-7)^gamma: the power's gradient is infinite at p = 1."""
 
     gamma: float
@@ -101,7 +116,7 @@ class PowerFormula:
 
 
 @dataclass(frozen=True, slots=True)
-class HingeFormula:
+class HingeFormula(Spelled):
     """max(0, 1-m)."""
 
     def __call__(self, margin: Tensor) -> Tensor:
@@ -113,7 +128,7 @@ class HingeFormula:
 
 
 @dataclass(frozen=True, slots=True)
-class SquaredHingeFormula:
+class SquaredHingeFormula(Spelled):
     """max(0, 1-m)^2."""
 
     def __call__(self, margin: Tensor) -> Tensor:

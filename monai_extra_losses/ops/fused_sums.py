@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops import label_kernels, library, slab_pass
+from monai_extra_losses.ops import library, slab_pass
+from monai_extra_losses.ops.call_data import CallData, Voxels
+from monai_extra_losses.ops.kernels.labels import refuse_outside
 from monai_extra_losses.ops.numbers import has_numbers, numbers_of, under_transform
-from monai_extra_losses.ops.slab_labels import refuse_outside
+from monai_extra_losses.ops.plan import Plan, plan
 from monai_extra_losses.ops.slab_pass import without_autocast
-from monai_extra_losses.ops.slabs import Layout, Voxels
-from monai_extra_losses.ops.terms import Term, VoxelMap
+from monai_extra_losses.ops.terms import ForeignTerm, Term
 from monai_extra_losses.ops.wrong_targets import WrongLabelsError, told_in_full
 
 NO_FORWARD_MODE = (
@@ -19,11 +20,11 @@ NO_FORWARD_MODE = (
 )
 
 
-def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
+def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
     """Compute `terms` for one call.
 
     Args:
-        layout: scores, target and mask.
+        data: scores, target and mask.
         terms: what to compute.
 
     Returns:
@@ -37,36 +38,39 @@ def fused_sums(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
     """
     if not terms:
         return []
-    differentiates_target = layout.target.requires_grad and torch.is_grad_enabled()
+    terms = [term if isinstance(term, Term) else ForeignTerm(term) for term in terms]
+    differentiates_target = data.target.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
         if _stays_torch():
-            return _definitions(layout, terms)
-        return _definitions(library.checked(layout), terms) if differentiates_target else _in_a_graph(layout, terms)
-    with told_in_full(layout):
-        if not has_numbers(layout.scores):
-            _check_known(layout)
+            return _definitions(data, terms)
+        return _definitions(library.checked(data), terms) if differentiates_target else _in_a_graph(data, terms)
+    with told_in_full(data):
+        if not has_numbers(data.scores):
+            _check_known(data)
         elif not differentiates_target:
-            return list(_FusedSums.apply(layout.scores, layout, tuple(terms)))
+            keeps_softmax = data.scores.requires_grad and torch.is_grad_enabled()
+            chosen = plan(data, terms, keeps_softmax=keeps_softmax)
+            return list(_FusedSums.apply(data.scores, data, tuple(terms), chosen))
         else:
-            label_kernels.check_target(layout)
-    return _definitions(layout, terms)
+            slab_pass.check_target(data)
+    return _definitions(data, terms)
 
 
-def whole(layout: Layout, *, any_target: bool = False) -> Voxels:
+def whole(data: CallData, *, any_target: bool = False) -> Voxels:
     """All voxels at once, for what cannot be computed slab by slab.
 
     Compiled, an operator checks them on the way; in eager mode `fused_sums` checks the target.
 
     Args:
-        layout: scores, target and mask.
+        data: scores, target and mask.
         any_target: whether the target may have any values.
 
     Raises:
         ValueError: see `fused_sums`.
     """
     if torch.compiler.is_compiling() and not _stays_torch():
-        layout = library.checked(layout, any_target=any_target)
-    return layout.whole()
+        data = library.checked(data, any_target=any_target)
+    return data.whole()
 
 
 def _stays_torch() -> bool:
@@ -78,60 +82,58 @@ def _stays_torch() -> bool:
     return torch.compiler.is_exporting() or under_transform()
 
 
-def _check_known(layout: Layout) -> None:
+def _check_known(data: CallData) -> None:
     """Refuse wrong targets where a transform of torch.func hides the numbers, but for those of fake tensors."""
-    v = layout.whole()
+    v = data.whole()
     of_labels = v.labels is not None
     values = numbers_of(v.labels if v.labels is not None else v.one_hot())
     if values is not None:
-        refuse_outside(values, layout.scores.shape[1] if of_labels else 2)
+        refuse_outside(values, data.scores.shape[1] if of_labels else 2)
         if of_labels and values.is_floating_point() and bool((values != values.trunc()).any()):
             raise WrongLabelsError
 
 
-def _in_a_graph(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
+def _in_a_graph(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
     """One operator for the terms that have a text, the plain definitions of the others."""
     texts = [library.encode(term) for term in terms]
     known = [text for text in texts if text is not None]
     others = [term for term, text in zip(terms, texts, strict=True) if text is None]
-    sums = iter(library.sums(layout, known) if known else [])
-    rest = iter(_definitions(library.checked(layout), others) if others else [])
+    sums = iter(library.sums(data, known) if known else [])
+    rest = iter(_definitions(library.checked(data), others) if others else [])
     return [next(rest if text is None else sums) for text in texts]
 
 
-def _definitions(layout: Layout, terms: Sequence[Term]) -> list[Tensor]:
-    with without_autocast(layout.scores.device):
-        return [_definition(layout, term) for term in terms]
+def _definitions(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
+    with without_autocast(data.scores.device):
+        return [_definition(data, term) for term in terms]
 
 
-def _definition(layout: Layout, term: Term) -> Tensor:
-    result = term.definition(layout.whole())
-    if isinstance(term, VoxelMap):
-        return result.reshape(*result.shape[:2], *layout.scores.shape[2:])
-    return result
+def _definition(data: CallData, term: Term) -> Tensor:
+    result = term.definition(data.whole())
+    return result.reshape(*result.shape[:2], *data.scores.shape[2:]) if term.is_map else result
 
 
 class _FusedSums(torch.autograd.Function):
     """The pass in eager mode, where the backward may write its gradient over the softmax of the forward."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, layout: Layout, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, scores: Tensor, data: CallData, terms: tuple[Term, ...], chosen: Plan) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(scores, layout.target, layout.mask)
-        ctx.labels, ctx.ignore_index, ctx.terms = layout.labels, layout.ignore_index, terms
-        ctx.probabilities = slab_pass.room_for_probabilities(layout, terms) if ctx.needs_input_grad[0] else None
-        return slab_pass.forward(layout, terms, ctx.probabilities)
+        ctx.save_for_backward(scores, data.target, data.mask)
+        ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
+        ctx.probabilities = None if chosen.softmax == "recomputed" else torch.empty_like(scores)
+        return slab_pass.forward(data, terms, chosen, ctx.probabilities)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         raise RuntimeError(NO_FORWARD_MODE)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(library.NO_SECOND_DERIVATIVE)
         scores, target, mask = ctx.saved_tensors
-        layout = Layout(scores, target, mask, ctx.labels, ctx.ignore_index)
+        data = CallData(scores, target, mask, ctx.labels, ctx.ignore_index)
         # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
         probabilities, ctx.probabilities = ctx.probabilities, None
-        return slab_pass.backward(layout, ctx.terms, grads, probabilities), None, None
+        return slab_pass.backward(data, ctx.terms, grads, ctx.plan, probabilities), None, None, None

@@ -8,7 +8,7 @@ compare them with the slab kernels.
 A program takes tiles of C classes (padded to a power of two, in registers) and a block of voxels. Forward, it writes
 float32 sums of its voxels into (B, programs, rows, C), which torch adds up in float64: no atomics, so the same bits on
 every run. Backward, it recomputes its tile and writes the gradient of all terms. A voxel that does not count is not
-read: whatever stands there adds nothing, and its gradient is 0. The derivatives are those of `label_kernels`, with g
+read: whatever stands there adds nothing, and its gradient is 0. The derivatives are those of `kernels`, with g
 any target in place of the one-hot:
 
     dL/dx = a - p sum_k a_k,  a = p dL/dp + dL/dlog p       softmax
@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import (
     CrossEntropyFormula,
     FocalFormula,
@@ -34,8 +35,17 @@ from monai_extra_losses.ops.formulas import (
     PowerFormula,
     SoftFocalFormula,
 )
-from monai_extra_losses.ops.slabs import Layout
-from monai_extra_losses.ops.terms import CountSums, LogSums, TargetSums, Term, VoxelSums, sum_dtype
+from monai_extra_losses.ops.terms import (
+    CountSums,
+    LogSums,
+    OutcomeLogSums,
+    OutcomeSums,
+    TargetSums,
+    Term,
+    TrueClassSums,
+    VoxelSums,
+    sum_dtype,
+)
 
 # Formulas of a log-probability, as the kernels know them.
 _CROSS_ENTROPY = tl.constexpr(0)
@@ -66,42 +76,42 @@ _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torc
 _FLOATS = (*_SCORES, torch.float64)
 
 
-def supports(layout: Layout, terms: Sequence[Term]) -> bool:
+def supports(data: CallData, terms: Sequence[Term]) -> bool:
     """Whether the kernels compute these terms for this call; they do either all of a call or nothing."""
-    scores = layout.scores
+    scores = data.scores
     return (
         scores.dtype in _SCORES
-        and layout.target.dtype in (*_INTEGERS, *_FLOATS)
-        and (layout.mask is None or layout.mask.dtype in (torch.bool, *_FLOATS))
+        and data.target.dtype in (*_INTEGERS, *_FLOATS)
+        and (data.mask is None or data.mask.dtype in (torch.bool, *_FLOATS))
         and scores.numel() > 0
         and scores.shape[0] < 1 << 16
         and scores.shape[1] <= 256
-        and all(_flat(tensor) is not None for tensor in (scores, layout.target, layout.mask) if tensor is not None)
-        and _plan(tuple(terms), layout.labels, scores.shape[1]) is not None
+        and all(_flat(tensor) is not None for tensor in (scores, data.target, data.mask) if tensor is not None)
+        and _plan(tuple(terms), data.labels, scores.shape[1]) is not None
     )
 
 
-def forward(layout: Layout, terms: Sequence[Term]) -> tuple[Tensor, ...]:
+def forward(data: CallData, terms: Sequence[Term]) -> tuple[Tensor, ...]:
     """One (rows, B, C) float64 result per term."""
-    plan = _plan(tuple(terms), layout.labels, layout.scores.shape[1])
+    plan = _plan(tuple(terms), data.labels, data.scores.shape[1])
     assert plan is not None
-    batch, channels, *_ = layout.scores.shape
-    voxels = math.prod(layout.scores.shape[2:])
+    batch, channels, *_ = data.scores.shape
+    voxels = math.prod(data.scores.shape[2:])
     block = _block(channels)
     steps = min(max(_VOXELS // block, 1), triton.next_power_of_2(triton.cdiv(voxels, block)))
     programs = triton.cdiv(voxels, block * steps)
-    sums = layout.scores.new_empty((batch, programs, plan.rows, channels), dtype=torch.float32)
+    sums = data.scores.new_empty((batch, programs, plan.rows, channels), dtype=torch.float32)
     with torch.cuda.device_of(sums):
-        _forward[(programs, batch)](sums, *_arguments(layout, plan), STEPS=steps, BLOCK=block, **_options(layout, plan))
+        _forward[(programs, batch)](sums, *_arguments(data, plan), STEPS=steps, BLOCK=block, **_options(data, plan))
     rows = sums.sum(1, dtype=sum_dtype(sums.device)).transpose(0, 1)  # (rows, B, C)
     return tuple(_result(rows, *plan.place(term), term) for term in terms)
 
 
-def backward(layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
+def backward(data: CallData, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
     """The gradient of the scores, from those of the results; no term is a `TargetSums`."""
-    plan = _plan(tuple(terms), layout.labels, layout.scores.shape[1])
+    plan = _plan(tuple(terms), data.labels, data.scores.shape[1])
     assert plan is not None
-    scores = layout.scores
+    scores = data.scores
     batch, channels, *_ = scores.shape
     rows = scores.new_zeros((plan.rows, batch, channels), dtype=torch.float32)
     for term, grad in zip(terms, grads, strict=True):
@@ -118,9 +128,9 @@ def backward(layout: Layout, terms: Sequence[Term], grads: Sequence[Tensor]) -> 
             gradient,
             *_strides(gradient),
             rows,
-            *_arguments(layout, plan),
+            *_arguments(data, plan),
             BLOCK=block,
-            **_options(layout, plan),
+            **_options(data, plan),
         )
     return gradient
 
@@ -131,10 +141,10 @@ def probe(device: torch.device) -> None:
     Raises:
         Exception: triton does not work here (it needs a C compiler), or gets something else.
     """
-    term = VoxelSums("softmax", CrossEntropyFormula(), one_vs_rest=False)
-    layout = Layout(torch.zeros(1, 2, 1, device=device), torch.zeros(1, 1, 1, device=device), None, True, None)
-    (value,) = forward(layout, [term])
-    gradient = backward(layout, [term], [torch.ones_like(value)])
+    term = TrueClassSums("softmax", CrossEntropyFormula())
+    data = CallData(torch.zeros(1, 2, 1, device=device), torch.zeros(1, 1, 1, device=device), None, True, None)
+    (value,) = forward(data, [term])
+    gradient = backward(data, [term], [torch.ones_like(value)])
     got = [*value[0, 0].tolist(), *gradient[0, :, 0].tolist()]
     if not all(abs(a - b) < 1e-6 for a, b in zip(got, (math.log(2), 0, -0.5, 0.5), strict=True)):
         raise RuntimeError(f"expected ln 2, 0, -1/2, 1/2 from the GPU kernels, got {got}.")
@@ -178,13 +188,13 @@ class _Plan:
 
 def _plan(terms: tuple[Term, ...], labels: bool, channels: int) -> _Plan | None:
     """How the kernels compute these terms; None where they do not."""
-    reading = [term for term in terms if type(term) is not TargetSums]
+    reading = [term for term in terms if term.reads_scores]
     activations = {term.activation for term in reading}
     if activations not in (set(), {"sigmoid"}, *([{"softmax"}] if channels > 1 else [])):
         return None
-    counts = [term for term in reading if type(term) is CountSums]
-    logs = [term for term in reading if type(term) is LogSums]
-    losses = [term for term in reading if type(term) is VoxelSums]
+    counts = [term for term in reading if isinstance(term, CountSums) and type(term) is CountSums]
+    logs = [term for term in reading if type(term) in (LogSums, OutcomeLogSums)]
+    losses = [term for term in reading if isinstance(term, VoxelSums) and type(term) in (TrueClassSums, OutcomeSums)]
     softmax = activations == {"softmax"}
     one_vs_rest = any(term.one_vs_rest for term in losses)
     kinds = [_kind(term, labels) for term in losses]
@@ -192,7 +202,7 @@ def _plan(terms: tuple[Term, ...], labels: bool, channels: int) -> _Plan | None:
         len(counts) + len(logs) + len(losses) < len(reading)
         or len(losses) > 2
         or len({term.soft_overlap for term in counts}) > 1
-        or any(term.one_vs_rest == softmax for term in logs)
+        or any(type(term) is not (LogSums if softmax else OutcomeLogSums) for term in logs)
         or any(term.one_vs_rest != one_vs_rest for term in losses)
         or (losses and not softmax and not one_vs_rest)
         or None in kinds
@@ -249,7 +259,7 @@ def _result(rows: Tensor, first: int, number: int, term: Term) -> Tensor:
 
 def _in_first_column(term: Term) -> bool:
     """Whether the first column has the sum over all classes."""
-    return isinstance(term, VoxelSums) and not term.by_class and not term.one_vs_rest
+    return isinstance(term, TrueClassSums) and not term.by_class
 
 
 def _block(channels: int) -> int:
@@ -275,26 +285,26 @@ def _pointer(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
-def _arguments(layout: Layout, plan: _Plan) -> list[Tensor | int | float]:
-    mask = layout.scores if layout.mask is None else layout.mask  # without a mask it is not read
+def _arguments(data: CallData, plan: _Plan) -> list[Tensor | int | float]:
+    mask = data.scores if data.mask is None else data.mask  # without a mask it is not read
     parameters = [0.0, 0.0]
     for i, (term, _, _) in enumerate(plan.losses):
         assert is_dataclass(term.formula)
         parameters[i : i + 1] = astuple(term.formula) or [0.0]  # one, or none
     return [
-        layout.scores,
-        *_strides(layout.scores),
-        _pointer(layout.target),
-        *_strides(layout.target),
+        data.scores,
+        *_strides(data.scores),
+        _pointer(data.target),
+        *_strides(data.target),
         _pointer(mask),
         *_strides(mask)[::2],
-        math.prod(layout.scores.shape[2:]),
+        math.prod(data.scores.shape[2:]),
         *parameters,
     ]
 
 
-def _options(layout: Layout, plan: _Plan) -> dict[str, int | float | bool]:
-    channels = layout.scores.shape[1]
+def _options(data: CallData, plan: _Plan) -> dict[str, int | float | bool]:
+    channels = data.scores.shape[1]
     kinds, places = [-1, -1], [-1, -1]
     for i, (_, kind, row) in enumerate(plan.losses):
         kinds[i], places[i] = kind, row
@@ -302,17 +312,17 @@ def _options(layout: Layout, plan: _Plan) -> dict[str, int | float | bool]:
     return {
         "CLASSES": channels,
         "PADDED": padded,
-        "LABELS": layout.labels,
-        "FLOAT_LABELS": layout.target.dtype.is_floating_point,
-        "MASKED": layout.mask is not None,
-        "IGNORING": layout.ignores,
-        "IGNORED": _ignored(layout),
+        "LABELS": data.labels,
+        "FLOAT_LABELS": data.target.dtype.is_floating_point,
+        "MASKED": data.mask is not None,
+        "IGNORING": data.ignores,
+        "IGNORED": _ignored(data),
         "SOFTMAX": plan.softmax,
         "ROWS": plan.rows,
         "TARGET": plan.target,
         "COUNTS": plan.counts,
         "SQUARES": plan.squares,
-        "OVERLAP": plan.overlap and not layout.labels,  # min(p, g) = pg where g is 0 or 1
+        "OVERLAP": plan.overlap and not data.labels,  # min(p, g) = pg where g is 0 or 1
         "LOGS": plan.logs,
         "ONE_VS_REST": plan.one_vs_rest,
         "FIRST": kinds[0],
@@ -324,13 +334,13 @@ def _options(layout: Layout, plan: _Plan) -> dict[str, int | float | bool]:
     }
 
 
-def _ignored(layout: Layout) -> int | float:
+def _ignored(data: CallData) -> int | float:
     """The label as the target's dtype has it, or the channel, whose voxels do not count."""
-    if not layout.ignores or layout.ignore_index is None:
+    if not data.ignores or data.ignore_index is None:
         return 0
-    channel = not layout.labels and layout.target.shape[1] > 1
-    dtype = layout.target.dtype
-    return layout.ignore_index if channel or not dtype.is_floating_point else _rounded(layout.ignore_index, dtype)
+    channel = not data.labels and data.target.shape[1] > 1
+    dtype = data.target.dtype
+    return data.ignore_index if channel or not dtype.is_floating_point else _rounded(data.ignore_index, dtype)
 
 
 @functools.cache

@@ -7,52 +7,23 @@ TargetSums(none)`. A term that holds a tensor, or a formula that is none of `for
 import ast
 import functools
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from monai_extra_losses.ops import formulas, label_kernels, slab_pass
-from monai_extra_losses.ops.slabs import Layout, refuse_negative_weights
-from monai_extra_losses.ops.terms import (
-    CountSums,
-    ErrorSums,
-    LogSums,
-    MarginSums,
-    TargetSums,
-    Term,
-    VoxelSums,
-    sum_dtype,
-)
+from monai_extra_losses.ops import slab_pass
+from monai_extra_losses.ops.call_data import CallData, refuse_negative_weights
+from monai_extra_losses.ops.formulas import Spelled
+from monai_extra_losses.ops.plan import plan
+from monai_extra_losses.ops.terms import Term, sum_dtype
 from monai_extra_losses.ops.wrong_targets import told_in_full
 
 NO_SECOND_DERIVATIVE = (
     "these losses have no second derivative: expected backward() without create_graph=True "
     "(torch.func.hessian gives one, at the memory of plain torch)."
 )
-
-_TYPES: dict[str, Any] = {
-    cls.__name__: cls
-    for cls in (
-        TargetSums,
-        CountSums,
-        ErrorSums,
-        LogSums,
-        VoxelSums,
-        MarginSums,
-        formulas.CrossEntropyFormula,
-        formulas.FocalFormula,
-        formulas.SoftFocalFormula,
-        formulas.PolyFormula,
-        formulas.GeneralizedCrossEntropyFormula,
-        formulas.PowerFormula,
-        formulas.HingeFormula,
-        formulas.SquaredHingeFormula,
-    )
-}
-_FIELDS = {cls: tuple(field.name for field in fields(cls)) for cls in _TYPES.values()}
 
 
 def encode(value: object) -> str | None:
@@ -63,11 +34,13 @@ def encode(value: object) -> str | None:
         # Dynamo makes a symbol of a number that has changed, and of what a size decides: here it becomes a constant.
         number = guard_scalar(value)
         return str(number) if isinstance(number, bool) else repr(float(number))
-    if type(value) not in _FIELDS:
+    name = type(value).__name__
+    if Spelled.by_name.get(name) is not type(value):
         return None
-    parts = [encode(getattr(value, name)) for name in _FIELDS[type(value)]]
+    # What a dataclass takes by position; Dynamo cannot trace `dataclasses.fields`.
+    parts = [encode(getattr(value, field)) for field in type(value).__match_args__]  # type: ignore[attr-defined]
     known = [part for part in parts if part is not None]
-    return f"{type(value).__name__}({', '.join(known)})" if len(known) == len(parts) else None
+    return f"{name}({', '.join(known)})" if len(known) == len(parts) else None
 
 
 @functools.cache
@@ -78,45 +51,45 @@ def decode(text: str) -> tuple[Term, ...]:
 
 def _made(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return _TYPES[node.func.id](*map(_made, node.args))
+        return Spelled.by_name[node.func.id](*map(_made, node.args))
     if isinstance(node, ast.Name):
         return float(node.id) if node.id == "inf" else node.id
     return ast.literal_eval(node)
 
 
-def sums(layout: Layout, texts: Sequence[str]) -> list[Tensor]:
+def sums(data: CallData, texts: Sequence[str]) -> list[Tensor]:
     """The sums of the terms with these texts, by one operator."""
-    data = layout.scores, layout.target, layout.mask, layout.labels, layout.ignore_index
+    tensors = data.scores, data.target, data.mask
     with torch._C.DisableTorchFunctionSubclass():  # else the sums of a MetaTensor would be MetaTensors
-        return torch.ops.monai_extra_losses.fused_sums(*data, "; ".join(texts))
+        return torch.ops.monai_extra_losses.fused_sums(*tensors, data.labels, data.ignore_index, "; ".join(texts))
 
 
-def checked(layout: Layout, *, any_target: bool = False) -> Layout:
+def checked(data: CallData, *, any_target: bool = False) -> CallData:
     """The same data, from operators that refuse a wrong target and negative weights on the CPU.
 
     Their results are copies: a check whose result nobody reads would be no part of a compiled graph.
 
     Args:
-        layout: scores, target and mask.
+        data: scores, target and mask.
         any_target: whether the target may have any values.
 
     Raises:
         ValueError: where the graph runs.
     """
-    scores, target, mask = layout.scores, layout.target, layout.mask
+    scores, target, mask = data.scores, data.target, data.mask
     if scores.device.type != "cpu":
-        return layout
+        return data
     with torch._C.DisableTorchFunctionSubclass():
         if not any_target:
-            data = scores.detach(), target, mask, layout.labels, layout.ignore_index
-            target = torch.ops.monai_extra_losses.checked_target(*data)
+            call = scores.detach(), target, mask, data.labels, data.ignore_index
+            target = torch.ops.monai_extra_losses.checked_target(*call)
         elif mask is not None:
             mask = torch.ops.monai_extra_losses.checked_weights(mask)
-    return Layout(scores, target, mask, layout.labels, layout.ignore_index)
+    return CallData(scores, target, mask, data.labels, data.ignore_index)
 
 
-def _layout(scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None) -> Layout:
-    return Layout(_plain(scores), _plain(target), None if mask is None else _plain(mask), labels, ignore_index)
+def _data(scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None) -> CallData:
+    return CallData(_plain(scores), _plain(target), None if mask is None else _plain(mask), labels, ignore_index)
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -134,9 +107,10 @@ _TAGS = (torch.Tag.cudagraph_unsafe,)
 def _sums(
     scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None, terms: str
 ) -> list[Tensor]:
-    layout = _layout(scores, target, mask, labels, ignore_index)
-    with told_in_full(layout):
-        return list(slab_pass.forward(layout, decode(terms)))
+    data = _data(scores, target, mask, labels, ignore_index)
+    with told_in_full(data):
+        wanted = decode(terms)
+        return list(slab_pass.forward(data, wanted, plan(data, wanted, keeps_softmax=False)))
 
 
 @_sums.register_fake
@@ -162,11 +136,12 @@ def _gradient(
     ignore_index: int | None,
     terms: str,
 ) -> Tensor:
-    layout = _layout(scores, target, mask, labels, ignore_index)
+    data = _data(scores, target, mask, labels, ignore_index)
     # torch calls an operator with autograd switched off; what has no kernel is differentiated slab by slab.
     autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     with torch.no_grad(), autograd:
-        return slab_pass.backward(layout, decode(terms), grads)
+        wanted = decode(terms)
+        return slab_pass.backward(data, wanted, grads, plan(data, wanted, keeps_softmax=False))
 
 
 @_gradient.register_fake
@@ -186,10 +161,10 @@ def _shape_of_gradient(
 def _checked_target(
     scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None
 ) -> Tensor:
-    layout = _layout(scores, target, mask, labels, ignore_index)
-    with told_in_full(layout):
-        label_kernels.check_target(layout)
-    return layout.target.clone()
+    data = _data(scores, target, mask, labels, ignore_index)
+    with told_in_full(data):
+        slab_pass.check_target(data)
+    return data.target.clone()
 
 
 @_checked_target.register_fake

@@ -1,20 +1,22 @@
 """What a loss can ask of one pass over the voxels: sums over the voxels of each sample and class, or a map.
 
-Each term has a plain definition in differentiable torch operations. It is what `torch.export` traces, what the
-general slab path differentiates, and what the analytic kernels in `label_kernels.py` are tested against.
+Each term has a plain definition in differentiable torch operations. It is what `torch.export` traces, what computes a
+term that no kernel has in its table, and what the kernels are tested against.
 """
 
+import dataclasses
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.formulas import SoftFocalFormula
-from monai_extra_losses.ops.slabs import Voxels
+from monai_extra_losses.ops.call_data import Piece, Voxels
+from monai_extra_losses.ops.formulas import SoftFocalFormula, Spelled
 
 Activation = Literal["softmax", "sigmoid", "none"]
 # An elementwise loss: one of `formulas.py`, or any function, which is then differentiated.
@@ -22,28 +24,67 @@ VoxelFormula = Callable[[Tensor], Tensor]
 MapOf = Literal["probability", "error", "surface"]
 
 
-class Term(Protocol):
-    """One thing to compute in the pass. Hashable: equal terms of a compound loss are computed once.
+class Term(Spelled, ABC):
+    """One thing to compute in the pass: a frozen dataclass. Equal terms of a compound loss are computed once.
 
-    A term of another type than those below needs no kernel: its definition is computed, and differentiated, slab by
-    slab. It gets the voxels of a part of one sample, and must be a sum over voxels.
+    A term that no kernel has in its table takes its definition, and is differentiated, slab by slab. It gets the voxels
+    of a part of the call, and must be a sum over voxels.
+
+    Attributes:
+        activation: how the scores become probabilities.
+        reads_scores: whether the result depends on the scores.
+        is_map: whether the result is a map (B, channels, *spatial); else it is sums (rows, B, C).
     """
 
-    @property
-    def activation(self) -> Activation: ...
+    __slots__ = ()
+    reads_scores: ClassVar[bool] = True
+    is_map: ClassVar[bool] = False
 
+    if TYPE_CHECKING:  # a field of most terms; dataclasses would take a property here for its default
+
+        @property
+        def activation(self) -> Activation: ...
+
+    @abstractmethod
     def shape(self, scores: Tensor) -> tuple[int, ...]:
-        """Shape of the result for scores of shape (B, C, *spatial); sums have the batch in axis 1."""
+        """Shape of the result for scores of shape (B, C, *spatial)."""
 
+    @abstractmethod
     def definition(self, v: Voxels) -> Tensor:
         """The result for all voxels of `v`, of shape (rows, B, C) for sums and (B, channels, M) for maps."""
 
+    def in_piece(self, piece: Piece) -> Self:
+        """The term with what it holds of one piece of the call: a map of numbers, or factors of each sample."""
+        return self
 
-@dataclass(frozen=True, slots=True)
-class TargetSums:
+    def view(self, result: Tensor, piece: Piece) -> Tensor:
+        """The part of a contiguous result, or of its gradient, that belongs to one piece: a view."""
+        return result[piece.samples].flatten(2)[..., piece.voxels] if self.is_map else result[:, piece.samples]
+
+
+@dataclass(frozen=True)
+class ForeignTerm(Term):
+    """Somebody else's term of sums, with an `activation`, a `shape` and a `definition` and nothing else."""
+
+    term: Any
+
+    @property
+    def activation(self) -> Activation:
+        return self.term.activation
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return self.term.shape(scores)
+
+    def definition(self, v: Voxels) -> Tensor:
+        return self.term.definition(v)
+
+
+@dataclass(frozen=True)
+class TargetSums(Term):
     """sum g and sum 1 over the voxels that count: result (2, B, C)."""
 
     activation: Activation = "none"
+    reads_scores: ClassVar[bool] = False
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 2, scores.shape[0], scores.shape[1]
@@ -54,8 +95,8 @@ class TargetSums:
         return torch.stack([_total(g), _total(ones).expand(-1, g.shape[1])])
 
 
-@dataclass(frozen=True, slots=True)
-class CountSums:
+@dataclass(frozen=True)
+class CountSums(Term):
     """sum pg, sum p and, with `squares`, sum p^2, sum g^2: result (2 or 4, B, C).
 
     `soft_overlap` takes sum min(p, g) for sum pg, so that a soft target is a perfect prediction of itself.
@@ -80,8 +121,8 @@ class CountSums:
         return torch.stack([_total(v.weighted(part)) for part in parts])
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorSums:
+@dataclass(frozen=True)
+class ErrorSums(Term):
     """sum g |p - g|^q and sum (1-g) |p - g|^q: result (2, B, C)."""
 
     activation: Activation
@@ -96,21 +137,25 @@ class ErrorSums:
         return torch.stack([_total(g * errors), _total((1 - g) * errors)])
 
 
-@dataclass(frozen=True, slots=True)
-class MarginSums:
-    """Sums of a loss of the margin of raw scores: result (2, B, C).
+class VoxelSums(Term):
+    """Sums of the losses of single voxels: result (2, B, C).
 
-    One-vs-rest: row 0 is sum g f(s), row 1 is sum (1-g) f(-s). Categorical: row 0 is sum g_c f(s_c - max_{k!=c} s_k),
-    row 1 is 0.
+    Row 0 is the sum of the losses of positive outcomes, g = 1, row 1 that of negative ones, so that a factor of each
+    can be applied afterwards. A categorical loss, one per voxel, has its true class as the positive outcome, and 0 in
+    row 1.
+
+    Attributes:
+        formula: the loss of an outcome, elementwise.
+        one_vs_rest: whether every channel is a decision of its own.
     """
 
+    __slots__ = ()
     formula: VoxelFormula
-    one_vs_rest: bool
-    activation: Activation = "none"
+    one_vs_rest: ClassVar[bool]
 
     @property
-    def slope(self) -> VoxelFormula | None:
-        """f'; None: f is differentiated."""
+    def slope(self) -> float | VoxelFormula | None:
+        """f', a constant or a function of what f reads; None: f is differentiated."""
         return getattr(self.formula, "slope", None)
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
@@ -119,54 +164,48 @@ class MarginSums:
     def definition(self, v: Voxels) -> Tensor:
         return torch.stack([_total(v.weighted(part)) for part in self.losses(v)])
 
+    @abstractmethod
     def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
-        """(B, C, M) losses of each decision as a positive and as a negative."""
-        g = v.one_hot()
-        if self.one_vs_rest:
-            scores, negatives = where_counted(v.scores, g), where_counted(-v.scores, 1 - g)
-            return g * self.formula(scores), (1 - g) * self.formula(negatives)
-        loss = g * self.formula(where_counted(v.scores - _largest_other(v.scores), g))
-        return loss, torch.zeros_like(loss)
+        """(B, C, M) losses of positive and of negative outcomes."""
 
 
-@dataclass(frozen=True, slots=True)
-class VoxelSums:
-    """Sums of a voxel-wise loss of the true class's log-probability: result (2, B, C).
-
-    Categorical (softmax, or probabilities of C > 1 channels): row 0 is sum g f(log p), row 1 is 0.
-    One-vs-rest: every channel is a decision of its own; row 0 is sum g f(log p), row 1 is sum (1-g) f(log(1-p)), so
-    that a factor of positives and one of negatives can be applied afterwards.
+@dataclass(frozen=True)
+class TrueClassSums(VoxelSums):
+    """Sums of a loss of the true class's log-probability, for voxels of one class each: row 0 is sum g f(log p).
 
     Attributes:
         activation: how the scores become probabilities.
-        formula: f, elementwise, of the log-probability of the true outcome.
-        one_vs_rest: whether every channel is a decision of its own.
-        by_class: False: row 0 holds the sum over all classes in its first column (a categorical loss without class
-            weights needs no more, and it costs less).
+        formula: f, elementwise, of the log-probability of the true class.
+        by_class: False: row 0 holds the sum over all classes in its first column (a loss without class weights needs no
+            more, and it costs less).
     """
 
     activation: Activation
     formula: VoxelFormula
-    one_vs_rest: bool
     by_class: bool = True
-
-    @property
-    def slope(self) -> float | VoxelFormula | None:
-        """f', a constant or a function of log p; None: f is differentiated."""
-        return getattr(self.formula, "slope", None)
-
-    def shape(self, scores: Tensor) -> tuple[int, ...]:
-        return 2, scores.shape[0], scores.shape[1]
-
-    def definition(self, v: Voxels) -> Tensor:
-        return torch.stack([_total(v.weighted(part)) for part in self.losses(v)])
+    one_vs_rest: ClassVar[bool] = False
 
     def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
-        """(B, C, M) losses of each decision as a positive and as a negative."""
         g = v.one_hot()
-        if not self.one_vs_rest:
-            loss = g * self.formula(where_counted(log_probabilities(v.scores, self.activation), g))
-            return loss, torch.zeros_like(loss)
+        loss = g * self.formula(where_counted(log_probabilities(v.scores, self.activation), g))
+        return loss, torch.zeros_like(loss)
+
+
+@dataclass(frozen=True)
+class OutcomeSums(VoxelSums):
+    """Sums of a loss of each channel's decision: row 0 is sum g f(log p), row 1 is sum (1-g) f(log(1-p)).
+
+    Attributes:
+        activation: how the scores become probabilities.
+        formula: f, elementwise, of the log-probability of the true outcome.
+    """
+
+    activation: Activation
+    formula: VoxelFormula
+    one_vs_rest: ClassVar[bool] = True
+
+    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        g = v.one_hot()
         log_p, log_not_p = outcome_log_probabilities(v.scores, self.activation, g)
         if isinstance(self.formula, SoftFocalFormula) and v.labels is None:
             loss = self.formula.of_soft_target(log_p, log_not_p, g)
@@ -174,41 +213,73 @@ class VoxelSums:
         return g * self.formula(log_p), (1 - g) * self.formula(log_not_p)
 
 
-@dataclass(frozen=True, slots=True)
-class LogSums:
-    """sum log p, or one-vs-rest sum log p + log(1-p), for label smoothing: result (1, B, C)."""
+@dataclass(frozen=True)
+class MarginSums(VoxelSums):
+    """Sums of a loss of each channel's raw score: row 0 is sum g f(s), row 1 is sum (1-g) f(-s)."""
+
+    formula: VoxelFormula
+    activation: Activation = "none"
+    one_vs_rest: ClassVar[bool] = True
+
+    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        g = v.one_hot()
+        scores, negatives = where_counted(v.scores, g), where_counted(-v.scores, 1 - g)
+        return g * self.formula(scores), (1 - g) * self.formula(negatives)
+
+
+@dataclass(frozen=True)
+class LeadSums(VoxelSums):
+    """Sums of a loss of the true class's lead over the next: row 0 is sum g_c f(s_c - max_{k!=c} s_k)."""
+
+    formula: VoxelFormula
+    activation: Activation = "none"
+    one_vs_rest: ClassVar[bool] = False
+
+    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
+        g = v.one_hot()
+        loss = g * self.formula(where_counted(v.scores - _largest_other(v.scores), g))
+        return loss, torch.zeros_like(loss)
+
+
+@dataclass(frozen=True)
+class LogSums(Term):
+    """sum log p, for label smoothing: result (1, B, C)."""
 
     activation: Activation
-    one_vs_rest: bool
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 1, scores.shape[0], scores.shape[1]
 
     def definition(self, v: Voxels) -> Tensor:
-        if self.one_vs_rest:
-            log_p = torch.add(*binary_log_probabilities(v.scores, self.activation))
-        else:
-            log_p = log_probabilities(v.scores, self.activation)
-        return _total(v.weighted(log_p)).unsqueeze(0)
+        return _total(v.weighted(log_probabilities(v.scores, self.activation))).unsqueeze(0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class VoxelMap:
+@dataclass(frozen=True)
+class OutcomeLogSums(LogSums):
+    """sum log p + log(1-p), for label smoothing one-vs-rest: result (1, B, C)."""
+
+    def definition(self, v: Voxels) -> Tensor:
+        return _total(v.weighted(torch.add(*binary_log_probabilities(v.scores, self.activation)))).unsqueeze(0)
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelMap(Term):
     """The voxel-wise loss itself, 0 where a voxel does not count: result (B, channels, *spatial).
 
     Attributes:
         sums: the loss.
         positive: (C,) or (B, C) factors of the losses of positive outcomes, or None for 1.
-        negative: likewise of negative ones (one-vs-rest), or None for 1.
+        negative: the same of negative ones (one-vs-rest), or None for 1.
         spread: whether a categorical loss, too, has C channels: that of its true class, 0 elsewhere. Else it has one.
         smoothing: e, the target is (1-e) g + e/C, or (1-e) g + e/2 one-vs-rest; for losses linear in g.
     """
 
-    sums: VoxelSums | MarginSums
+    sums: VoxelSums
     positive: Tensor | None = None
     negative: Tensor | None = None
     spread: bool = False
     smoothing: float = 0.0
+    is_map: ClassVar[bool] = True
 
     @property
     def activation(self) -> Activation:
@@ -228,9 +299,15 @@ class VoxelMap:
         loss = _scaled(positive, self.positive)
         return v.weighted(loss if self.spread else loss.sum(1, keepdim=True))
 
+    def in_piece(self, piece: Piece) -> Self:
+        if self.positive is None or self.positive.ndim == 1:
+            return self
+        negative = None if self.negative is None else self.negative[piece.samples]
+        return dataclasses.replace(self, positive=self.positive[piece.samples], negative=negative)
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MapSums:
+
+@dataclass(frozen=True, eq=False)
+class MapSums(Term):
     """sum m f with a map m of numbers that have no gradient: result (1, B, C).
 
     Attributes:
@@ -264,6 +341,10 @@ class MapSums:
         # Of what is above 0 nothing is below: min(0 + inward, 0) = 0. (A `where` takes five times as long.)
         inside = numbers.clamp_max(0).add_(self.inward.view(-1, 1, 1)).clamp_max_(0)
         return inside.add_(numbers.clamp_min(0))
+
+    def in_piece(self, piece: Piece) -> Self:
+        inward = None if self.inward is None else self.inward[piece.samples]
+        return dataclasses.replace(self, map=piece.read(self.map), inward=inward)
 
 
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:

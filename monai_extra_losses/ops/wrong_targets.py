@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.numbers import numbers_of
-from monai_extra_losses.ops.slabs import Layout
 
 
 class WrongLabelsError(ValueError):
@@ -14,7 +14,7 @@ class WrongLabelsError(ValueError):
 
 
 @contextmanager
-def told_in_full(layout: Layout) -> Iterator[None]:
+def told_in_full(data: CallData) -> Iterator[None]:
     """Say of wrong labels what they are, and what to do.
 
     Raises:
@@ -23,14 +23,14 @@ def told_in_full(layout: Layout) -> Iterator[None]:
     try:
         yield
     except WrongLabelsError:
-        raise ValueError(_wrong_target(layout)) from None
+        raise ValueError(_wrong_target(data)) from None
 
 
-def _wrong_target(layout: Layout) -> str:
-    channels = layout.scores.shape[1]
-    if layout.labels:
-        return wrong_labels(layout.target, channels, layout.ignore_index)
-    values = numbers_of(layout.target)
+def _wrong_target(data: CallData) -> str:
+    channels = data.scores.shape[1]
+    if data.labels:
+        return wrong_labels(data.target, channels, data.ignore_index)
+    values = numbers_of(data.target)
     assert values is not None  # they were found to be wrong
     lowest, highest = values.min().item(), values.max().item()
     one_channel = ", for labels of several classes give the network as many channels" * (channels == 1)

@@ -12,8 +12,8 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
+from monai_extra_losses.ops.call_data import holds_value
 from monai_extra_losses.ops.distance import SpacingOption, checked_spacing, signed_distance, spacing_of_affine
-from monai_extra_losses.ops.slabs import holds_value
 
 
 class SignedDistance(Transform):

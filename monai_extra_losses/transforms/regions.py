@@ -11,7 +11,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from monai_extra_losses.ops.slabs import holds_value
+from monai_extra_losses.ops.call_data import holds_value
 
 
 class LabelsToRegions(Transform):

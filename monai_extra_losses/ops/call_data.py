@@ -1,4 +1,4 @@
-"""One pass over the voxels in slabs that fit the cache: the memory rule of every loss is kept here."""
+"""The tensors of one call, and how they are read slab by slab."""
 
 import math
 from collections.abc import Iterator
@@ -8,13 +8,6 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.numbers import numbers_of
-
-# Elements (channels x voxels) of one slab. On the CPU shorter ones stay nearer in the cache, but each operation starts
-# its threads anew: measured, 2^20 is best from 2 classes on. On a GPU a slab only has to keep the device busy.
-_CPU_SLAB = 1 << 20
-_GPU_SLAB = 1 << 24
-# So that the buffers of a slab stay small beside the scores of a small patch, too.
-_CPU_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +46,42 @@ class Voxels:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The tensors of one call and how to read them slab by slab.
+class Piece:
+    """Which part of a call a slab is: a range of samples, and one of flat voxel positions."""
+
+    samples: slice
+    voxels: slice
+
+    def flat(self, tensor: Tensor) -> Tensor | None:
+        """The piece of a (B, C, *spatial) tensor as a (b, C, m) view, or None where the strides do not allow one."""
+        own = tensor[self.samples]
+        try:
+            return own.view(own.shape[0], own.shape[1], -1)[..., self.voxels]
+        except RuntimeError:
+            return None
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The piece of a (B, C, *spatial) tensor as (b, C, m); copied where there is no flat view."""
+        view = self.flat(tensor)
+        return self._rows(tensor).flatten(2) if view is None else view
+
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """Store (b, C, m) values in a (B, C, *spatial) tensor of any strides and dtype."""
+        view = self.flat(tensor)
+        if view is not None:
+            view.copy_(values)
+        else:
+            rows = self._rows(tensor)
+            rows.copy_(values.reshape(rows.shape))
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        row = math.prod(tensor.shape[3:])
+        return tensor[self.samples, :, self.voxels.start // row : self.voxels.stop // row]
+
+
+@dataclass(frozen=True, slots=True)
+class CallData:
+    """The tensors of one call.
 
     Attributes:
         scores: (B, C, *spatial) of any float dtype.
@@ -91,37 +118,43 @@ class Layout:
         # A sentinel (255, -1) has no channel: in a target of C channels it ignores nothing.
         return 0 <= self.ignore_index < self.target.shape[1]
 
-    def counted(self) -> Tensor | None:
-        """(B, 1, *spatial) bool: which voxels count; None where all do."""
-        counted = None if self.mask is None else self.mask > 0
+    def voxels_that_count(self) -> Tensor | None:
+        """(B, 1, *spatial) bool; None where all do."""
+        counts = None if self.mask is None else self.mask > 0
         if not self.ignores:
-            return counted
+            return counts
         assert self.ignore_index is not None
         if self.labels or self.target.shape[1] == 1:
             left = torch.ne(self.target, self.ignore_index)
         else:
             left = self.target.narrow(1, self.ignore_index, 1) < 1
-        return left if counted is None else left & counted
+        return left if counts is None else left & counts
 
     def whole(self) -> Voxels:
         """Everything at once, as the plain definitions want it."""
         mask = None if self.mask is None else self.mask.flatten(2)
         return self._voxels(self.scores.flatten(2), self.target.flatten(2), mask)
 
-    def slabs(self, sample: int, floats: int) -> Iterator[tuple[Voxels, slice]]:
-        """The slabs of one sample (with a batch axis of one), and the range of flat voxel positions of each.
+    def slab(self, piece: Piece) -> Voxels:
+        """One piece of the call."""
+        mask = None if self.mask is None else piece.read(self.mask)
+        return self._voxels(piece.read(self.scores), piece.read(self.target), mask)
 
-        Args:
-            sample: position in the batch.
-            floats: how many float32 numbers per voxel the buffers of a slab hold at a time.
-        """
-        tensors = [self.scores[sample], self.target[sample]]
-        if self.mask is not None:
-            tensors.append(self.mask[sample])
-        flat = [_flat_view(tensor) for tensor in tensors]
-        for voxels in slab_ranges(self.scores, floats, whole_rows=any(view is None for view in flat)):
-            parts = [read(view, tensor, voxels).unsqueeze(0) for view, tensor in zip(flat, tensors, strict=True)]
-            yield self._voxels(parts[0], parts[1], parts[2] if self.mask is not None else None), voxels
+    def pieces(self, length: int) -> Iterator[Piece]:
+        """The pieces of slabs of about `length` voxels: whole samples where these are short, else parts of one."""
+        batch, voxels = self.scores.shape[0], math.prod(self.scores.shape[2:])
+        if length >= voxels:
+            step = max(length // max(voxels, 1), 1)
+            for first in range(0, batch, step):
+                yield Piece(slice(first, min(first + step, batch)), slice(0, voxels))
+            return
+        tensors = (self.scores, self.target) if self.mask is None else (self.scores, self.target, self.mask)
+        if not all(_has_flat_view(tensor) for tensor in tensors):  # cut between rows of the first spatial axis only
+            row = math.prod(self.scores.shape[3:])
+            length = max(length // row, 1) * row
+        for sample in range(batch):
+            for start in range(0, voxels, length):
+                yield Piece(slice(sample, sample + 1), slice(start, min(start + length, voxels)))
 
     def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         scores = scores.to(self.dtype)
@@ -146,6 +179,11 @@ class Layout:
         return 1 - target[:, self.ignore_index].to(self.dtype)
 
 
+def _has_flat_view(tensor: Tensor) -> bool:
+    """Whether the spatial axes of each sample can be seen as one."""
+    return tensor.is_contiguous() or Piece(slice(0, 1), slice(0, 0)).flat(tensor) is not None
+
+
 def refuse_negative_weights(weight: Tensor) -> None:
     """Refuse a mask with weights below 0, or NaN, on the CPU."""
     if weight.device.type != "cpu":
@@ -160,53 +198,3 @@ def holds_value(dtype: torch.dtype, value: int) -> bool:
     if dtype == torch.bool:
         return value in (0, 1)
     return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
-
-
-def _flat_view(tensor: Tensor) -> Tensor | None:
-    """(C, *spatial) as (C, M) without a copy, or None where the strides do not allow it."""
-    try:
-        return tensor.view(tensor.shape[0], -1)
-    except RuntimeError:
-        return None
-
-
-def slab_ranges(scores: Tensor, floats: int, *, whole_rows: bool) -> Iterator[slice]:
-    """Ranges of flat voxel positions; `whole_rows`: cut between indices of the first spatial axis only."""
-    channels, spatial = scores.shape[1], scores.shape[2:]
-    voxels = math.prod(spatial)
-    length = _GPU_SLAB // channels
-    if scores.device.type == "cpu":
-        # The buffers are float32 at least, whatever the scores are.
-        share = int(_CPU_SHARE * scores.numel() * scores.element_size() / (4 * floats))
-        length = max(min(_CPU_SLAB // channels, share), 128)
-    if whole_rows:
-        row = voxels // max(spatial[0], 1)
-        length = max(length // max(row, 1), 1) * row
-    for start in range(0, voxels, max(length, 1)):
-        yield slice(start, min(start + length, voxels))
-
-
-def read(view: Tensor | None, tensor: Tensor, voxels: slice) -> Tensor:
-    """(C, m) slab of a (C, *spatial) tensor; only a tensor without a flat view is copied, one slab at a time."""
-    return view[:, voxels] if view is not None else _rows(tensor, voxels).reshape(tensor.shape[0], -1)
-
-
-def writable(tensor: Tensor, voxels: slice, dtype: torch.dtype) -> Tensor | None:
-    """(C, m) view of a slab of a (C, *spatial) tensor, where its strides allow one and its dtype is `dtype`."""
-    view = _flat_view(tensor) if tensor.dtype == dtype else None
-    return None if view is None else view[:, voxels]
-
-
-def write(tensor: Tensor, voxels: slice, values: Tensor) -> None:
-    """Store the (C, m) slab `values` in a (C, *spatial) tensor of any strides and dtype."""
-    view = _flat_view(tensor)
-    if view is not None:
-        view[:, voxels] = values
-    else:
-        rows = _rows(tensor, voxels)
-        rows.copy_(values.reshape(rows.shape))
-
-
-def _rows(tensor: Tensor, voxels: slice) -> Tensor:
-    row = math.prod(tensor.shape[2:])
-    return tensor[:, voxels.start // row : voxels.stop // row]

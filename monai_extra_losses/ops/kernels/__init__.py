@@ -1,0 +1,1 @@
+"""Analytic kernels for label maps: one slab of a call, forward and backward, an activation a file."""

@@ -1,0 +1,234 @@
+"""What the kernels share: a slab, and the table of what it computes.
+
+A slab is a part of a call with a label map: x (b, C, m) scores, t (b, m) class of each voxel, w (b, m) weights or None.
+No one-hot of the call is built: with g the one-hot of t, sums over g are sums by label, and a gradient has a part that
+is the same for every voxel of a class and a part at the true class alone.
+
+A subclass is an activation. Its table `kernels` has for each type of term how it is computed forward and backward, and
+what that keeps in memory. What is not in the table takes the definition of the term.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from monai_extra_losses.ops.call_data import Voxels
+from monai_extra_losses.ops.kernels.labels import IndexedLabels, read_labels
+from monai_extra_losses.ops.terms import (
+    Activation,
+    CountSums,
+    MapSums,
+    TargetSums,
+    Term,
+    VoxelFormula,
+    VoxelMap,
+    VoxelSums,
+    sum_dtype,
+)
+
+Parts = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a slab computes one type of term.
+
+    Attributes:
+        forward: adds the slab to the sums (rows, b, C), or fills the slab (b, channels, m) of a map.
+        backward: the parts of the gradient that follow from the gradient of the result; equal parts of all terms are
+            added, and the slab's `write_gradient` says what they are. None: the result does not depend on the scores.
+        floats: how many float32 numbers per voxel the term keeps, given the number of channels (measured; tests hold
+            the memory).
+        takes: which terms of the type have the kernel.
+    """
+
+    forward: Callable[[Any, Any, Tensor], None]
+    backward: Callable[[Any, Any, Tensor], Parts] | None
+    floats: Callable[[Any, int], int] = lambda term, channels: 0
+    takes: Callable[[Any], bool] = lambda term: True
+
+
+class Slab(ABC):
+    """One slab of a call.
+
+    Args:
+        v: the slab.
+        p: (b, C, m) probabilities of the slab, where they are known; the gradient may be written over them.
+        by_index: read the labels as an index, which leaves out what is infinite, too.
+    """
+
+    activation: ClassVar[Activation]
+    kernels: ClassVar[Mapping[type[Term], Kernel]]
+
+    def __init__(self, v: Voxels, p: Tensor | None = None, *, by_index: bool = False) -> None:
+        self.x, self.w = v.scores, v.weight
+        self.labels = IndexedLabels(v) if by_index else read_labels(v)
+
+    @classmethod
+    def computes(cls, terms: Sequence[Term], channels: int) -> bool:
+        """Whether every term has a kernel here."""
+        for term in terms:
+            kernel = cls.kernels.get(type(term))
+            if kernel is None or not kernel.takes(term) or (term.reads_scores and term.activation != cls.activation):
+                return False
+        return True
+
+    @classmethod
+    def floats(cls, terms: Sequence[Term], channels: int) -> int:
+        """How many float32 numbers per voxel the terms keep at a time, at most, beside scores, labels and gradient."""
+        return max(cls.kernels[type(term)].floats(term, channels) for term in terms)
+
+    def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
+        """Add the slab to the sums of the terms, and fill its part of their maps.
+
+        Raises:
+            WrongLabelsError: on the CPU.
+        """
+        self.check()
+        for term, out in zip(terms, outs, strict=True):
+            self.kernels[type(term)].forward(self, term, out)
+
+    def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
+        """Write the (b, C, m) gradient with respect to the scores, from the gradients of the results."""
+        parts: dict[str, Tensor] = {}
+        for term, grad in zip(terms, grads, strict=True):
+            backward = self.kernels[type(term)].backward
+            assert backward is not None
+            for name, part in backward(self, term, grad.to(self.x.dtype)).items():
+                parts[name] = parts[name] + part if name in parts else part
+        self.write_gradient(parts, out)
+
+    @abstractmethod
+    def write_gradient(self, parts: Parts, out: Tensor) -> None:
+        """The gradient, from its parts."""
+
+    def check(self) -> None:
+        """Refuse wrong labels before they are used as an index."""
+        if self.x.device.type == "cpu":
+            self.volumes  # noqa: B018  counting finds them
+
+    @property
+    def volumes(self) -> Tensor:
+        """(b, C) number of voxels of each label."""
+        return self.labels.volumes
+
+    def weighted_volumes(self) -> Tensor:
+        """(b, C) what the voxels of each label count together."""
+        return self.volumes if self.w is None else self.labels.sums(self.w)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """(b, C) weighted sums over the voxels. Float32 within a slab (pairwise in torch), float64 across slabs."""
+        return values.sum(2) if self.w is None else torch.bmm(values, self.w.unsqueeze(2)).squeeze(2)
+
+    def by_class(self, values: Tensor) -> Tensor:
+        """(b, C) weighted sums of (b, m) values over the voxels of each class."""
+        return self.labels.sums(values if self.w is None else values * self.w)
+
+    def by_outcome(self, values: Tensor, out: Tensor) -> None:
+        """Add the (b, C, m) losses of each channel's outcome: row 0 at the true class, row 1 elsewhere."""
+        out[0] += self.labels.own_sums(values, self.w)
+        out[1] += self.sum(self.labels.clear(values))
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """(b, m) or (b, C, m) values times the weight of each voxel, in place."""
+        if self.w is None:
+            return values
+        return values.mul_(self.w if values.ndim == 2 else self.w.unsqueeze(1))
+
+
+class ProbabilitySlab(Slab):
+    """A slab whose terms read probabilities p (b, C, m)."""
+
+    @cached_property
+    def p(self) -> Tensor:
+        """(b, C, m) probabilities."""
+        raise NotImplementedError
+
+    @cached_property
+    def p_true(self) -> Tensor:
+        """(b, m) probability of each voxel's own class."""
+        return self.labels.own(self.p)
+
+
+def target_sums(slab: Slab, term: TargetSums, out: Tensor) -> None:
+    """sum g, sum 1."""
+    out[0] += slab.weighted_volumes()
+    out[1] += slab.x.shape[2] if slab.w is None else slab.w.sum(1, keepdim=True, dtype=out.dtype)
+
+
+def count_sums(slab: ProbabilitySlab, term: CountSums, out: Tensor) -> None:
+    """sum pg, sum p, sum p^2, sum g^2. With labels min(p, g) = pg."""
+    out[0] += slab.labels.own_sums(slab.p, slab.w)
+    out[1] += slab.sum(slab.p)
+    if term.squares:
+        out[2] += slab.sum(slab.p * slab.p)
+        out[3] += slab.weighted_volumes()  # g^2 = g
+
+
+def map_sums(slab: ProbabilitySlab, term: MapSums, out: Tensor) -> None:
+    """Sums of a map times p, (p-g)^2 or, for "surface", p (2-p) off the true class and (1-p) (1+p) on it."""
+    values = slab.p
+    if term.of == "error":
+        values = slab.labels.put(slab.p * slab.p, (1 - slab.p_true).square_())
+    elif term.of == "surface":
+        values = slab.labels.put(slab.p * (2 - slab.p), (1 - slab.p_true) * (1 + slab.p_true))
+    out[0] += slab.sum(term.numbers().to(slab.x.dtype) * values)
+
+
+def map_gradient(slab: ProbabilitySlab, term: MapSums, grad: Tensor) -> Tensor:
+    """(b, C, m) dL/dp of such sums: 1, 2 (p-g), and 2 (1-p) off the true class, -2 p on it."""
+    d = term.numbers().to(slab.x.dtype) * grad[0].unsqueeze(2)
+    if term.of == "error":
+        d *= slab.labels.put(2 * slab.p, 2 * (slab.p_true - 1))
+    elif term.of == "surface":
+        d *= slab.labels.put(2 - 2 * slab.p, -2 * slab.p_true)
+    return d
+
+
+def factors_of(term: VoxelMap, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, C) factors of the losses of positive and negative outcomes of a map, for values (b, C, m)."""
+    ones = like.new_ones(like.shape[:2])
+    positive = ones if term.positive is None else term.positive.to(like).expand_as(ones)
+    return positive, ones if term.negative is None else term.negative.to(like).expand_as(ones)
+
+
+def is_differentiated(term: VoxelSums | VoxelMap) -> bool:
+    """Whether the formula of a term states no slope."""
+    return (term.sums if isinstance(term, VoxelMap) else term).slope is None
+
+
+def slope_at(sums: VoxelSums, read: Callable[[], Tensor]) -> Tensor | float:
+    """f' of a term's formula, by differentiation where none is stated; `read` is asked only where f' varies."""
+    if isinstance(sums.slope, float):
+        return sums.slope
+    return derivative(sums.formula, read()) if sums.slope is None else sums.slope(read())
+
+
+def derivative(formula: VoxelFormula, values: Tensor) -> Tensor:
+    """f' of an elementwise formula."""
+    with torch.enable_grad():
+        leaf = values.detach().requires_grad_()
+        value = formula(leaf)
+        (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+    return slope
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """`base` ** `exponent` in a new tensor, without a logarithm for the usual exponents."""
+    if exponent == 2:
+        return base * base
+    if exponent == 1.5:
+        return base.sqrt().mul_(base)
+    if exponent == 0.5:
+        return base.sqrt()
+    return base.clone() if exponent == 1 else base**exponent
+
+
+def total(values: Tensor) -> Tensor:
+    """(b,) sums over the voxels of (b, m). Float32 within a slab, as `Slab.sum`; slabs are added in float64."""
+    return values.sum(1).to(sum_dtype(values.device))

@@ -1,0 +1,135 @@
+"""What is decided once for a call: the kernels, how long a slab is, and where the softmax is kept."""
+
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from monai_extra_losses.ops.call_data import CallData
+from monai_extra_losses.ops.kernels.labels import few_classes
+from monai_extra_losses.ops.kernels.margin import MarginSlab
+from monai_extra_losses.ops.kernels.sigmoid import SigmoidSlab
+from monai_extra_losses.ops.kernels.slab import Slab
+from monai_extra_losses.ops.kernels.softmax import SoftmaxSlab
+from monai_extra_losses.ops.kernels.two_classes import TwoClassSlab
+from monai_extra_losses.ops.terms import Term
+
+# The first that computes all terms of a call does; without one the definitions do.
+_SLABS: tuple[type[Slab], ...] = (TwoClassSlab, SoftmaxSlab, SigmoidSlab, MarginSlab)
+# Elements (channels x voxels) of one slab. On the CPU shorter ones stay nearer in the cache, but each operation starts
+# its threads anew: measured, 2^20 is best from 2 classes on. On a GPU a slab only has to keep the device busy.
+_CPU_SLAB = 1 << 20
+_GPU_SLAB = 1 << 24
+# So that the buffers of a slab stay small beside the scores of a small patch, too.
+_CPU_SHARE = 0.2
+# Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run
+# in the interpreter only, so a user has to ask for them until a GPU has proved them.
+_TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "0") == "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a call is computed, forward and backward.
+
+    Attributes:
+        slab: the kernels; None: the definitions of the terms, slab by slab.
+        length: voxels of a slab.
+        softmax: "recomputed" by the backward; or the forward leaves it where the backward writes the gradient, "kept by
+            slab" or, where a softmax of the whole call goes straight to that place, "kept whole".
+        gpu: the module that computes everything on a GPU instead.
+        by_index: whether the kernels read the labels as an index always.
+    """
+
+    slab: type[Slab] | None
+    length: int
+    softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
+    gpu: ModuleType | None = None
+    by_index: bool = False
+
+    def for_infinite_scores(self) -> "Plan":
+        """The plan whose kernels leave out infinite numbers, which those of few classes multiply by 0."""
+        return replace(self, slab=SoftmaxSlab if self.slab is TwoClassSlab else self.slab, by_index=True)
+
+
+def plan(data: CallData, terms: Sequence[Term], *, keeps_softmax: bool) -> Plan:
+    """Decide how a call is computed.
+
+    Args:
+        data: the call.
+        terms: what to compute.
+        keeps_softmax: whether the forward may leave its softmax for the backward.
+    """
+    gpu = _gpu_kernels(data, terms)
+    if gpu is not None:
+        return Plan(None, 0, gpu=gpu)
+    channels = data.scores.shape[1]
+    slab = next((slab for slab in _SLABS if slab.computes(terms, channels)), None) if data.labels else None
+    softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
+    if keeps_softmax and slab is SoftmaxSlab and _softmax_pays(data, terms):
+        softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
+    return Plan(slab, _length(data, _floats(data, terms, slab, in_place=softmax == "kept whole")), softmax)
+
+
+def _softmax_pays(data: CallData, terms: Sequence[Term]) -> bool:
+    """Whether keeping the softmax saves time: half the exponentials.
+
+    Not on a GPU, where memory traffic counts; nor in half precision, which would round the probabilities; nor beside a
+    map, which may be worked on before the backward.
+    """
+    wide = data.scores.dtype in (torch.float32, torch.float64)
+    reads = any(term.reads_scores for term in terms)
+    return wide and reads and data.scores.device.type == "cpu" and not any(term.is_map for term in terms)
+
+
+def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, in_place: bool) -> int:
+    """How many float32 numbers per voxel of a slab are alive at a time, at most."""
+    channels = data.scores.shape[1]
+    copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
+    if slab is None:
+        return (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
+    own = slab.floats(terms, channels)
+    if slab is TwoClassSlab:
+        return copies * channels + own
+    labels = 2 * channels if few_classes(data.scores) else 4  # as g, or as an index
+    probabilities = 2 * channels if slab is SoftmaxSlab and not in_place else 0
+    gradient = 0 if slab is SoftmaxSlab else channels
+    return copies * channels + labels + probabilities + gradient + own
+
+
+def _length(data: CallData, floats: int) -> int:
+    scores = data.scores
+    if scores.device.type != "cpu":
+        return max(_GPU_SLAB // scores.shape[1], 1)
+    # The buffers are float32 at least, whatever the scores are.
+    share = int(_CPU_SHARE * scores.numel() * scores.element_size() / (4 * floats))
+    return max(min(_CPU_SLAB // scores.shape[1], share), 128)
+
+
+def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:
+    """The kernels that compute all of a call on a GPU; None where there are none."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if _TRITON and (data.scores.device.type == "cuda" or interpreted):
+        kernels = _working_triton(data.scores.device)
+        if kernels is not None and kernels.supports(data, terms):
+            return kernels
+    return None
+
+
+@functools.cache
+def _working_triton(device: torch.device) -> ModuleType | None:
+    """`fused_sums_triton`, where triton is installed and works."""
+    try:
+        from monai_extra_losses.ops import fused_sums_triton
+
+        fused_sums_triton.probe(device)
+    except ImportError:
+        return None
+    except Exception as error:  # triton needs a C compiler, and a GPU it knows; it raises anything
+        warnings.warn(f"the losses run without their GPU kernels, in plain torch: triton failed: {error}", stacklevel=2)
+        return None
+    return fused_sums_triton

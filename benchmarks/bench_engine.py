@@ -22,8 +22,8 @@ import torch
 from ignite.engine import Engine, Events
 
 import monai_extra_losses
-from monai_extra_losses.commands import _overrides
-from monai_extra_losses.workflow import SegmentationWorkflow
+from monai_extra_losses.bundle.workflow import SegmentationWorkflow
+from monai_extra_losses.cli.commands import _overrides
 
 
 def bare_epoch(network, loss, optimizer, loader, device) -> float:

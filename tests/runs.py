@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from monai_extra_losses.commands import run_configs
-from monai_extra_losses.run_folder import RunFolder
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.cli.commands import run_configs
 
 
 def train(data: Path, run: Path, configs: tuple[str, ...] = ("train", "losses"), **options: Any) -> RunFolder:

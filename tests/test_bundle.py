@@ -23,13 +23,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import monai_extra_losses
 from monai_extra_losses import CompoundLoss, FusedDiceCELoss
-from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
-from monai_extra_losses.commands import run_configs
+from monai_extra_losses.bundle.inference import InferenceSetUp
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.tensor_files import record_checksum, refuse_changed
+from monai_extra_losses.bundle.training import TrainingSetUp
+from monai_extra_losses.bundle.workflow import SegmentationWorkflow
+from monai_extra_losses.cli.commands import run_configs
+from monai_extra_losses.data.check_report import data_report
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
-from monai_extra_losses.data.report import data_report
-from monai_extra_losses.run_folder import RunFolder, RunRecord
-from monai_extra_losses.tensor_files import record_checksum, refuse_changed
-from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
 TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]
@@ -126,7 +128,7 @@ def test_resuming_without_a_run_says_so_and_starts(
 @contextlib.contextmanager
 def another_process_holding(lock: Path) -> Iterator[int]:
     """Its number; it is killed at the end."""
-    hold = "import sys, pathlib, time; from monai_extra_losses.run_folder import hold_lock\n"
+    hold = "import sys, pathlib, time; from monai_extra_losses.bundle.run_folder import hold_lock\n"
     hold += "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(300)"
     other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE, text=True)
     try:

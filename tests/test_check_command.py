@@ -17,13 +17,14 @@ from monai.bundle import ConfigParser
 from scipy import ndimage
 
 import monai_extra_losses
+from monai_extra_losses.bundle.workflow import checked_overrides
 from monai_extra_losses.cli import main
-from monai_extra_losses.commands import _overrides
+from monai_extra_losses.cli.commands import _overrides
 from monai_extra_losses.data import read_case_list
 from monai_extra_losses.data.advice import DataAdvice, data_advice
+from monai_extra_losses.data.check_report import data_report
 from monai_extra_losses.data.checks import CaseSummaries, CaseSummary
 from monai_extra_losses.data.nifti import NiftiFile
-from monai_extra_losses.data.report import data_report
 from monai_extra_losses.data.statistics import (
     CaseMeasures,
     ClassStatistics,
@@ -32,7 +33,6 @@ from monai_extra_losses.data.statistics import (
     data_statistics,
     measure_cases,
 )
-from monai_extra_losses.workflow import checked_overrides
 
 CONFIGS = monai_extra_losses.config_dir()
 

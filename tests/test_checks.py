@@ -18,12 +18,12 @@ import torch
 from monai.transforms import LoadImage, MapLabelValue
 from volume_files import write_nifti
 
-from monai_extra_losses.bundle import intensity_scaling
+from monai_extra_losses.bundle.components import intensity_scaling
+from monai_extra_losses.bundle.volumes_to_segment import LabelIdReader
 from monai_extra_losses.data import CaseSummaries, ChannelIntensity, DatasetError, check_cases, read_case_list
+from monai_extra_losses.data.check_report import data_report
 from monai_extra_losses.data.checks import TOLERANCE
-from monai_extra_losses.data.inputs import LabelIdReader
 from monai_extra_losses.data.nifti import NiftiFile
-from monai_extra_losses.data.report import data_report
 
 IMAGE, LABEL = "imagesTr/phantom_001.nii.gz", "labelsTr/phantom_001.nii.gz"
 

@@ -21,11 +21,11 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_extra_losses
-from monai_extra_losses.bundle import device_of_process, join_processes
+from monai_extra_losses.bundle.options import file_or_folder
+from monai_extra_losses.bundle.processes import device_of_process, join_processes
+from monai_extra_losses.bundle.workflow import checked_overrides
 from monai_extra_losses.cli import main
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.options import file_or_folder
-from monai_extra_losses.workflow import checked_overrides
 
 CONFIGS = monai_extra_losses.config_dir()
 QUICK = ["--epochs", "1", "--num_folds", "3", "--channels", "[4,8,16]"]
@@ -105,7 +105,7 @@ def test_demo_does_everything(
 def test_a_demo_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from monai_extra_losses import commands
+    from monai_extra_losses.cli import commands
     from monai_extra_losses.data import phantom
 
     monkeypatch.chdir(tmp_path)
@@ -158,8 +158,8 @@ def test_a_demo_goes_on_where_it_was_stopped(
 def test_the_demo_says_that_lesions_take_their_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("monai_extra_losses.commands._DEMO_CASES", 3)
-    monkeypatch.setattr("monai_extra_losses.commands._DEMO_EPOCHS", 2)
+    monkeypatch.setattr("monai_extra_losses.cli.commands._DEMO_CASES", 3)
+    monkeypatch.setattr("monai_extra_losses.cli.commands._DEMO_EPOCHS", 2)
     succeeds("demo", "--out", tmp_path / "out", *QUICK[2:], "--patch_size", "[32,32,16]", "--val_interval", "1")
     said = capsys.readouterr().out
     assert "with dice_ce their Dice stays at 0.000 for about 25\nepochs, and then rises" in said
@@ -180,7 +180,7 @@ def test_packages_under_other_names_have_versions_too(
 ) -> None:
     import monai
 
-    from monai_extra_losses.run_folder import describe_environment
+    from monai_extra_losses.bundle.run_folder import describe_environment
 
     def not_installed(package: str) -> str:
         raise metadata.PackageNotFoundError(package)
@@ -233,7 +233,7 @@ def test_help_names_the_options_that_are_used_most(command: str, capsys: pytest.
 
 def test_a_plain_installation_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "click", None)
-    monkeypatch.delitem(sys.modules, "monai_extra_losses.commands", raising=False)
+    monkeypatch.delitem(sys.modules, "monai_extra_losses.cli.commands", raising=False)
     assert "needs click" in (said := sentence_of("list"))
     assert "pip install '.[bundle]' in the checkout, or 'FILE.whl[bundle]'" in said
 
@@ -280,7 +280,7 @@ def test_more_processes_than_cases_are_refused(
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("monai_extra_losses.bundle.idist.sync", lambda: None)
+    monkeypatch.setattr("monai_extra_losses.bundle.processes.idist.sync", lambda: None)
     run = ("--bundle_root", tmp_path / "run")  # torchrun takes --run for its own
     said = sentence_of("train", "--dataset_dir", phantom_folder, *run, *QUICK, *device)
     assert said == (
@@ -317,7 +317,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_first_of_several_processes_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from monai_extra_losses.commands import commands
+    from monai_extra_losses.cli.commands import commands
 
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -560,7 +560,7 @@ def test_overrides_are_written_as_monai_takes_them() -> None:
 def test_monai_runs_the_workflow_by_name(phantom_folder: Path, tmp_path: Path) -> None:
     files = [str(CONFIGS / "train.yaml"), str(CONFIGS / "losses.yaml")]
     command = [sys.executable, "-m", "monai.bundle", "run"]
-    command += ["--workflow_name", "monai_extra_losses.workflow.SegmentationWorkflow", "--config_file", str(files)]
+    command += ["--workflow_name", "monai_extra_losses.bundle.SegmentationWorkflow", "--config_file", str(files)]
     command += [
         "--dataset_dir",
         str(phantom_folder),
@@ -778,7 +778,7 @@ def test_the_installed_command_prints_one_sentence_and_exits_with_1(tmp_path: Pa
     command = [
         sys.executable,
         "-m",
-        "monai_extra_losses.cli",
+        "monai_extra_losses",
         "train",
         "--data",
         tmp_path / "nowhere",

@@ -17,12 +17,13 @@ from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_ne
 from runs import evaluate, train
 
 import monai_extra_losses
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_metadata import differs_from_run, metadata_of_run
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.cli import main
-from monai_extra_losses.commands import run_configs
+from monai_extra_losses.cli.commands import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.run_folder import RunFolder, RunRecord
-from monai_extra_losses.run_metadata import differs_from_run, metadata_of_run
-from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 import monai_extra_losses
 from monai_extra_losses import CompoundLoss, CrossEntropyLoss, losses
+from monai_extra_losses.bundle.loss_facts import has_regions_alone, loss_of_equal_scores, score_reading
 from monai_extra_losses.cli import main
-from monai_extra_losses.commands import _config_files
+from monai_extra_losses.cli.commands import _config_files
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.doctor import Finding, _about_tiny_classes, examine, spread_cases
-from monai_extra_losses.loss_facts import has_regions_alone, loss_of_equal_scores, score_reading
+from monai_extra_losses.doctor.findings import Finding, _about_tiny_classes, examine
+from monai_extra_losses.doctor.steps import spread_cases
 
 TABLE = yaml.safe_load((monai_extra_losses.config_dir() / "losses.yaml").read_text())["losses"]
 
@@ -295,7 +296,9 @@ def test_which_losses_are_regions_alone() -> None:
 
 
 def test_threads_that_wait_for_each_other_are_a_warning(phantom_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monai_extra_losses.thread_stalls.Interruptions.warning", lambda self: "set OMP_NUM_THREADS=1.")
+    monkeypatch.setattr(
+        "monai_extra_losses.bundle.thread_stalls.Interruptions.warning", lambda _: "set OMP_NUM_THREADS=1."
+    )
     assert of_level(findings(phantom_folder, device="cpu"), "warning") == ["set OMP_NUM_THREADS=1."]
 
 

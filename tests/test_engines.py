@@ -15,8 +15,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from monai_extra_losses import CompoundLoss, FusedDiceCELoss, FusedDiceLoss, SurfaceLoss
+from monai_extra_losses.bundle.handlers import loss_of_output
 from monai_extra_losses.engines import LabelWithoutMaps, LossWithMaps, PrepareBatchMaps
-from monai_extra_losses.handlers import loss_of_output
 from monai_extra_losses.transforms import SignedDistanced
 
 OPTIONS: dict[str, Any] = {"to_onehot_y": True, "softmax": True}

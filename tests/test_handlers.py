@@ -9,16 +9,10 @@ from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 from monai.transforms import Decollated
 
-from monai_extra_losses.handlers import (
-    CASE_METRICS,
-    EmptyAwareDice,
-    ListedOutput,
-    case_metrics,
-    listed_dice,
-    loss_of_output,
-    shown_duration,
-    summarise,
-)
+from monai_extra_losses.bundle.case_report import CASE_METRICS, EmptyAwareDice, case_metrics, summarise
+from monai_extra_losses.bundle.handlers import ListedOutput, loss_of_output
+from monai_extra_losses.bundle.training_record import listed_dice
+from monai_extra_losses.report.tables import shown_duration
 
 SPACING = (1.0, 1.0, 3.0)
 

@@ -23,21 +23,23 @@ from torch import Tensor, nn
 
 import monai_extra_losses
 from monai_extra_losses import CompoundLoss, CrossEntropyLoss, FusedDiceLoss
-from monai_extra_losses.bundle import TrainingSetUp, loss_for_training
+from monai_extra_losses.bundle.case_report import EmptyAwareDice, case_metrics
+from monai_extra_losses.bundle.components import loss_for_training
+from monai_extra_losses.bundle.ignored_voxels import counts_ignored
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.training import TrainingSetUp
+from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.cli import main
 from monai_extra_losses.data import DatasetError, check_cases, read_case_list
+from monai_extra_losses.data.check_report import data_report
 from monai_extra_losses.data.datalist import declared_ignore_label
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
 from monai_extra_losses.data.label_ids import new_label_ids, renumber
-from monai_extra_losses.data.report import data_report
-from monai_extra_losses.doctor import examine
+from monai_extra_losses.doctor.findings import examine
 from monai_extra_losses.engines import LABEL, AnnotatedVoxelLoss, PrepareBatchMaps
-from monai_extra_losses.handlers import EmptyAwareDice, case_metrics
-from monai_extra_losses.ignored_voxels import counts_ignored
-from monai_extra_losses.run_folder import RunFolder, RunRecord
 from monai_extra_losses.transforms import LabelsToRegions, SignedDistance
-from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
 TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]

@@ -36,13 +36,15 @@ from runs import evaluate, table
 from volume_files import DIRECTIONS, volume, write, write_dicom, write_nifti
 
 import monai_extra_losses
-from monai_extra_losses.bundle import InferenceSetUp, TrainingSetUp
-from monai_extra_losses.commands import run_configs
+from monai_extra_losses.bundle.inference import InferenceSetUp
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, close_unfinished, open_unfinished
+from monai_extra_losses.bundle.segmenting import CaseInferer, InvertGeometryd, SegmentationOfScoresd
+from monai_extra_losses.bundle.training import TrainingSetUp
+from monai_extra_losses.bundle.volumes_to_segment import AnyVolumeReader, find_inputs, input_stamp
+from monai_extra_losses.cli.commands import run_configs
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, WritingFailed
-from monai_extra_losses.data.inputs import AnyVolumeReader, find_inputs, input_stamp
-from monai_extra_losses.inference import CaseInferer, InvertGeometryd, SegmentationOfScoresd
-from monai_extra_losses.run_folder import RunFolder, RunRecord
-from monai_extra_losses.segmentation_record import SegmentationRecord, close_unfinished, open_unfinished
 
 CONFIGS = monai_extra_losses.config_dir()
 IMAGE = Path("imagesTs") / "phantom_test_000.nii.gz"
@@ -390,7 +392,7 @@ def test_an_intensity_transform_is_never_inverted_on_scores(
     def scaling(keys: str, hu_window: Any) -> InvertibleScaling:
         return InvertibleScaling(keys, channel_wise=True)
 
-    monkeypatch.setattr("monai_extra_losses.bundle.intensity_scaling", scaling)
+    monkeypatch.setattr("monai_extra_losses.bundle.components.intensity_scaling", scaling)
     found, found_table = results("invertible")
     assert len(np.unique(plain[0])) > 1
     for one, other in zip(found, plain, strict=True):
@@ -686,7 +688,7 @@ def test_scores_are_stitched_where_there_is_memory(monkeypatch: pytest.MonkeyPat
 
     needed = 6 * 4 * 3 * 20 * 24 * 13
     for free, place in ((needed - 1, "cpu"), (needed, "cuda")):
-        monkeypatch.setattr("monai_extra_losses.inference._free_memory", lambda _, free=free: free)
+        monkeypatch.setattr("monai_extra_losses.bundle.segmenting._free_memory", lambda _, free=free: free)
         assert case_inferer()._stitching_device(OnGpu()).type == place  # type: ignore[arg-type]
         assert case_inferer(stitch_on="cpu")._stitching_device(OnGpu()).type == "cpu"  # type: ignore[arg-type]
         assert case_inferer(stitch_on="device")._stitching_device(OnGpu()).type == "cuda"  # type: ignore[arg-type]
@@ -699,7 +701,7 @@ def test_stitching_on_the_cpu_gives_the_labels_of_the_gpu(
     source = phantom_folder / IMAGE
     for place in ("cpu", "device"):
         infer(trained, source, tmp_path / place, stitch_on=place, probabilities=True, test_time_flips=True)
-    monkeypatch.setattr("monai_extra_losses.inference._free_memory", lambda _: 0)
+    monkeypatch.setattr("monai_extra_losses.bundle.segmenting._free_memory", lambda _: 0)
     infer(trained, source, tmp_path / "automatic", probabilities=True, test_time_flips=True)
     for ending in ("seg", "prob"):
         expected = voxels_of(tmp_path / "device" / f"phantom_test_000_{ending}.nii.gz")
@@ -1036,7 +1038,7 @@ def test_the_unfinished_files_of_a_process_that_lives_are_left_alone(tmp_path: P
     mine, others = tmp_path / ".unfinished-1", tmp_path / ".unfinished-2"
     open_unfinished(mine)
     (mine / "half.nii.gz").touch()
-    code = "import sys, pathlib; from monai_extra_losses.segmentation_record import open_unfinished as o; "
+    code = "import sys, pathlib; from monai_extra_losses.bundle.segmentation_record import open_unfinished as o; "
     code += "o(pathlib.Path(sys.argv[1])); import os; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(others)], check=False, timeout=60)
     assert (mine / "half.nii.gz").exists()

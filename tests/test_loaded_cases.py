@@ -19,12 +19,14 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad, LoadImaged, RandScaleIntensityd, Spacingd
 from runs import evaluate, table, train
 
-from monai_extra_losses.bundle import EvaluationSetUp, TrainingSetUp
+from monai_extra_losses.bundle.evaluation import EvaluationSetUp
+from monai_extra_losses.bundle.loaded_cases import CheckLoadedCased
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.training import TrainingSetUp
+from monai_extra_losses.bundle.training_record import RunCheckpoints
+from monai_extra_losses.bundle.volume_cache import prepared_cases
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, TrainingStopped
-from monai_extra_losses.data.loaded_cases import CheckLoadedCased
-from monai_extra_losses.data.volume_cache import prepared_cases
-from monai_extra_losses.handlers import RunCheckpoints
-from monai_extra_losses.run_folder import RunFolder, RunRecord
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2}
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from volume_files import block_label, random_image, rotation, write_nifti
 
 import monai_extra_losses
+from monai_extra_losses.bundle.loaded_cases import CheckLoadedCased
+from monai_extra_losses.bundle.volumes_to_segment import AnyVolumeReader, LabelIdReader, find_inputs, refuse_unlike
 from monai_extra_losses.data import (
     CaseSummaries,
     DatasetError,
@@ -31,8 +33,6 @@ from monai_extra_losses.data import (
     prepare_dataset,
     read_case_list,
 )
-from monai_extra_losses.data.inputs import AnyVolumeReader, LabelIdReader, find_inputs, refuse_unlike
-from monai_extra_losses.data.loaded_cases import CheckLoadedCased
 
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = rotation(5, 6, 7) * [-0.7, 1.1, 2.5]

@@ -161,7 +161,7 @@ def assert_equal_to_the_definition(data: CallData, terms: list[Term]) -> None:
 @pytest.fixture
 def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even a small volume into many slabs, with a remainder."""
-    monkeypatch.setattr(plans, "_length", lambda data, floats: 7)
+    monkeypatch.setattr(plans, "slab_length", lambda data, floats: 7)
 
 
 @pytest.mark.parametrize("weights", ["none", "mask", "ignore_index", "both"])
@@ -186,7 +186,7 @@ def test_kernels_equal_the_definitions(
 def test_slabs_of_several_samples(
     activation: Activation, name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "_length", lambda data, floats: length)
+    monkeypatch.setattr(plans, "slab_length", lambda data, floats: length)
     for num_classes, weighted in itertools.product((2, 3, 12), (False, True)):
         scores, labels = scores_and_labels((5, num_classes, 5, 3, 4), activation, torch.float64)
         mask = torch.rand(5, 1, 5, 3, 4) * 2 if weighted else None

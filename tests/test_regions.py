@@ -16,15 +16,15 @@ from monai.metrics import DiceMetric
 from runs import evaluate, table, train
 
 import monai_extra_losses
-from monai_extra_losses.bundle import TrainingSetUp
+from monai_extra_losses.bundle.case_report import EmptyAwareDice, masks_of
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.training import TrainingSetUp
+from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.data import DatasetError, read_case_list
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.doctor import examine
-from monai_extra_losses.handlers import EmptyAwareDice, masks_of
+from monai_extra_losses.doctor.findings import examine
 from monai_extra_losses.losses import CategoricalHingeLoss, CrossEntropyLoss, FusedDiceLoss
-from monai_extra_losses.run_folder import RunRecord
 from monai_extra_losses.transforms import LabelsToRegions, LabelsToRegionsd
-from monai_extra_losses.workflow import SegmentationWorkflow
 
 CONFIGS = monai_extra_losses.config_dir()
 TABLE = yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"]

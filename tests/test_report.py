@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
-from monai_extra_losses.handlers import CaseReport, known_affine
+from monai_extra_losses.bundle.case_report import CaseReport, known_affine
+from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.report import draw_curves, draw_overlay
 from monai_extra_losses.report.overlays import sides_of
-from monai_extra_losses.run_folder import ResultsFolder
 
 LABELS = {0: "background", 1: "organ", 2: "lesion"}
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from runs import evaluate, infer, table, train
 
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord, read_training_csv
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.file_content import in_words, typed
-from monai_extra_losses.run_folder import RunFolder, RunRecord, read_training_csv
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2, "val_interval": 1}
 

@@ -14,14 +14,15 @@ import torch
 from runs import table, train
 
 import monai_extra_losses
-from monai_extra_losses.bundle import InferenceSetUp
+from monai_extra_losses.bundle.inference import InferenceSetUp
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.cli import main
-from monai_extra_losses.commands import run_configs
+from monai_extra_losses.cli.commands import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.sides import bound_to_direction
-from monai_extra_losses.doctor import examine
-from monai_extra_losses.run_folder import RunFolder, RunRecord
-from monai_extra_losses.workflow import SegmentationWorkflow
+from monai_extra_losses.doctor.findings import examine
 
 CONFIGS = monai_extra_losses.config_dir()
 SIDES = ("kidney_left", "kidney_right")

@@ -20,12 +20,12 @@ from monai.bundle import ConfigWorkflow
 from runs import infer, table, train
 
 import monai_extra_losses
+from monai_extra_losses.bundle.run_folder import RunFolder, log_to
 from monai_extra_losses.cli import main
-from monai_extra_losses.commands import commands
+from monai_extra_losses.cli.commands import commands
+from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.data.errors import WritingFailed
-from monai_extra_losses.data.storage import storage_reason, storage_sentence, whole_file
-from monai_extra_losses.endings import stops_in_a_sentence
-from monai_extra_losses.run_folder import RunFolder, log_to, write_whole
+from monai_extra_losses.data.storage import storage_reason, storage_sentence, whole_file, write_whole
 
 TINY: dict[str, Any] = {"channels": [4, 8, 16], "batch_size": 2, "val_interval": 1}
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals.")

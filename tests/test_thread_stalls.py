@@ -12,8 +12,8 @@ import torch
 from ignite.engine import Engine, Events
 from runs import train
 
-from monai_extra_losses import thread_stalls
-from monai_extra_losses.thread_stalls import Interruptions, ThreadStallNotice
+from monai_extra_losses.bundle import thread_stalls
+from monai_extra_losses.bundle.thread_stalls import Interruptions, ThreadStallNotice
 
 SENTENCE = (
     "Other programs keep the processor busy: this one is interrupted {} times a second, and its 2 threads wait for "

@@ -15,8 +15,8 @@ import torch
 from ignite.engine import Engine, Events
 from runs import evaluate, train
 
+from monai_extra_losses.bundle.tracking import ClassDice, TrackedParameters
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.tracking import ClassDice, TrackedParameters
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "val_interval": 1}
 PARAMETERS = {

@@ -22,11 +22,12 @@ from monai.bundle import ConfigWorkflow
 from monai.transforms import ScaleIntensityRanged
 from runs import evaluate, infer, table, train
 
-from monai_extra_losses.bundle import half_precision, intensity_scaling
-from monai_extra_losses.data.cache import FactCache
+from monai_extra_losses.bundle.components import half_precision, intensity_scaling
+from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.training_record import RunCheckpoints
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
-from monai_extra_losses.handlers import RunCheckpoints
-from monai_extra_losses.run_folder import ResultsFolder, RunFolder, RunRecord
+from monai_extra_losses.data.fact_cache import FactCache
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2}
 
@@ -100,7 +101,7 @@ def test_a_training_killed_in_its_first_epoch_begins_anew(
     capsys: pytest.CaptureFixture[str],
     killed: str,
 ) -> None:
-    from monai_extra_losses import handlers
+    from monai_extra_losses.bundle import handlers, training_record
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -110,14 +111,14 @@ def test_a_training_killed_in_its_first_epoch_begins_anew(
             die()
         save(state, path)
 
-    save = handlers._save_whole
+    save = training_record._save_whole
     options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
     with monkeypatch.context() as patch:
         where: dict[str, tuple[Any, str, Any]] = {
             "in the first step": (handlers.FiniteLossGuard, "_look", die),
-            "before the table": (handlers.TrainingRecord, "_write_epoch", die),
-            "before the model": (handlers.RunCheckpoints, "_save", die),
-            "before the checkpoint": (handlers, "_save_whole", die_at_last),
+            "before the table": (training_record.TrainingRecord, "_write_epoch", die),
+            "before the model": (training_record.RunCheckpoints, "_save", die),
+            "before the checkpoint": (training_record, "_save_whole", die_at_last),
         }
         patch.setattr(*where[killed])
         with pytest.raises(KeyboardInterrupt):
@@ -256,7 +257,8 @@ def test_a_training_that_gets_no_better_stops_and_stays_stopped(
         epoch = engine.state.epoch
         original(self, engine)
 
-    from monai_extra_losses.handlers import EmptyAwareDice, IntervalValidation
+    from monai_extra_losses.bundle.case_report import EmptyAwareDice
+    from monai_extra_losses.bundle.handlers import IntervalValidation
 
     original = IntervalValidation.__call__
     monkeypatch.setattr(EmptyAwareDice, "aggregate", scripted)

@@ -34,6 +34,7 @@ from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
     ErrorSums,
+    ForeignTerm,
     LogSums,
     OutcomeLogSums,
     OutcomeSums,
@@ -320,7 +321,7 @@ def test_what_stays_with_torch() -> None:
         [voxel_sums("softmax", "focal 2", one_vs_rest=True)],
         [voxel_sums("softmax"), voxel_sums("softmax", "poly"), voxel_sums("softmax", "focal 2")],
         [OutcomeLogSums("softmax")],
-        [CubeSums("softmax")],
+        [ForeignTerm(CubeSums("softmax"))],
         [SquareRootSums("softmax")],
         [TwiceSums("softmax", CrossEntropyFormula())],
     ):

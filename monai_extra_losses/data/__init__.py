@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, ChannelIntensity, check_cases
     from monai_extra_losses.data.phantom import write_phantom
     from monai_extra_losses.data.prepare import PreparedDataset, PrepareOptions, prepare_dataset
-    from monai_extra_losses.data.volumes import DicomSeries, VolumeGrid, VolumeSource, open_volume, read_volume
+    from monai_extra_losses.data.volume_source import DicomSeries, VolumeGrid, VolumeSource
+    from monai_extra_losses.data.volumes import open_volume, read_volume
 
 __all__ = [
     "CaseList",

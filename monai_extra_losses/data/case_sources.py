@@ -18,7 +18,8 @@ from monai_extra_losses.data.manifest import Stamp, stamp_of
 from monai_extra_losses.data.nifti import TOLERANCE, corner_distance_mm, is_nifti
 from monai_extra_losses.data.pairing import SourceCase
 from monai_extra_losses.data.remarks import orientation_hint
-from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource, open_volume
+from monai_extra_losses.data.volume_source import VolumeGrid, VolumeSource
+from monai_extra_losses.data.volumes import open_volume
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,32 @@
 
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from monai_extra_losses.data.cache import FactCache, state_of
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.fact_cache import FactCache, state_of
 from monai_extra_losses.data.ignore_label import hint_to_ignore
 from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
 from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of, remarks_of
 from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, open_nifti
 from monai_extra_losses.data.remarks import orientation_hint, remark_sentences
+from monai_extra_losses.data.threads import in_threads
 
 _logger = logging.getLogger(__name__)
+
+
 _SHOWN = 5  # label values or files named in one sentence
 
+
 _Kind = Literal["image", "label"]
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -376,28 +375,6 @@ def _scan_files(
     if changed:
         cache.write()
     return scans, unusable
-
-
-def in_threads(
-    work: Callable[[_Item], _Result], items: Collection[_Item], num_workers: int | None, doing: str | None
-) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with what `work` makes of it, in order.
-
-    Args:
-        work: one item's.
-        items: all of them.
-        num_workers: threads; default: one per core, at most 8.
-        doing: what a progress bar says (on a terminal only); None: no bar.
-    """
-    if not items:
-        return
-    pool = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8))
-    try:
-        results = pool.map(work, items)
-        bar = tqdm(results, total=len(items), desc=doing, disable=True if doing is None else None)
-        yield from zip(items, bar, strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupted check must not read the rest first
 
 
 def _scan_file(path: Path, kind: _Kind) -> _FileScan:

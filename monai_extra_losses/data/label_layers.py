@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import named
 from monai_extra_losses.data.label_ids import count_ids
-from monai_extra_losses.data.volumes import VolumeSource, open_volume
+from monai_extra_losses.data.volume_source import VolumeSource
+from monai_extra_losses.data.volumes import open_volume
 
 _FIELD = re.compile(rb"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
 _MITK = b"org.mitk.multilabel.segmentation.labelgroups:="

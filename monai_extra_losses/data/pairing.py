@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_extra_losses.data.dicom import is_dicom
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
 from monai_extra_losses.data.layouts import CASE, LABEL, channels_of_cases, find_files, layout_hint, patterns_of
-from monai_extra_losses.data.volumes import VOLUME_SUFFIXES, is_dicom
+from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES
 
 LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt", ".seg", "-seg")
 """What the name of a label may have after the name of its image."""
 
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tupl
     else:
         found = _volumes_in(Path(images))
         channels_apart = any(path.name.startswith(f"{case.name}_0000") for case in labelled for path in case.images)
-        bases = {match["case"] for name in found if channels_apart and (match := _CHANNEL.fullmatch(name))}
+        bases = {match["case"] for name in found if channels_apart and (match := CHANNEL_FILE.fullmatch(name))}
         cases, odd = _group_by_case(found, bases)
         problems = list(odd.values())
     if not cases and not problems:
@@ -240,7 +241,7 @@ def _group_by_case(
     names = set(names)
     cases: dict[str, list[tuple[int | None, Path]]] = {}
     for name in sorted(images):
-        match = None if name in names else _CHANNEL.fullmatch(name)
+        match = None if name in names else CHANNEL_FILE.fullmatch(name)
         channel = match if match and match["case"] in names else None
         entries = cases.setdefault(channel["case"] if channel else name, [])
         entries += [(int(channel["channel"]) if channel else None, path) for path in images[name]]

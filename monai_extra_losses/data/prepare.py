@@ -42,7 +42,7 @@ from monai_extra_losses.data.manifest import (
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
 from monai_extra_losses.data.remarks import remark_sentences
 from monai_extra_losses.data.storage import storage_sentence
-from monai_extra_losses.data.volumes import VolumeGrid, VolumeSource
+from monai_extra_losses.data.volume_source import VolumeGrid, VolumeSource
 from monai_extra_losses.versions import version_of
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
@@ -352,7 +352,9 @@ def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -
     new_ids = plan.new_ids.get(case.name, {})
 
     def called(value: int) -> str:
-        return plan.labels[new_ids[value]] if value in new_ids else case.names.get(value, f"id {value}")
+        if value not in new_ids:
+            return case.names.get(value, f"id {value}")
+        return plan.labels.get(new_ids[value], "ignore")  # the ignore label has no name
 
     outside: dict[str, list[int]] = {}
     for value, counts in case.outside.items():

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_extra_losses.data.cache import FactCache, state_of
-from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, check_cases, in_threads, read_voxels
+from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, check_cases, read_voxels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
+from monai_extra_losses.data.fact_cache import FactCache, state_of
 from monai_extra_losses.data.geometry import body_shape, body_spacing
 from monai_extra_losses.data.label_ids import label_ids_of
+from monai_extra_losses.data.threads import in_threads
 
 PERCENTILES = (0.5, 50.0, 99.5)
 """Per cent of the voxels that are at most as bright."""

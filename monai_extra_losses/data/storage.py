@@ -178,3 +178,9 @@ def _storage_error(error: BaseException) -> tuple[int | None, str | None]:
             known = _OF_STORAGE
         cause = cause.__cause__ or cause.__context__
     return None, None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that neither a reader nor a killed process ever leaves half of it."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")

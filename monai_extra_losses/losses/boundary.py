@@ -127,7 +127,7 @@ class SurfaceLoss(DistanceLoss):
 
     In mm, "1 voxel" is the smallest spacing of the sample. Negative for a good prediction, largest where a far false
     positive is. It knows where the boundary is, not how much there is to find, so give it a region loss as partner, and
-    begin with a small weight (`CompoundLoss`, `monai_extra_losses.handlers.LossWeightSchedule`). A class that has no
+    begin with a small weight (`CompoundLoss`, `monai_extra_losses.bundle.LossWeightSchedule`). A class that has no
     voxel in the target, or all, adds 0, whatever is predicted; everything ignored gives 0.
 
     Departs from MONAI 1.6.1: distances in mm where the target carries its spacing (`spacing=None` for MONAI's); a label

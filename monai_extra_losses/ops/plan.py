@@ -72,7 +72,7 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps_softmax: bool) -> Plan:
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
     if keeps_softmax and slab is SoftmaxSlab and _softmax_pays(data, terms):
         softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
-    return Plan(slab, _length(data, _floats(data, terms, slab, in_place=softmax == "kept whole")), softmax)
+    return Plan(slab, slab_length(data, _floats(data, terms, slab, in_place=softmax == "kept whole")), softmax)
 
 
 def _softmax_pays(data: CallData, terms: Sequence[Term]) -> bool:
@@ -101,7 +101,8 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, i
     return copies * channels + labels + probabilities + gradient + own
 
 
-def _length(data: CallData, floats: int) -> int:
+def slab_length(data: CallData, floats: int) -> int:
+    """Voxels of a slab whose buffers hold so many float32 numbers per voxel."""
     scores = data.scores
     if scores.device.type != "cpu":
         return max(_GPU_SLAB // scores.shape[1], 1)

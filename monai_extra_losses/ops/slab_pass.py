@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_extra_losses.ops.call_data import CallData, Piece, Voxels
 from monai_extra_losses.ops.kernels.labels import read_labels, refuse_outside
-from monai_extra_losses.ops.plan import Plan
+from monai_extra_losses.ops.plan import Plan, slab_length
 from monai_extra_losses.ops.terms import Term, sum_dtype
 
 
@@ -124,7 +124,7 @@ def check_target(data: CallData) -> None:
         WrongLabelsError: see there.
     """
     if data.scores.device.type == "cpu":
-        for piece in data.pieces(max((1 << 20) // data.scores.shape[1], 1)):
+        for piece in data.pieces(slab_length(data, 2 * data.scores.shape[1])):
             _refuse_wrong(data.slab(piece))
 
 

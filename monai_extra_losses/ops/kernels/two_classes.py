@@ -195,7 +195,7 @@ def _map_gradient(slab: TwoClassSlab, term: VoxelMap, grad: Tensor) -> Parts:
 
 
 def _most(term: Term, channels: int) -> int:
-    return 12
+    return 14
 
 
 TwoClassSlab.kernels = {

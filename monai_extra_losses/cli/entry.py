@@ -1,4 +1,4 @@
-"""Entry point of the command `monai-extra-losses`; the commands are in `monai_extra_losses.commands`."""
+"""Entry point of the command `monai-extra-losses`; the commands are in `cli.commands`."""
 
 import sys
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always; code 0 when the command did what it should.
     """
     try:
-        from monai_extra_losses.commands import commands
+        from monai_extra_losses.cli.commands import commands
 
         commands(args=None if arguments is None else list(arguments), prog_name="monai-extra-losses")
     except ModuleNotFoundError as error:

@@ -12,10 +12,14 @@ from ignite.engine import Engine, Events
 
 logger = logging.getLogger(__name__)
 
+
 MOST_INTERRUPTIONS = 10.0
 """Per second and thread, in a process that has the processor to itself: daemons make a few, another program over 50."""
 
+
 _WINDOW_SECONDS = 10.0
+
+
 _BUSY_WINDOWS = 2  # in a row: a program that runs for a moment is nobody's business
 
 

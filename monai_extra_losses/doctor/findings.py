@@ -1,51 +1,58 @@
 """Build what a training would, take a few steps on one batch of it, and say what is right and what is not."""
 
-import contextlib
 import logging
 import math
 import os
-import re
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monai_extra_losses.bundle import refuse_run_folder
-from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.data.sides import mirror_remarks
-from monai_extra_losses.engines import LABEL
-from monai_extra_losses.error_text import first_cause, said_of
-from monai_extra_losses.handlers import shown_duration
-from monai_extra_losses.ignored_voxels import check_ignore_index, counts_ignored
-from monai_extra_losses.loss_facts import (
+from monai_extra_losses.bundle.ignored_voxels import check_ignore_index, counts_ignored
+from monai_extra_losses.bundle.loss_facts import (
     has_regions_alone,
     loss_of_equal_scores,
     measures_distances,
     parts_of,
     score_reading,
-    takes_labels,
 )
-from monai_extra_losses.options import yes_or_no
-from monai_extra_losses.run_folder import RunFolder, RunRecord
-from monai_extra_losses.thread_stalls import Interruptions
-from monai_extra_losses.workflow import TRACKING_OPTIONS, SegmentationWorkflow
+from monai_extra_losses.bundle.options import yes_or_no
+from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_setup import refuse_run_folder
+from monai_extra_losses.bundle.thread_stalls import Interruptions
+from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.sides import mirror_remarks
+from monai_extra_losses.doctor.built import BuiltTraining, TakenStep
+from monai_extra_losses.doctor.failures import ExaminationStopped, caught_warnings, stage
+from monai_extra_losses.doctor.steps import (
+    build_training,
+    draw_batches,
+    label_of,
+    loss_of,
+    of_part,
+    scores_of,
+    take_steps,
+)
+from monai_extra_losses.report.tables import shown_duration
 
-_CASES = 4  # read at least, where there are as many
-_BATCHES = 4  # drawn of them, to see classes and time; steps are taken on the first
-_STEPS = 5
 _NEAR = 0.01  # relative: a sum of rounded numbers against a formula
+
+
 _ADAM_EPS = 1e-8  # a gradient below it moves a weight no more
+
+
 _MUCH = 0.5  # of a step, for the loss
+
+
 _TINY = 0.01  # share of the voxels of the patches, in which each class is looked for as often
+
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -56,55 +63,6 @@ class Finding:
 
     level: Level
     text: str
-
-
-class _Stopped(Exception):
-    """A problem after which nothing more can be found out."""
-
-
-@dataclass
-class _Training:
-    """What the configs build for a training."""
-
-    record: RunRecord
-    trainer: Any
-    evaluator: Any
-    dataset: Any
-    loss: nn.Module
-    setup: Any
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.trainer.state.device)
-
-    @property
-    def half(self) -> bool:
-        return self.trainer.amp and self.device.type == "cuda"
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.record.labels.values() if self.record.regions is None else self.record.regions)
-
-    @property
-    def multi_label(self) -> bool:
-        return self.record.regions is not None
-
-
-@dataclass
-class _Step:
-    """One step of a training: times in seconds, and root mean squares of gradients."""
-
-    loss: Tensor
-    scores: Tensor
-    forward: float
-    of_loss: float
-    rest: float
-    score_gradient: float
-    layer_gradients: dict[str, float]
-
-    @property
-    def seconds(self) -> float:
-        return self.forward + self.of_loss + self.rest
 
 
 def examine(config_files: Sequence[str], run: Path | None = None, **options: Any) -> Iterator[Finding]:
@@ -125,14 +83,8 @@ def examine(config_files: Sequence[str], run: Path | None = None, **options: Any
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             yield from _examine(config_files, run, {**options, "bundle_root": folder})
-        except _Stopped as problem:
+        except ExaminationStopped as problem:
             yield Finding("problem", str(problem))
-
-
-def spread_cases(cases: Sequence[Any], number: int) -> list[Any]:
-    """`number` of the cases, from the first to the last in equal strides; all of them where there are fewer."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(number, len(cases))).round().astype(int))
-    return [cases[i] for i in chosen]
 
 
 def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, Any]) -> Iterator[Finding]:
@@ -142,8 +94,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
             refuse_run_folder(RunFolder(run), resume, overwrite)
         except StartUpRefused as refused:
             yield Finding("problem", str(refused))
-    with _warnings() as warned:
-        training = _build(config_files, options)
+    with caught_warnings() as warned:
+        training = build_training(config_files, options)
     for text in warned:
         yield Finding("warning", text)
     for text in training.setup.passed_over:
@@ -158,19 +110,19 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     )
     for wrong, sentence in mirror_remarks(record.foreground.values(), record.flip_axes):
         yield Finding("warning" if wrong else "ok", sentence)
-    batches, data_seconds = _draw(training)
+    batches, data_seconds = draw_batches(training)
     yield from _about_batches(training, batches)
     inputs, target = batches[0]
-    scores = _scores(training, inputs)
-    yield from _about_channels(training, scores, _label(target))
+    scores = scores_of(training, inputs)
+    yield from _about_channels(training, scores, label_of(target))
     yield from _about_activations(training.loss, scores, training.multi_label)
     yield from _about_ignored(training, scores, target)
-    with _warnings() as warned, torch.no_grad():
-        equal = _loss_of(training, torch.zeros_like(scores), target).item()
-    yield _about_equal_scores(training, equal, _label(target), scores.shape[1])
+    with caught_warnings() as warned, torch.no_grad():
+        equal = loss_of(training, torch.zeros_like(scores), target).item()
+    yield _about_equal_scores(training, equal, label_of(target), scores.shape[1])
     interruptions = Interruptions()
-    with _warnings() as warned_again:
-        steps = _take_steps(training, inputs, target)
+    with caught_warnings() as warned_again:
+        steps = take_steps(training, inputs, target)
     stall = interruptions.warning()
     for text in dict.fromkeys(warned + warned_again):
         yield Finding("warning", text)
@@ -183,83 +135,14 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
         yield Finding("warning", stall)
 
 
-# ---- building and drawing --------------------------------------------------------------------------------------------
-
-
-def _build(config_files: Sequence[str], options: Mapping[str, Any]) -> _Training:
-    """The training, with few of the cases."""
-    few = {"_target_": f"{__name__}.spread_cases"}
-    options = {
-        **{name: value for name, value in options.items() if name not in ("tracking", *TRACKING_OPTIONS)},
-        "train::dataset::data": {
-            **few,
-            "cases": "$@setup.training_cases",
-            "number": f"$max({_CASES}, @record.batch_size)",
-        },
-        "validate::dataset::data": {**few, "cases": "$@setup.validation_cases", "number": 1},
-        "train::dataset::progress": False,
-        "validate::dataset::progress": False,
-        "num_workers": 0,
-        "resume": False,
-        "logging_file": False,
-        "setup::check_loss": False,  # the network's own scores tell more
-    }
-    with _stage("Reading the configs"):
-        workflow = SegmentationWorkflow(list(config_files), **options)
-    with _stage("Starting up"):
-        workflow.initialize()
-    parser = workflow.parser
-    for part, doing in (
-        ("network", "Building the network"),
-        ("optimizer", "Building the optimizer"),
-        ("train::dataset", "Reading training volumes"),
-        ("validate::dataset", "Reading a validation volume"),
-        ("train::trainer", "Building the trainer"),
-    ):
-        with _stage(doing):
-            parser.get_parsed_content(part)
-    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "training_loss", "setup")
-    return _Training(*map(parser.get_parsed_content, ids))
-
-
-def _draw(training: _Training) -> tuple[list[tuple[Tensor, Any]], float]:
-    """Batches as the trainer hands them to network and loss, and the seconds that one takes."""
-    trainer = training.trainer
-    batches, seconds = [], []
-    for _ in range(_BATCHES):
-        with _stage("Cutting patches"):
-            started = time.perf_counter()
-            batch = next(iter(trainer.data_loader))
-            seconds.append(time.perf_counter() - started)
-        with _stage("Preparing a batch"):
-            inputs, target, *_ = trainer.prepare_batch(batch, training.device, False, **trainer.to_kwargs)
-        batches.append((inputs, target))
-    return batches, statistics.median(seconds[1:])
-
-
-def _label(target: Any) -> Tensor:
-    return target[LABEL] if isinstance(target, Mapping) else target
-
-
-def _scores(training: _Training, inputs: Tensor) -> Tensor:
-    with _stage("The network's forward pass"), torch.no_grad(), _autocast(training):
-        scores = training.trainer.inferer(inputs, training.trainer.network.train())
-    if not isinstance(scores, Tensor):
-        raise _Stopped(f"Expected one tensor of scores from the network, got {type(scores).__name__}.")
-    return scores
-
-
-# ---- what is found ---------------------------------------------------------------------------------------------------
-
-
-def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -> Iterator[Finding]:
+def _about_batches(training: BuiltTraining, batches: Sequence[tuple[Tensor, Any]]) -> Iterator[Finding]:
     images = torch.cat([inputs.flatten().float() for inputs, _ in batches])
     if not images.isfinite().all():
-        raise _Stopped(
+        raise ExaminationStopped(
             f"Expected finite intensities in the patches, got {int((~images.isfinite()).sum())} voxels of NaN or "
             "infinity; a transform makes them, for the files have none."
         )
-    labels = torch.cat([_label(target).float() for _, target in batches])
+    labels = torch.cat([label_of(target).float() for _, target in batches])
     drawn = f"{sum(inputs.shape[0] for inputs, _ in batches)} patches from {_count(len(training.dataset), 'case')}"
     labels, share = _annotated(training, labels)
     if share < 1:
@@ -273,7 +156,7 @@ def _about_batches(training: _Training, batches: Sequence[tuple[Tensor, Any]]) -
     number = 2 if training.multi_label else training.record.num_classes
     foreign = sorted(set(labels.unique().tolist()) - set(range(number)))
     if foreign:
-        raise _Stopped(
+        raise ExaminationStopped(
             f"Expected the labels 0 to {number - 1} in the patches, got {', '.join(f'{v:g}' for v in foreign[:5])}; "
             "a label must be resampled with nearest neighbours."
         )
@@ -305,7 +188,7 @@ def _about_tiny_classes(loss: nn.Module, shares: Mapping[str, float]) -> Iterato
         )
 
 
-def _annotated(training: _Training, labels: Tensor) -> tuple[Tensor, float]:
+def _annotated(training: BuiltTraining, labels: Tensor) -> tuple[Tensor, float]:
     """The labels (C, voxels) of the annotated voxels, and their share."""
     voxels = labels.transpose(0, 1).flatten(1)
     if training.record.ignore_index is None:
@@ -314,14 +197,14 @@ def _annotated(training: _Training, labels: Tensor) -> tuple[Tensor, float]:
     return voxels[:, annotated], annotated.float().mean().item()
 
 
-def _about_ignored(training: _Training, scores: Tensor, target: Any) -> Iterator[Finding]:
+def _about_ignored(training: BuiltTraining, scores: Tensor, target: Any) -> Iterator[Finding]:
     for _, part in parts_of(training.loss):
         for sentence in check_ignore_index(part, training.record):
             yield Finding("warning", sentence)
     if training.record.ignore_index is None:
         return
-    ignored = _label(target)[:, :1] == training.record.ignore_index
-    with _stage("The forward pass of the loss", training):
+    ignored = label_of(target)[:, :1] == training.record.ignore_index
+    with stage("The forward pass of the loss", training):
         counts = bool(ignored.any()) and counts_ignored(training.loss, scores, target, ignored)
     if counts:
         yield Finding(
@@ -331,9 +214,9 @@ def _about_ignored(training: _Training, scores: Tensor, target: Any) -> Iterator
         )
 
 
-def _about_channels(training: _Training, scores: Tensor, label: Tensor) -> Iterator[Finding]:
+def _about_channels(training: BuiltTraining, scores: Tensor, label: Tensor) -> Iterator[Finding]:
     if not scores.isfinite().all():
-        raise _Stopped(
+        raise ExaminationStopped(
             "Expected finite scores of the fresh network, got NaN or infinity; look at its layers and the intensities."
         )
     if training.multi_label:
@@ -341,12 +224,12 @@ def _about_channels(training: _Training, scores: Tensor, label: Tensor) -> Itera
     else:
         what, values = "label value", ", ".join(f"{value} {name}" for value, name in training.record.labels.items())
     if scores.ndim != label.ndim or scores.shape[1] != training.record.num_classes:
-        raise _Stopped(
+        raise ExaminationStopped(
             f"Expected scores of {training.record.num_classes} channels, one per {what} ({values}), got "
             f"{tuple(scores.shape)}; leave network_def::out_channels to the configs."
         )
     if scores.shape[2:] != label.shape[2:]:
-        raise _Stopped(
+        raise ExaminationStopped(
             f"Expected scores of the label's size {tuple(label.shape[2:])}, got {tuple(scores.shape[2:])}; "
             "the network must give back the size that it is given."
         )
@@ -392,10 +275,10 @@ def _about_activations(loss: nn.Module, scores: Tensor, multi_label: bool) -> It
             yield Finding("ok", f"{name} {applied}, as scores of {channels} channels need it.")
 
 
-def _about_equal_scores(training: _Training, value: float, label: Tensor, channels: int) -> Finding:
+def _about_equal_scores(training: BuiltTraining, value: float, label: Tensor, channels: int) -> Finding:
     said = f"A network that knows nothing (all scores equal) has the loss {value:.4g}"
     if not math.isfinite(value):
-        return Finding("warning", f"{said}{_of_part(training.loss)}; a formula divides by 0 or takes its logarithm.")
+        return Finding("warning", f"{said}{of_part(training.loss)}; a formula divides by 0 or takes its logarithm.")
     # the formulas are those of a label map
     expected = None if training.multi_label else loss_of_equal_scores(training.loss, label, channels)
     if expected is None:
@@ -409,7 +292,7 @@ def _about_equal_scores(training: _Training, value: float, label: Tensor, channe
     )
 
 
-def _about_class_weights(training: _Training) -> Iterator[Finding]:
+def _about_class_weights(training: BuiltTraining) -> Iterator[Finding]:
     for _, part in parts_of(training.loss):
         weight = getattr(part, "class_weight", None)
         if weight is not None and weight.ndim == 1:
@@ -418,14 +301,16 @@ def _about_class_weights(training: _Training) -> Iterator[Finding]:
             yield Finding("ok", f"{type(part).__name__} weights the classes: {shown}.")
 
 
-def _about_gradients(training: _Training, step: _Step) -> Iterator[Finding]:
+def _about_gradients(training: BuiltTraining, step: TakenStep) -> Iterator[Finding]:
     sizes = step.layer_gradients
     layers = [name for name, p in training.trainer.network.named_parameters() if p.requires_grad and p.ndim > 1]
     without = [name for name in layers if name not in sizes]
     if without:
         yield Finding("warning", f"Without gradient: {_count(len(without), 'layer')}, {without[0]} the first; unused?")
     if not any(sizes.values()):
-        raise _Stopped("Expected a gradient of the network, got 0 everywhere; the loss does not depend on the scores.")
+        raise ExaminationStopped(
+            "Expected a gradient of the network, got 0 everywhere; the loss does not depend on the scores."
+        )
     ends = (min(sizes, key=layers.index), max(sizes, key=layers.index))
     shown = " and ".join(f"{sizes[name]:.2g} ({name})" for name in ends)
     weak = any(sizes[name] < _ADAM_EPS for name in ends)
@@ -436,7 +321,7 @@ def _about_gradients(training: _Training, step: _Step) -> Iterator[Finding]:
     )
 
 
-def _about_descent(steps: Sequence[_Step]) -> Finding:
+def _about_descent(steps: Sequence[TakenStep]) -> Finding:
     first, last = steps[0].loss.item(), steps[-1].loss.item()
     falls = last < first
     return Finding(
@@ -446,7 +331,7 @@ def _about_descent(steps: Sequence[_Step]) -> Finding:
     )
 
 
-def _about_cost(training: _Training, steps: Sequence[_Step], data_seconds: float) -> Iterator[Finding]:
+def _about_cost(training: BuiltTraining, steps: Sequence[TakenStep], data_seconds: float) -> Iterator[Finding]:
     record = training.record
     step = statistics.median(taken.seconds for taken in steps[1:])  # the first one warms up
     of_loss = statistics.median(taken.of_loss for taken in steps[1:])
@@ -457,7 +342,7 @@ def _about_cost(training: _Training, steps: Sequence[_Step], data_seconds: float
         f"A step takes {step:.2g} s, {of_loss:.2g} s of it ({of_loss / step:.0%}) in the loss; cutting and augmenting "
         f"a batch takes {data_seconds:.2g} s{remedy if much and measures_distances(training.loss) else ''}.",
     )
-    with _stage("Validating a case"):
+    with stage("Validating a case"):
         started = time.perf_counter()
         training.evaluator.run()
         validation = time.perf_counter() - started
@@ -473,7 +358,7 @@ def _about_cost(training: _Training, steps: Sequence[_Step], data_seconds: float
     yield from _about_memory(training)
 
 
-def _about_memory(training: _Training) -> Iterator[Finding]:
+def _about_memory(training: BuiltTraining) -> Iterator[Finding]:
     cases = len(training.record.training) + len(training.record.validation)
     cached = [
         value.nbytes
@@ -495,175 +380,6 @@ def _about_memory(training: _Training) -> Iterator[Finding]:
         yield Finding("ok", f"Training and validation take up to {_gigabytes(peak)} of the GPU's {_gigabytes(whole)}.")
     elif (used := _peak_memory()) is not None:
         yield Finding("ok", f"This process took up to {_gigabytes(used)}, libraries and these few volumes counted.")
-
-
-# ---- steps -----------------------------------------------------------------------------------------------------------
-
-
-def _take_steps(training: _Training, inputs: Tensor, target: Any) -> list[_Step]:
-    steps: list[_Step] = []
-    for number in range(_STEPS):
-        step = _step(training, inputs, target)
-        # in half precision the first scales of the gradient may overflow, and the scaler lowers them
-        if not training.half or number == _STEPS - 1:
-            _refuse_not_finite(training, step)
-        steps.append(step)
-    return steps
-
-
-def _step(training: _Training, inputs: Tensor, target: Any) -> _Step:
-    """As MONAI's trainer, in two halves: the loss and its gradient of the scores apart from the network."""
-    trainer = training.trainer
-    trainer.network.train()
-    trainer.optimizer.zero_grad()
-    started = _now(training)
-    with _stage("The network's forward pass", training), _autocast(training):
-        scores = trainer.inferer(inputs, trainer.network)
-    leaf = scores.detach().requires_grad_()
-    forward = _now(training)
-    value = _loss_of(training, leaf, target)
-    with _stage("The backward pass of the loss", training):
-        (value if trainer.scaler is None else trainer.scaler.scale(value)).backward()
-        if leaf.grad is None:
-            raise RuntimeError("the loss does not require grad of the scores")
-    of_loss = _now(training)
-    with _stage("The network's backward pass", training):
-        scores.backward(leaf.grad)
-    scale = 1.0 if trainer.scaler is None else trainer.scaler.get_scale()
-    with _stage("The step of the optimizer", training):
-        if trainer.scaler is None:
-            trainer.optimizer.step()
-        else:
-            trainer.scaler.step(trainer.optimizer)
-            trainer.scaler.update()
-    rest = _now(training) - of_loss
-    parameters = trainer.network.named_parameters()
-    gradients = {name: p.grad for name, p in parameters if p.grad is not None and p.ndim > 1}
-    return _Step(
-        loss=value.detach().float(),
-        scores=scores.detach(),
-        forward=forward - started,
-        of_loss=of_loss - forward,
-        rest=rest,
-        score_gradient=_root_mean_square(leaf.grad) / scale,
-        layer_gradients={name: _root_mean_square(gradient) for name, gradient in gradients.items()},
-    )
-
-
-def _loss_of(training: _Training, scores: Tensor, target: Any) -> Tensor:
-    """As MONAI's trainer reads it."""
-    with _stage("The forward pass of the loss", training), _autocast(training):
-        value = training.loss(scores, target)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"expected a tensor from the loss, got {type(value).__name__}")
-        return value.mean()
-
-
-def _root_mean_square(values: Tensor) -> float:
-    return values.float().square().mean().sqrt().item()
-
-
-def _refuse_not_finite(training: _Training, step: _Step) -> None:
-    if not step.scores.isfinite().all():
-        raise _Stopped("Expected finite scores after a few steps, got NaN or infinity; try a lower --learning_rate.")
-    if not step.loss.isfinite():
-        raise _Stopped(
-            f"Expected a number as loss of finite scores, got {step.loss.item()}{_of_part(training.loss)}; a formula "
-            "divides by 0, or takes the logarithm or the root of what is too small for it."
-        )
-    if not math.isfinite(step.score_gradient):
-        raise _Stopped(
-            f"Expected finite gradients of the scores, got NaN or infinity though the loss is {step.loss.item():.4g}; "
-            "a formula has no slope there, such as a root at 0: clamp before it."
-        )
-    broken = [name for name, size in step.layer_gradients.items() if not math.isfinite(size)]
-    if broken:
-        raise _Stopped(
-            f"Expected finite gradients, got NaN or infinity in {len(broken)} of {len(step.layer_gradients)} layers, "
-            f"{broken[0]} the first, although those of the scores are finite; look at the network, or try --amp False."
-        )
-
-
-def _of_part(loss: nn.Module) -> str:
-    """The parts of a compound loss that are no number."""
-    parts = getattr(loss, "components", {})
-    broken = [name for name, value in parts.items() if not torch.as_tensor(value).isfinite().all()]
-    return f" (of the part {' and '.join(broken)})" if broken else ""
-
-
-def _autocast(training: _Training) -> Any:
-    trainer = training.trainer
-    return torch.autocast("cuda", **trainer.amp_kwargs) if training.half else contextlib.nullcontext()
-
-
-def _now(training: _Training) -> float:
-    if training.device.type == "cuda":
-        torch.cuda.synchronize(training.device)
-    return time.perf_counter()
-
-
-# ---- what went wrong -------------------------------------------------------------------------------------------------
-
-_REMEDIES = (
-    (r"out of memory|can't allocate memory|MemoryError", "lower --batch_size or --patch_size"),
-    (
-        r"more than 1 spatial element",
-        "the patch is too small for so many levels: a larger --patch_size, or fewer --channels",
-    ),
-    (r"Sizes of tensors must match", "the network cannot halve this patch as often: multiples of 16 as --patch_size"),
-    (
-        r"does not require grad",
-        "something in the loss cuts the gradient off, such as argmax, a comparison, detach, item or numpy",
-    ),
-    (
-        r"modified by an inplace operation",
-        "something changes a tensor in place that the gradient needs: clone it first",
-    ),
-    (r"not implemented for '?(Half|BFloat16)", "it does not compute in half precision: --amp False"),
-)
-
-
-@contextlib.contextmanager
-def _stage(doing: str, training: _Training | None = None) -> Iterator[None]:
-    """Ends the examination with one sentence where something fails: at which stage, what, and the likely remedy."""
-    try:
-        yield
-    except _Stopped:
-        raise
-    except Exception as error:
-        raise _Stopped(f"{doing} failed: {said_of(error)}; {_remedy(error, training)}.") from error
-
-
-def _remedy(error: BaseException, training: _Training | None) -> str:
-    cause = first_cause(error)
-    text = f"{type(cause).__name__}: {cause}"
-    for pattern, remedy in _REMEDIES:
-        if re.search(pattern, text):
-            return remedy
-    if training is not None:
-        number = training.record.num_classes
-        if not all(map(takes_labels, (part for _, part in parts_of(training.loss)))):
-            return "the target is a map of labels: --loss::to_onehot_y True"
-        if "weight" in text:
-            return (
-                f"give --loss::weight one number for each of the {number} classes ({', '.join(training.names)}), and "
-                "without a background in the result one less"
-            )
-    return "look at the options of that part"
-
-
-@contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """The texts of the warnings that are raised meanwhile."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield texts
-    said = [str(warning.message).strip() for warning in caught if warning.category is UserWarning]
-    texts += [text for text in dict.fromkeys(said) if "GHSA-873f-pvrv-4x83" not in text]  # of foreign configs
-
-
-# ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def _physical_memory() -> int | None:

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.run_folder import write_whole
+from monai_extra_losses.data.storage import write_whole
 
 CHECKSUMS = "checksums.json"
 """Beside files of tensors: file name -> the SHA-256 that it may have."""
 
+
 _KEPT = 5  # checksums of one name
+
+
 _ZIP = b"PK\x03\x04"  # what a file of torch.save starts with since torch 1.6; older ones have no checksum inside
 
 

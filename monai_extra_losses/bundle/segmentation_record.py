@@ -16,14 +16,21 @@ from pathlib import Path
 from typing import IO, Any
 
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.run_folder import write_whole
+from monai_extra_losses.data.storage import write_whole
 
 if sys.platform != "win32":
     import fcntl
 
+
 _FORMAT = 1
+
+
 _LOCK = ".lock"
+
+
 _ABANDONED_SECONDS = 86400.0  # where there are no locks, an older folder is one that a killed process left
+
+
 _held: dict[Path, IO[bytes]] = {}  # folder of unfinished files -> its lock, open as long as this process works there
 
 

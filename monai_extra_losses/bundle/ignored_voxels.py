@@ -9,8 +9,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
+from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
-from monai_extra_losses.run_folder import RunRecord
 
 
 class RefuseUnannotatedd(MapTransform):

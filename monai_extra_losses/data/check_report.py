@@ -21,8 +21,14 @@ from monai_extra_losses.data.statistics import (
 )
 
 JSON_FORMAT = 1
+
+
 _WIDTH = 100
+
+
 _MANY = 20  # classes of which each has its row; of more those with the fewest voxels, if they have any
+
+
 _SOME = 10
 
 

@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from ignite.engine import Engine, Events
 
-from monai_extra_losses.run_folder import RunRecord
+from monai_extra_losses.bundle.run_record import RunRecord
 
 _MOST_OPTIONS = 80  # MLflow takes 100 parameters at a time
+
+
 _LONGEST_VALUE = 5000  # and values of 6000 letters
 
 

@@ -11,10 +11,17 @@ from typing import Any, Literal, TypeVar
 from monai_extra_losses.data.storage import draft_of, remove_drafts
 
 _FORMAT = 3
+
+
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
+
 _logger = logging.getLogger(__name__)
+
+
 _Facts = TypeVar("_Facts")
+
+
 _Kind = Literal["files", "cases"]
 
 

@@ -29,4 +29,6 @@ def _is_own_code(file: str) -> bool:
     path = Path(file).resolve()
     library = any(part in ("site-packages", "dist-packages") for part in path.parts)
     standard = path.is_relative_to(Path(os.__file__).resolve().parent)
-    return not library and not standard and not path.is_relative_to(Path(__file__).resolve().parent) and path.exists()
+    return (
+        not library and not standard and not path.is_relative_to(Path(__file__).resolve().parents[1]) and path.exists()
+    )

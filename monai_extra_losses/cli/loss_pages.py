@@ -18,9 +18,17 @@ import monai_extra_losses
 from monai_extra_losses.data.errors import StartUpRefused
 
 _WIDTH = 100
+
+
 _PACKAGE = "monai_extra_losses.losses"
+
+
 _FOR_LABELS = {"@to_onehot_y": True, "@softmax": True}  # what the training configs give for data with labels
+
+
 _LEFT_TO_DEFAULTS = {"@sigmoid", "@include_background"}
+
+
 _SHARING = ("SegmentationLoss", "RegionLoss")  # bases whose options most losses have
 
 
@@ -157,9 +165,6 @@ def python_text(component: Any) -> str:
     return repr(component)
 
 
-# ---- finding ---------------------------------------------------------------------------------------------------------
-
-
 def _found(name: str) -> tuple[str | None, str]:
     """Key of the table and class of a loss."""
     keys = {key: _class_of(key, entry) for key, entry in loss_table().items()}
@@ -184,13 +189,10 @@ def _class_of(key: str, entry: Mapping[str, Any]) -> str:
     return about["_target_"].rpartition(".")[2]
 
 
-# ---- reading the sources ---------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def _sources() -> dict[str, _Source]:
     found: dict[str, _Source] = {}
-    for file in sorted((Path(__file__).parent / "losses").glob("*.py")):
+    for file in sorted((Path(__file__).parents[1] / "losses").glob("*.py")):
         module = ast.parse(file.read_text(encoding="utf-8"))
         constants: dict[str, Any] = {}
         for statement in module.body:
@@ -279,9 +281,6 @@ def _before_sections(paragraphs: Iterable[str]) -> Iterator[str]:
         if re.match(r"(Args|Attributes|Shapes|Raises|Example|Reference)\b", paragraph):
             return
         yield paragraph
-
-
-# ---- printing --------------------------------------------------------------------------------------------------------
 
 
 def _heading(text: str) -> list[str]:

@@ -17,22 +17,34 @@ from typing import Any
 import click
 
 import monai_extra_losses
+from monai_extra_losses.bundle.options import FILE_OPTIONS, literal, path_of
+from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
-from monai_extra_losses.endings import stops_in_a_sentence
-from monai_extra_losses.options import FILE_OPTIONS, literal, path_of
 from monai_extra_losses.versions import version_of
 
 _DEMO_CASES = 24
+
+
 _DEMO_EPOCHS = 100
+
+
 _DEMO_PATIENCE = """\
 The organ is found within the first epochs. The lesions are small: with dice_ce their Dice stays at 0.000 for about 25
 epochs, and then rises. Every line ends with the time that is left.
 """
+
+
 _WIDTH = 100
+
+
 # What a stopped command needs to go on, after its own words.
 _GO_ON = {"train": ("--resume", "True"), "evaluate": (), "infer": (), "prepare": (), "demo": (), "check": ()}
+
+
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
+
+
 _OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
 
 
@@ -46,6 +58,8 @@ class _GivenPath(click.ParamType):
 
 
 _folder = _GivenPath()
+
+
 _with_overrides: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -184,7 +198,7 @@ def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) 
     monai-extra-losses doctor --data Task04_Hippocampus --loss focal_tversky
     monai-extra-losses doctor --data DIR --loss tversky --loss::weight "[1, 2, 5]" --batch_size 2
     """
-    from monai_extra_losses.doctor import examine
+    from monai_extra_losses.doctor.findings import examine
 
     configs, options = _training(context, data, **chosen)
     levels = []
@@ -402,7 +416,7 @@ def check(data: Path, as_json: bool) -> None:
     monai-extra-losses check Task04_Hippocampus
     monai-extra-losses check Task04_Hippocampus --json > hippocampus.json
     """
-    from monai_extra_losses.data.report import JSON_FORMAT, data_report
+    from monai_extra_losses.data.check_report import JSON_FORMAT, data_report
 
     try:
         report = data_report(data)
@@ -454,7 +468,7 @@ def config_dir(copy: Path | None) -> None:
 @commands.command("list")
 def list_losses() -> None:
     """Print the losses that `--loss` takes; `monai-extra-losses show NAME` tells more of one."""
-    from monai_extra_losses.loss_pages import loss_table
+    from monai_extra_losses.cli.loss_pages import loss_table
 
     table = loss_table()
     width = max(map(len, table)) + 2
@@ -475,7 +489,7 @@ def show(loss: str) -> None:
     monai-extra-losses show focal_tversky
     monai-extra-losses show HuberLoss
     """
-    from monai_extra_losses.loss_pages import loss_page
+    from monai_extra_losses.cli.loss_pages import loss_page
 
     click.echo(loss_page(loss))
 
@@ -605,7 +619,7 @@ def run_configs(configs: Sequence[str], /, **options: Any) -> None:
         options: of `SegmentationWorkflow`.
     """
     with _without_foreign_warnings():
-        from monai_extra_losses.workflow import SegmentationWorkflow
+        from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 
         logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
         workflow = SegmentationWorkflow(_config_files(configs), **options)
@@ -643,7 +657,7 @@ def _config_files(configs: Sequence[str]) -> list[str]:
 def _check_options(configs: Sequence[str], options: Mapping[str, Any]) -> None:
     from monai.bundle import ConfigParser
 
-    from monai_extra_losses.workflow import checked_overrides
+    from monai_extra_losses.bundle.workflow import checked_overrides
 
     checked_overrides(ConfigParser.load_config_files(_config_files(configs)), options)
 
@@ -696,8 +710,9 @@ def _licence() -> str:
 
 def _volume_to_segment(data: Path, out: Path) -> tuple[Path, str]:
     """A volume that the training did not use, and how much the model knows of it."""
+    from monai_extra_losses.bundle.run_folder import RunFolder
+    from monai_extra_losses.bundle.run_record import RunRecord
     from monai_extra_losses.data.datalist import read_case_list
-    from monai_extra_losses.run_folder import RunFolder, RunRecord
 
     case_list = read_case_list(data)
     for case in case_list.unlabelled:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_extra_losses import config_dir
-from monai_extra_losses.run_folder import RunRecord
+from monai_extra_losses.bundle.run_record import RunRecord
 
 
 def metadata_of_run(

@@ -1,0 +1,295 @@
+"""Metrics of each case, in tables and pictures."""
+
+import logging
+import math
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
+from monai.transforms import Orientation
+
+from monai_extra_losses.bundle.endings import end_in_a_sentence
+from monai_extra_losses.bundle.processes import is_first_process
+from monai_extra_losses.bundle.run_folder import ResultsFolder
+from monai_extra_losses.bundle.training_record import overlap_of
+from monai_extra_losses.data.storage import write_whole
+from monai_extra_losses.report.tables import csv_cell, csv_text, text_table
+
+logger = logging.getLogger(__name__)
+
+CASE_METRICS = ("dice", "hd95_mm", "surface_dice", "false_positive_ml")
+
+
+_CASE_COLUMNS = ("case", "label", "dice", "hd95_mm", "surface_dice", "target_ml", "prediction_ml", "false_positive_ml")
+
+
+class EmptyAwareDice(DiceMetric):
+    """Dice per case and foreground class of label maps (B,1,*), or of regions (B,R,*), with the rule for empty classes
+    above.
+
+    `aggregate` is the mean over classes of the mean over the cases in which a class is defined.
+
+    Args:
+        num_classes: with background; of regions their number.
+        multi_label: the inputs are regions, 0 or 1, that may overlap.
+        ignore_index: what the target has in voxels without annotation, which count in no prediction and no target.
+    """
+
+    def __init__(self, num_classes: int, multi_label: bool = False, ignore_index: int | None = None) -> None:
+        super().__init__(
+            include_background=multi_label,
+            reduction="none",
+            ignore_empty=True,
+            num_classes=None if multi_label else num_classes,
+        )
+        self.multi_label = multi_label
+        self.ignore_index = ignore_index
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        if self.ignore_index is not None:  # background in both adds to no Dice of a class
+            ignored = y[:, :1] == self.ignore_index
+            y_pred, y = y_pred.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
+        dice = super()._compute_tensor(y_pred, y)
+        for case, column in dice.isnan().nonzero().tolist():
+            invented = y_pred[case, column] > 0 if self.multi_label else y_pred[case] == column + 1
+            if invented.any():
+                dice[case, column] = 0.0
+        return dice
+
+    def aggregate(self, reduction: Any = None) -> torch.Tensor:
+        """Mean over classes of `per_class`."""
+        return self.per_class().nanmean()
+
+    def per_class(self) -> torch.Tensor:
+        """Mean over cases for each foreground class; NaN for a class that no case has."""
+        buffer = self.get_buffer()
+        assert isinstance(buffer, torch.Tensor)  # for the type checker
+        return buffer.nanmean(dim=0)
+
+
+class CaseReport:
+    """Measures every case of an evaluation; writes cases.csv, summary.csv and one picture per case, and copies those of
+    the best, the median and the worst case to overlay_best.png, overlay_median.png and overlay_worst.png.
+
+    Takes from the evaluator `pred` and `label`, label maps of classes (1,X,Y,Z) or regions (R,X,Y,Z) on the case's own
+    grid, `picture` (C,X,Y,Z), the intensities on that grid, and `case`, the name.
+
+    Args:
+        folder: of tables and pictures.
+        labels: class -> name, without background; of regions 1, 2, ... -> name.
+        surface_tolerance_mm: distance at which two surfaces count as one, in mm.
+        overlays: draw the pictures.
+        ignore_index: what the label has in voxels without annotation. They are taken out of prediction and target
+            before anything is measured: volumes are those of the annotated part, and what is cut at its border has a
+            surface there.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: ResultsFolder,
+        labels: Mapping[int, str],
+        surface_tolerance_mm: float,
+        overlays: bool = True,
+        ignore_index: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.labels = dict(labels)
+        self.surface_tolerance_mm = surface_tolerance_mm
+        self.overlays = overlays
+        self.ignore_index = ignore_index
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Measure the output of each of `engine`'s iterations."""
+        end_in_a_sentence(engine, self.folder.root)
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _measure(self, engine: Engine) -> None:
+        for item in items_of(engine):
+            turn = Orientation("RAS", labels=None)
+            prediction, target, picture = (
+                cast(MetaTensor, turn(item[key]).cpu()) for key in ("pred", "label", "picture")
+            )
+            spacing = [float(mm) for mm in target.pixdim]
+            predicted, true = (masks_of(volume.numpy(), self.labels) for volume in (prediction, target))
+            ignored = None if self.ignore_index is None else target[0].numpy() == self.ignore_index
+            if ignored is not None:
+                predicted, true = ({n: mask & ~ignored for n, mask in masks.items()} for masks in (predicted, true))
+            for number, name in self.labels.items():
+                measured = case_metrics(
+                    predicted[number],
+                    true[number],
+                    spacing=spacing,
+                    surface_tolerance_mm=self.surface_tolerance_mm,
+                )
+                self.rows.append({"case": item["case"], "label": name, **measured})
+            if self.overlays:
+                from monai_extra_losses.report.overlays import draw_overlay
+
+                mean = np.nanmean([row["dice"] for row in self.rows[-len(self.labels) :]])
+                draw_overlay(
+                    picture[0].numpy(),
+                    true,
+                    predicted,
+                    spacing=spacing,
+                    labels=self.labels,
+                    out=self.folder.overlays / f"{item['case']}.png",
+                    title=f"{item['case']}, mean Dice {mean:.3f}",
+                    affine=known_affine(target),
+                    ignored=ignored,
+                )
+
+    def _write(self, engine: Engine) -> None:
+        rows = self._rows_of_all_processes()
+        if not is_first_process():
+            return
+        summary = summarise(rows, list(self.labels.values()))
+        cells = [{k: v if isinstance(v, str) else csv_cell(v) for k, v in row.items()} for row in rows]
+        write_whole(self.folder.cases_csv, csv_text(_CASE_COLUMNS, cells))
+        write_whole(
+            self.folder.summary_csv,
+            csv_text(
+                list(summary[0]),
+                [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
+            ),
+        )
+        logger.info(f"{text_table(summary)}\n{self._legend(engine)}")
+        logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
+        if self.overlays:
+            copies = ", ".join(str(path) for path in self._copy_overlays(rows))
+            logger.info(f"Pictures: {self.folder.overlays}; {copies}")
+
+    def _legend(self, engine: Engine) -> str:
+        """What the columns of the printed table mean."""
+        return (
+            "  ± standard deviation over the cases; the row mean is the mean of the classes.\n"
+            "  undefined: cases with the class neither in the target nor in the prediction; they leave its means.\n"
+            "  A class that is missed or invented in a case counts with Dice 0, surface Dice 0 and, as HD95, the\n"
+            "  diagonal of the volume. HD95 is the 95th percentile of the distances between the surfaces; surface\n"
+            f"  Dice counts surfaces within {self.surface_tolerance_mm:g} mm as one.\n"
+            f"  Measured on the grid of each file{overlap_of(engine)}. The validation of the training prints another\n"
+            "  Dice, a quick one on its own grid."
+        )
+
+    def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+        """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""
+        dice: dict[str, list[float]] = {}
+        for row in rows:
+            dice.setdefault(row["case"], []).extend([] if math.isnan(row["dice"]) else [row["dice"]])
+        ranked = sorted((case for case in dice if dice[case]), key=lambda case: (np.mean(dice[case]), case))
+        last = len(ranked) - 1
+        copies: dict[int, Path] = {}  # of two cases none is in the middle
+        for rank, place in {"best": last, "worst": 0, "median": last // 2}.items():
+            if 0 <= place <= last and place not in copies:
+                picture = self.folder.overlays / f"{ranked[place]}.png"
+                copies[place] = Path(shutil.copyfile(picture, self.folder.overlay_of(rank)))
+        return list(copies.values())
+
+    def _rows_of_all_processes(self) -> list[dict[str, Any]]:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.rows
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, self.rows)
+        return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+
+
+def known_affine(volume: MetaTensor) -> np.ndarray | None:
+    """The affine of a volume; None where it is of a NIfTI file that says nothing of its orientation."""
+    codes = [int(volume.meta[code]) for code in ("qform_code", "sform_code") if code in volume.meta]
+    return None if codes and not any(codes) else np.asarray(volume.affine, dtype=float)
+
+
+def masks_of(volume: np.ndarray, labels: Mapping[int, str]) -> dict[int, np.ndarray]:
+    """Number -> mask (X,Y,Z), of a label map (1,X,Y,Z) or of regions (R,X,Y,Z), which are numbered from 1."""
+    if len(volume) == 1:  # one region is the label map of one class
+        return {number: volume[0] == number for number in labels}
+    return {number: volume[number - 1] > 0 for number in labels}
+
+
+def case_metrics(
+    prediction: np.ndarray, target: np.ndarray, *, spacing: Sequence[float], surface_tolerance_mm: float
+) -> dict[str, float]:
+    """Metrics of one class in one case, with the rule for empty classes above.
+
+    Args:
+        prediction, target: bool arrays (X,Y,Z).
+        spacing: of a voxel, in mm.
+        surface_tolerance_mm: distance at which two surfaces count as one, in mm.
+
+    Returns:
+        `dice`, `hd95_mm` and `surface_dice` (NaN when undefined), `target_ml`, `prediction_ml`, `false_positive_ml`.
+    """
+    millilitre = float(np.prod(spacing)) / 1000
+    target_voxels, prediction_voxels = int(target.sum()), int(prediction.sum())
+    both = int((prediction & target).sum())
+    volumes = {
+        "target_ml": target_voxels * millilitre,
+        "prediction_ml": prediction_voxels * millilitre,
+        "false_positive_ml": (prediction_voxels - both) * millilitre,
+    }
+    if not target_voxels and not prediction_voxels:
+        return {"dice": math.nan, "hd95_mm": math.nan, "surface_dice": math.nan, **volumes}
+    dice = 2 * both / (target_voxels + prediction_voxels)
+    if not target_voxels or not prediction_voxels:
+        diagonal = float(np.linalg.norm(np.array(target.shape) * np.array(spacing)))
+        return {"dice": dice, "hd95_mm": diagonal, "surface_dice": 0.0, **volumes}
+    p, g = (torch.from_numpy(mask)[None, None] for mask in (prediction, target))
+    options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+        hd95 = compute_hausdorff_distance(p, g, percentile=95, **options)
+        surface = compute_surface_dice(p, g, class_thresholds=[surface_tolerance_mm], **options)
+    return {"dice": dice, "hd95_mm": hd95.item(), "surface_dice": surface.item(), **volumes}
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per class, and a row `mean` over the classes.
+
+    Args:
+        rows: `case`, `label` and the metrics of `case_metrics`.
+        names: of the classes.
+
+    Returns:
+        Columns `label`, `cases`, and per metric `_mean`, `_sd`, `_median` over the cases where it is defined and
+        `_undefined`, the number of the others. In the row `mean`: the classes' means, and no `_sd`.
+    """
+    summary: list[dict[str, Any]] = []
+    for name in names:
+        of_class = [row for row in rows if row["label"] == name]
+        line: dict[str, Any] = {"label": name, "cases": len(of_class)}
+        for metric in CASE_METRICS:
+            values = np.array([row[metric] for row in of_class], dtype=float)
+            defined = values[~np.isnan(values)]
+            line[f"{metric}_mean"] = float(defined.mean()) if defined.size else math.nan
+            line[f"{metric}_sd"] = float(defined.std(ddof=1)) if defined.size > 1 else math.nan
+            line[f"{metric}_median"] = float(np.median(defined)) if defined.size else math.nan
+            line[f"{metric}_undefined"] = int(values.size - defined.size)
+        summary.append(line)
+    mean: dict[str, Any] = {"label": "mean", "cases": max(line["cases"] for line in summary)}
+    for column in list(summary[0])[2:]:
+        values = np.array([line[column] for line in summary], dtype=float)
+        defined = values[~np.isnan(values)]
+        if column.endswith("_undefined"):
+            mean[column] = int(values.sum())
+        elif column.endswith("_sd") or not defined.size:
+            mean[column] = math.nan  # the deviations of the classes have no mean worth a name
+        else:
+            mean[column] = float(defined.mean())
+    return [*summary, mean]
+
+
+def items_of(engine: Engine) -> list[dict[str, Any]]:
+    """The cases of an evaluator's last batch, each with what was loaded and what was predicted."""
+    batch, output = cast(list[dict[str, Any]], engine.state.batch), cast(list[dict[str, Any]], engine.state.output)
+    return [{**loaded, **result} for loaded, result in zip(batch, output, strict=True)]

@@ -1,0 +1,225 @@
+"""A volume whose header is read: where its voxels lie, and how SimpleITK loads them."""
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.nifti import NIFTI_SUFFIXES, TOLERANCE, NiftiFile, corner_distance_mm, is_skewed
+
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+"""File names that `read_volume` takes, in lower or upper case; a DICOM series is a folder."""
+
+
+SERIES_UID, SERIES_DESCRIPTION, IMAGE_POSITION = "0020|000e", "0008|103e", "0020|0032"
+
+
+PIXEL_SPACING, IMAGER_SPACING = "0028|0030", "0018|1164"
+
+
+_TO_LEFT_AND_BACK = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and the reverse
+
+
+@dataclass(frozen=True)
+class VolumeGrid:
+    """Where the voxels of a volume lie.
+
+    Args:
+        shape: voxels along the three axes.
+        spacing: millimetres along the three axes.
+        origin: centre of the first voxel, in mm towards the patient's left, back and head (LPS, as SimpleITK has it).
+        direction: unit vectors of the axes in the same frame, the columns of a 3 x 3 matrix, row by row.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: tuple[float, ...]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel index to mm towards the patient's right, front and head (RAS, as NIfTI has it)."""
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(self.direction, (3, 3)) * self.spacing
+        affine[:3, 3] = self.origin
+        return _TO_LEFT_AND_BACK @ affine
+
+    @classmethod
+    def of_affine(cls, shape: Sequence[int], affine: NDArray[np.float64]) -> Self:
+        """The grid of a NIfTI file."""
+        to_lps = _TO_LEFT_AND_BACK @ affine
+        spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+        return cls(
+            shape=(shape[0], shape[1], shape[2]),
+            spacing=tuple(spacing.tolist()),
+            origin=tuple(to_lps[:3, 3].tolist()),
+            direction=tuple((to_lps[:3, :3] / spacing).ravel().tolist()),
+        )
+
+    def matches(self, other: "VolumeGrid") -> bool:
+        """Whether the shapes are equal and no corner lies farther apart than `TOLERANCE` allows."""
+        allowed = TOLERANCE * min(other.spacing)
+        return self.shape == other.shape and corner_distance_mm(self.shape, self.affine, other.affine) <= allowed
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """One series among the files of a folder.
+
+    Args:
+        uid: SeriesInstanceUID.
+        description: SeriesDescription, empty where there is none.
+        files: one per slice; sorted along the slice axis in a `VolumeSource`.
+    """
+
+    uid: str
+    description: str
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return f"{self.description or 'without description'!r} ({len(self.files)} slices, UID {self.uid})"
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """A volume whose header is read and checked; `load` reads the voxels.
+
+    Args:
+        path: the file, or the folder of the DICOM series.
+        files: every file that the volume is read from; the slices of a DICOM series in their order.
+        grid: where its voxels lie.
+        pixel_type: SimpleITK's number of the type that the voxels are read as.
+        series: of a DICOM folder.
+        segmentations: DICOM-SEG and RTSTRUCT files that lie beside the series.
+        nifti: of a NIfTI file its header.
+        remarks: what is assumed where the header says nothing or two things, keys of `remarks.REMARKS`.
+        layers: values per voxel; more than one only where `open_volume` was asked for them.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    grid: VolumeGrid
+    pixel_type: int
+    series: DicomSeries | None = None
+    segmentations: tuple[Path, ...] = ()
+    nifti: NiftiFile | None = None
+    remarks: tuple[str, ...] = ()
+    layers: int = 1
+
+    def load(self) -> sitk.Image:
+        """Read the voxels; a volume of three dimensions, without the header's other entries.
+
+        Raises:
+            DatasetError: voxels that cannot be read.
+        """
+        if self.nifti is not None:
+            image = sitk.GetImageFromArray(self.nifti.read().T)  # SimpleITK's arrays have the axes z, y, x
+            image.SetSpacing(self.grid.spacing)
+            image.SetOrigin(self.grid.origin)
+            image.SetDirection(self.grid.direction)
+            return image
+        try:
+            with quiet_itk():
+                if self.series is None:
+                    image = sitk.ReadImage(str(self.path))
+                else:
+                    reader = sitk.ImageSeriesReader()
+                    reader.SetImageIO("GDCMImageIO")
+                    reader.SetFileNames([str(file) for file in self.files])
+                    reader.SetOutputPixelType(self.pixel_type)
+                    image = reader.Execute()
+        except RuntimeError as error:
+            raise DatasetError(unreadable(self.path, error)) from error
+        image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
+        for key in image.GetMetaDataKeys():
+            image.EraseMetaData(key)
+        return image
+
+    def load_layers(self) -> NDArray[Any]:
+        """Read the voxels of all layers, of axes layer, z, y, x.
+
+        Raises:
+            DatasetError: voxels that cannot be read.
+        """
+        if self.nifti is not None:
+            return self.nifti.read().T.reshape(self.layers, *self.grid.shape[::-1])
+        try:
+            with quiet_itk():
+                image = sitk.ReadImage(str(self.path))
+        except RuntimeError as error:
+            raise DatasetError(unreadable(self.path, error)) from error
+        voxels = sitk.GetArrayFromImage(image)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            voxels = np.moveaxis(voxels, -1, 0)
+        return voxels.reshape(self.layers, *self.grid.shape[::-1])
+
+
+def refuse_odd_grid(path: Path, grid: VolumeGrid) -> None:
+    if min(grid.shape) < 2:
+        raise DatasetError(flat(path, grid.shape))
+    direction = np.reshape(grid.direction, (3, 3))
+    if not np.isfinite([*grid.spacing, *grid.origin, *grid.direction]).all() or min(grid.spacing) <= 0:
+        raise DatasetError(
+            f"{path}: expected a spacing above 0 and a position, got the spacing {grid.spacing} mm and the origin "
+            f"{grid.origin}; correct the header."
+        )
+    if is_skewed(direction):
+        raise DatasetError(
+            f"{path}: expected axes at right angles, got the directions {direction.round(4).tolist()}; "
+            "resample it onto such a grid."
+        )
+
+
+def flat(path: Path, shape: Sequence[int]) -> str:
+    return f"{path}: expected a volume of several slices, got the 2D shape {tuple(shape)}."
+
+
+def refuse_other_encoding(path: Path) -> None:
+    """SimpleITK ends the whole process at such a name."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DatasetError(f"{path}: expected a name in UTF-8, got {os.fsencode(path)!r}; rename it.") from None
+
+
+def unreadable(path: Path, error: RuntimeError) -> str:
+    reason = " ".join(re.sub(r"\(0x\w+\)", "", str(error).partition("ERROR:")[2]).split())
+    if path.exists() and reason.endswith("No such file or directory"):  # MetaIO's reason for whatever it cannot read
+        reason = "damaged data, or a header without its data"
+    return f"{path}: expected a whole volume, got one that cannot be read ({reason}); copy it again."
+
+
+_itk_is_quiet = threading.Lock()
+
+
+_itk_reads = 0
+
+
+_itk_warned = True
+
+
+@contextlib.contextmanager
+def quiet_itk() -> Iterator[None]:
+    """Without ITK's warnings on stderr, which speak of its own source files; threads may read at once."""
+    global _itk_reads, _itk_warned
+    with _itk_is_quiet:
+        if _itk_reads == 0:
+            _itk_warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        _itk_reads += 1
+    try:
+        yield
+    finally:
+        with _itk_is_quiet:
+            _itk_reads -= 1
+            if _itk_reads == 0:
+                sitk.ProcessObject.SetGlobalWarningDisplay(_itk_warned)

@@ -1,0 +1,1 @@
+"""Examine a training before it costs hours."""

@@ -895,8 +895,6 @@ def test_large_scores(case: LossCase, num_classes: int, largest: float, dtype: t
         pytest.skip("probabilities")
     if case.entry.name == "SquaredHingeLoss" and largest > 1e4:
         pytest.skip("the square is above float32, or its gradient above float16")
-    if case.entry.name == "HausdorffERLoss":
-        pytest.skip("where an erosion leaves only rounding, its min-max normalisation stretches that to one")
     scores = case.scores(2, num_classes, 4, 5)
     labels = labels_like(scores)
     scores = (largest * torch.where(scores.abs() < 0.3, 0, scores.sign())).to(dtype)
@@ -907,6 +905,8 @@ def test_large_scores(case: LossCase, num_classes: int, largest: float, dtype: t
         # The logarithms of scores of this size lose what the scores have below their own last digit.
         atol = 1e-6 * expected[0].abs().max().clamp_min(1).item()
         torch.testing.assert_close(value.double(), expected[0], atol=atol, rtol=1e-5)
+        if case.entry.name == "HausdorffERLoss":
+            continue  # means of 0.5 lie on the kink of an erosion, where either slope is right
         scale = expected[1].abs().max().clamp_min(1e-3)
         rounding = torch.finfo(dtype).eps
         torch.testing.assert_close(

@@ -456,7 +456,8 @@ class HausdorffERLoss(DistanceLoss):
         for k in range(1, self.erosions + 1):
             eroded = F.relu(_cross_mean(remaining) - 0.5)
             low, high = eroded.amin(spatial, keepdim=True), eroded.amax(spatial, keepdim=True)
-            spread = high > low
+            # Of a mean that is 0.5 only its rounding is left, which the division would stretch to one.
+            spread = high - low > 4 * torch.finfo(eroded.dtype).eps
             remaining = torch.where(spread, (eroded - low) / torch.where(spread, high - low, 1), eroded)
             total = total + (remaining * weight).sum(spatial, dtype=dtype) * k**self.alpha
         return total

@@ -1021,6 +1021,9 @@ def test_two_processes_segment_into_one_folder(trained: RunFolder, phantom_folde
     # as a process that is killed leaves it: its folder, and no lock that is held
     (out / ".unfinished-killed").mkdir(parents=True)
     (out / ".unfinished-killed" / ".lock").touch()
+    (out / ".segmentations").mkdir()
+    (out / ".segmentations" / ".draft.1.record.json").touch()
+    os.utime(out / ".segmentations" / ".draft.1.record.json", (0, 0))
     processes = [
         subprocess.Popen([*command, "--input", str(tmp_path / part)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for part in ("one", "two")
@@ -1029,6 +1032,7 @@ def test_two_processes_segment_into_one_folder(trained: RunFolder, phantom_folde
     assert [process.returncode for process in processes] == [0, 0], said
     assert names_in(out) == {f"{name}_seg.nii.gz" for name in "abcde"}
     assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".segmentations"}
+    assert not list((out / ".segmentations").glob(".draft*"))
     for part in ("one", "two"):
         setup = InferenceSetUp(bundle_root=trained.root, metadata={}, input=tmp_path / part, output_dir=out)
         assert setup.items_to_do() == []

@@ -5,6 +5,7 @@ import linecache
 import os
 import pickle
 import shutil
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -15,12 +16,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
 from monai.transforms import Compose, Lambdad, LoadImaged, RandScaleIntensityd, Spacingd
 from runs import evaluate, table, train
 
 from monai_extra_losses.bundle.evaluation import EvaluationSetUp
-from monai_extra_losses.bundle.loaded_cases import CheckLoadedCased
+from monai_extra_losses.bundle.loaded_cases import CaseLoader, CheckLoadedCased
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.training import TrainingSetUp
@@ -204,6 +205,19 @@ def test_what_a_transform_makes_of_a_case_is_not_blamed_on_the_learning_rate(
     monkeypatch.setattr(RandScaleIntensityd, "__call__", broken)
     with pytest.raises(TrainingStopped, match=r"got NaN or infinity in that of phantom_002 \(epoch 1, iteration \d\)"):
         train(phantom_folder, tmp_path / "run", fold=1, **TINY)
+
+
+class KilledInLoading(Dataset):
+    """Its loader process is ended, as by a system that is out of memory."""
+
+    def __getitem__(self, index: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_that_is_killed_is_one_sentence() -> None:
+    loader = CaseLoader(KilledInLoading([1, 2]), num_workers=1)
+    with pytest.raises(CasesFailed, match=r"got: DataLoader worker .*; lower --num_workers, or make room"):
+        list(loader)
 
 
 # ---- the disk cache ------------------------------------------------------------------

@@ -110,7 +110,7 @@ class CaseLoader(DataLoader):
     """MONAI's `DataLoader`, which ends the program with the sentence of a case that cannot be loaded.
 
     Raises:
-        CasesFailed: by its iterator, also for a case of a loader process.
+        CasesFailed: by its iterator, also for a case of a loader process, and for a process that was killed.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -118,3 +118,10 @@ class CaseLoader(DataLoader):
             yield from super().__iter__()
         except CaseFailed as failed:
             raise CasesFailed(str(failed)) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(". ")
+            raise CasesFailed(
+                f"Expected loader processes that go on, got: {reason}; lower --num_workers, or make room in memory."
+            ) from None

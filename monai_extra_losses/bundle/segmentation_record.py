@@ -102,6 +102,10 @@ def open_unfinished(folder: Path) -> None:
     for other in folder.parent.glob(".unfinished*"):
         if not _is_in_use(other):
             shutil.rmtree(other, ignore_errors=True)
+    for draft in (folder.parent / ".segmentations").glob(".draft.*"):  # of a record
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > _ABANDONED_SECONDS:
+                draft.unlink()
     # locked before it has its name, by which others find it
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".opening-"))
     lock = (draft / _LOCK).open("ab")

@@ -62,7 +62,8 @@ class CaseByCaseEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            return self._passed_over(case, f"{case}: expected a volume that fits into the GPU; give --stitch_on cpu.")
+            advice = "--stitch_on cpu" if self.pass_over else "--device cpu"
+            return self._passed_over(case, f"{case}: expected a volume that fits into the GPU; give {advice}.")
         except Exception as error:
             if takes_no_more(error):
                 raise  # the other cases would only take time until they fail as well

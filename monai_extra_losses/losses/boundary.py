@@ -399,10 +399,11 @@ class HausdorffERLoss(DistanceLoss):
     b = (p-g)^2; for k = 1..K: e = relu(b * cross - 1/2), e = (e - min e) / (max e - min e), L += mean(e) k^alpha, b = e
 
     The cross is the voxel and its face neighbours, with equal weights that sum to 1; beyond the border is 0; min and
-    max are those of the sample and class (left out where they are equal). The step with min and max is that of
-    PatRyg99's public code, from which kornia 0.9.0 has it, with the values of this class; that it is the authors', too,
-    is not confirmed. It counts voxels, not mm: it has no option `spacing`. Where every |p-g| is small an erosion leaves
-    nothing, so loss and gradient are 0: give it a region loss as partner. Everything ignored gives 0.
+    max are those of the sample and class (left out where they are equal up to rounding, 4 eps of float32 or float64).
+    The step with min and max is that of PatRyg99's public code, from which kornia 0.9.0 has it, with the values of this
+    class; that it is the authors', too, is not confirmed. It counts voxels, not mm: it has no option `spacing`. Where
+    every |p-g| is small an erosion leaves nothing, so loss and gradient are 0: give it a region loss as partner.
+    Everything ignored gives 0.
 
     Args:
         alpha: exponent of the number of erosions, >= 0; 2 as in the paper.

@@ -210,9 +210,11 @@ def test_the_copied_bundle_trains(phantom_folder: Path, tmp_path: Path, capsys: 
     assert (bundle / "run" / "models" / "model.pt").exists()
 
 
-def test_help_needs_no_torch() -> None:
+@pytest.mark.parametrize("command", ["", "train"])
+def test_help_needs_no_torch(command: str) -> None:
     """The command line starts in a blink; the losses come with the command that needs them."""
-    code = "import sys; from monai_extra_losses.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    words = [*command.split(), "--help"]
+    code = f"import sys; from monai_extra_losses.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'monai', 'numpy', 'matplotlib'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.splitlines()[-1] == "[]"

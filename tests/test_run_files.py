@@ -12,6 +12,7 @@ import pytest
 import torch
 from runs import evaluate, infer, table, train
 
+from monai_extra_losses import __version__
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord, read_training_csv
 from monai_extra_losses.data.errors import StartUpRefused
@@ -173,6 +174,36 @@ def test_a_byte_order_mark_is_no_harm(trained: RunFolder, tmp_path: Path) -> Non
     assert RunRecord.read(file) == RunRecord.read(trained.record)
     (file := tmp_path / "training.csv").write_bytes(b"\xef\xbb\xbf" + trained.training_csv.read_bytes())
     assert read_training_csv(file) == table(trained.training_csv)
+
+
+# As written before the options had a table, without its line breaks, and with two of the options of the loss. What
+# later options add comes behind.
+AS_WRITTEN = """
+{"labels": {"0": "background", "1": "organ", "2": "lesion"}, "in_channels": 1, "patch_size": [16, 16, 16],
+"pixdim": [1.0, 1.0, 1.5], "channels": [4, 8], "num_res_units": 0, "loss": "FusedTverskyLoss",
+"dataset_dir": "DATA", "num_folds": 3, "fold": 0, "seed": 0, "limit": 5,
+"training": ["phantom_000", "phantom_002", "phantom_004"], "validation": ["phantom_001", "phantom_003"],
+"epochs": 1, "val_interval": 1, "batch_size": 2, "learning_rate": 0.002, "loss_weights": null, "regions": null,
+"original_labels": {}, "early_stop_patience": 3, "amp": "off", "hu_window": [0.0, 1.0], "pretrained": null,
+"cache": "none", "cache_dir": null, "version": "VERSION",
+"loss_options": {"class": "FusedTverskyLoss", "alpha": 0.3, "beta": 0.7}, "flip_axes": [0],
+"ignore_label": null}
+"""
+
+
+def test_the_file_is_the_one_that_earlier_versions_wrote_and_resume(phantom_folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"pixdim": [1, 1, 1.5], "hu_window": [0, 1], "early_stop_patience": 3, "patch_size": 16}
+    options |= {"cache": "none", "limit": 5, "amp": False, "loss": "tversky", "device": "cpu", **TINY}
+    run = train(phantom_folder, tmp_path / "run", **options)
+    written = json.loads(AS_WRITTEN.replace("DATA", str(phantom_folder)).replace("VERSION", __version__))
+    now = json.loads(run.record.read_text())
+    assert written["loss_options"].items() <= now["loss_options"].items()
+    written["loss_options"] = now["loss_options"]
+    later = {name: value for name, value in now.items() if name not in written}
+    assert run.record.read_text() == json.dumps(written | later, indent=2) + "\n"
+    run.record.write_text(json.dumps(written))
+    train(phantom_folder, run.root, resume=True, epochs=2, **options)
+    assert len(table(run.training_csv)) == 2
 
 
 def test_every_command_reads_the_record_first(copy_of: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 
 from monai_extra_losses.bundle.ignored_voxels import leave_out
-from monai_extra_losses.bundle.options import file_or_folder, yes_or_no
+from monai_extra_losses.bundle.options import file_or_folder, half_precision_option, yes_or_no
 from monai_extra_losses.data.datalist import declared_ignore_label, declares_regions
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
@@ -38,7 +38,7 @@ def half_precision(amp: Any, device: Any, recorded: str | None = None) -> torch.
     Raises:
         StartUpRefused: another value, or a type that the device cannot compute in.
     """
-    chosen = half_precision_option(amp)
+    chosen = half_precision_option("amp", amp)
     on_gpu = torch.device(device).type == "cuda"
     if chosen == "fp16" and not on_gpu:
         raise StartUpRefused(f"Expected amp to be bf16, False or null on a CPU, got {amp!r}; fp16 needs a GPU.")
@@ -48,15 +48,6 @@ def half_precision(amp: Any, device: Any, recorded: str | None = None) -> torch.
     if chosen == "fp16":
         return torch.float16 if on_gpu else None
     return torch.bfloat16 if chosen == "bf16" else None
-
-
-def half_precision_option(amp: Any) -> str | None:
-    """The option amp as recorded: "fp16", "bf16", "off", or None for automatic."""
-    known = {"none": None, "null": None, "fp16": "fp16", "true": "fp16", "bf16": "bf16", "false": "off"}
-    name = str(amp).strip().lower()
-    if name not in known:
-        raise StartUpRefused(f"Expected amp to be fp16, bf16, True, False or null, got {amp!r}.")
-    return known[name]
 
 
 def loss_for_training(

@@ -1,8 +1,10 @@
-"""What went wrong in code that a config builds, in one line."""
+"""What went wrong in code that a config builds, or in a name that a person wrote, in one line."""
 
+import difflib
 import os
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -22,6 +24,12 @@ def first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """What a mistyped name was meant to be, to stand behind it in a sentence; "" where nothing is near."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def _is_own_code(file: str) -> bool:

@@ -15,13 +15,14 @@ from monai_extra_losses.bundle.options import (
     as_given,
     file_or_folder,
     file_or_folder_or_none,
+    flipped_axes,
     literal,
     yes_or_no,
 )
 from monai_extra_losses.bundle.processes import refuse_machinery
 from monai_extra_losses.bundle.run_folder import RunFolder, longest_name, open_folder, refuse_unwritable
 from monai_extra_losses.bundle.run_record import RunRecord
-from monai_extra_losses.bundle.run_setup import flipped_axes, problems_as_refusal
+from monai_extra_losses.bundle.run_setup import problems_as_refusal
 from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, open_unfinished
 from monai_extra_losses.bundle.tensor_files import sha256
 from monai_extra_losses.bundle.training import refuse_other_metadata

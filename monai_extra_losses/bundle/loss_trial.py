@@ -8,7 +8,6 @@ import torch
 
 from monai_extra_losses.bundle.ignored_voxels import counts_ignored, leave_out, needs_maps
 from monai_extra_losses.bundle.loss_facts import parts_of, score_reading
-from monai_extra_losses.bundle.options import literal
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.weights import first_line
 from monai_extra_losses.data.errors import StartUpRefused
@@ -16,17 +15,12 @@ from monai_extra_losses.engines import AnnotatedVoxelLoss
 from monai_extra_losses.schedules import LossWeightSchedule
 
 
-def weight_ramps(loss: torch.nn.Module, loss_weights: Any) -> dict[str, Any] | None:
-    given = literal(loss_weights)
-    if not given:
+def weight_ramps(loss: torch.nn.Module, loss_weights: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The ramps with all that they leave to defaults; refused for a loss that has no such parts."""
+    if loss_weights is None:
         return None
-    if not isinstance(given, Mapping):
-        raise StartUpRefused(
-            "Expected loss_weights to be ramps of the parts of a compound loss such as "
-            f'{{"boundary": {{"start": 0.01, "end": 1.0}}}}, got {loss_weights!r}.'
-        )
     try:
-        return LossWeightSchedule(loss, given).state_dict()["ramps"]
+        return LossWeightSchedule(loss, loss_weights).state_dict()["ramps"]
     except (TypeError, ValueError) as error:
         raise StartUpRefused(f"loss_weights: {error}") from None
 

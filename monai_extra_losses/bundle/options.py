@@ -5,12 +5,11 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from monai_extra_losses.data.errors import StartUpRefused
 
-# Options of the configs that name a file or a folder.
-FILE_OPTIONS = frozenset({"bundle_root", "cache_dir", "dataset_dir", "input", "model_file", "output_dir", "pretrained"})
+Cache = Literal["memory", "disk", "none"]
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
@@ -21,6 +20,11 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise StartUpRefused(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
     return number
+
+
+def whole_number_or_none(name: str, value: Any, *, least: int) -> int | None:
+    """`value` as an int of at least `least`, or None."""
+    return None if literal(value) is None else whole_number(name, value, least=least)
 
 
 def positive_number(name: str, value: Any) -> float:
@@ -70,6 +74,64 @@ def window(name: str, value: Any, *, example: str) -> tuple[float, float] | None
     return float(numbers[0]), float(numbers[1])
 
 
+def channels_per_level(name: str, value: Any) -> tuple[int, ...]:
+    """`value` as two whole numbers of at least 1, or more of them."""
+    given = literal(value)
+    if not isinstance(given, list | tuple) or len(given) < 2:
+        raise StartUpRefused(f'Expected {name} to be two numbers or more such as "[16, 32, 64, 128]", got {value!r}.')
+    return tuple(whole_number(name, number, least=1) for number in given)
+
+
+def axes_of(name: str, others: str, given: Any) -> tuple[int, ...]:
+    """`given` as axes, each once.
+
+    Args:
+        name: of the option.
+        others: what it may be besides, in words.
+        given: an axis, or several.
+    """
+    axes = list(given) if isinstance(given, list | tuple) else [given]
+    known = all(isinstance(axis, int) and not isinstance(axis, bool) and axis in (0, 1, 2) for axis in axes)
+    if not known or len(set(axes)) != len(axes):
+        raise StartUpRefused(
+            f'Expected {name} to be {others} or axes among 0, 1 and 2 such as "[0, 1]", got {given!r}.'
+        )
+    return tuple(axes)
+
+
+def axes_of_patches(name: str, value: Any) -> tuple[int, ...] | None:
+    """`value` as axes in order, none for False, or None."""
+    given = literal(value)
+    if given is None or given is False:
+        return None if given is None else ()
+    return tuple(sorted(axes_of(name, "null, False", given)))
+
+
+def flipped_axes(test_time_flips: Any) -> tuple[int, ...]:
+    """The axes of the flips at test time: all for True, none for False or None."""
+    given = literal(test_time_flips)
+    if given is None or isinstance(given, bool):
+        return (0, 1, 2) if given else ()
+    return axes_of("test_time_flips", "True, False", given)
+
+
+def half_precision_option(name: str, value: Any) -> str | None:
+    """`value` as recorded: "fp16", "bf16", "off", or None for automatic."""
+    known = {"none": None, "null": None, "fp16": "fp16", "true": "fp16", "bf16": "bf16", "false": "off"}
+    chosen = str(value).strip().lower()
+    if chosen not in known:
+        raise StartUpRefused(f"Expected {name} to be fp16, bf16, True, False or null, got {value!r}.")
+    return known[chosen]
+
+
+def cache_kind(name: str, value: Any) -> str:
+    """`value` as the name of a cache."""
+    kind = str(value).strip().lower()
+    if kind not in get_args(Cache):
+        raise StartUpRefused(f"Expected {name} to be {', '.join(get_args(Cache)[:-1])} or none, got {value!r}.")
+    return kind
+
+
 def path_of(name: str, text: str) -> Path:
     """The path that a person means; `~` at its beginning is the home of a user.
 
@@ -110,6 +172,12 @@ def file_or_folder_or_none(name: str, value: Any) -> Path | None:
     """`value` of a config as a path, or None."""
     none = value is None or str(value).strip().lower() in ("none", "null")
     return None if none else file_or_folder(name, value)
+
+
+def absolute_path(name: str, value: Any) -> str | None:
+    """`value` of a config as the text of a path that does not depend on the current folder, or None."""
+    path = file_or_folder_or_none(name, value)
+    return None if path is None else os.path.abspath(path)
 
 
 def as_given(name: str, value: str) -> str:

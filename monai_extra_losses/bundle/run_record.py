@@ -8,75 +8,58 @@ from pathlib import Path
 from typing import Any, Self, cast, get_type_hints
 
 from monai_extra_losses import __version__
+from monai_extra_losses.bundle.training_options import MOST_CHANNELS, RECORDED, RecordedOptions
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
 from monai_extra_losses.data.storage import write_whole
 from monai_extra_losses.file_content import short, typed
 
-_MOST_CHANNELS = 2**16  # a damaged record must not ask for more memory than there is
+_LONGEST_AXIS = 2**16  # a damaged record must not ask for more memory than there is
 
 
-_LONGEST_AXIS = 2**16
+# The order of the file, and of the comparison at a resume. What is not among them comes behind.
+_ORDER = (
+    *("labels", "in_channels", "patch_size", "pixdim", "channels", "num_res_units", "loss", "dataset_dir"),
+    *("num_folds", "fold", "seed", "limit", "training", "validation"),
+    *("epochs", "val_interval", "batch_size", "learning_rate", "loss_weights", "regions", "original_labels"),
+    *("early_stop_patience", "amp", "hu_window", "pretrained", "cache", "cache_dir"),
+    *("version", "loss_options", "flip_axes", "ignore_label"),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord(RecordedOptions):
     """What a training fixes for everything that comes after it; `models/run.json`.
 
     Args:
         labels: label value -> name, sorted by value, background first; class i is the i-th value.
         in_channels: image channels.
         patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
-        pixdim: voxel spacing in mm that volumes are resampled to (R, A, S axes), or None.
-        channels: the U-Net's channels per level.
-        num_res_units: residual units per level of the U-Net.
         loss: class of the loss; with its module where it is not of this package.
         dataset_dir: the folder trained on.
-        num_folds, fold, seed, limit: how cases were dealt; 0 folds where those set apart to validate do so.
+        num_folds: how many folds the cases were dealt to; 0 where those set apart to validate do so.
         training, validation: names of the cases.
-        epochs, val_interval, batch_size, learning_rate: of the training.
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
             a softmax over the classes.
         original_labels: label value -> the id that the source of the data set had for it, where that is another.
-        early_stop_patience: validations without a better mean Dice after which the training stops, or None.
-        amp: half precision of the training, "fp16", "bf16" or "off"; None: automatic.
-        hu_window: intensities that images are clipped to and scaled to 0..1 from; None: each channel of each image has
-            its own mean and deviation removed.
-        pretrained: file of the weights that the training started from, or None.
-        cache, cache_dir: where prepared volumes were kept.
-        flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
-        ignore_label: label value of voxels without annotation, none of `labels`; None: every voxel is annotated.
         version: of this package.
         loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
+        flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
+        ignore_label: label value of voxels without annotation, none of `labels`; None: every voxel is annotated.
+
+    The others are options, see `training_options.RecordedOptions`.
     """
 
     labels: dict[int, str]
     in_channels: int
     patch_size: tuple[int, int, int]
-    pixdim: tuple[float, float, float] | None
-    channels: tuple[int, ...]
-    num_res_units: int
     loss: str
     dataset_dir: str
     num_folds: int
-    fold: int
-    seed: int
-    limit: int | None
     training: tuple[str, ...]
     validation: tuple[str, ...]
-    epochs: int
-    val_interval: int
-    batch_size: int
-    learning_rate: float
-    loss_weights: dict[str, Any] | None = None
     regions: dict[str, tuple[int, ...]] | None = None
     original_labels: dict[int, int] = dataclasses.field(default_factory=dict)
-    early_stop_patience: int | None = None
-    amp: str | None = None
-    hu_window: tuple[float, float] | None = None
-    pretrained: str | None = None
-    cache: str = "memory"
-    cache_dir: str | None = None
     version: str = __version__
     loss_options: dict[str, Any] | None = None
     flip_axes: tuple[int, ...] = (0,)
@@ -127,9 +110,17 @@ class RunRecord:
         """Every level of the network halves the volume."""
         return (2,) * (len(self.channels) - 1)
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the values, in the order of the file."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
-        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+        values = dataclasses.asdict(self)
+        content = {name: values[name] for name in self.names()}
+        write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -162,8 +153,8 @@ class RunRecord:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(content.keys() - fields):
             raise refused(f"the unknown key {short(unknown[0])} (another version of this package may know it)")
-        needed = (n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING)
-        if missing := [name for name in needed if name not in content]:
+        needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+        if missing := [name for name in cls.names() if name in needed and name not in content]:
             raise refused(f"none named {missing[0]}")
         for name, value in content.items():
             try:
@@ -186,26 +177,12 @@ class RunRecord:
                 or (bool(self.regions) and all(values and known >= set(values) for values in self.regions.values())),
                 "made of the labels",
             ),
-            "in_channels": (1 <= self.in_channels <= _MOST_CHANNELS, "a number of channels"),
-            "channels": (
-                len(self.channels) > 1 and all(1 <= n <= _MOST_CHANNELS for n in self.channels),
-                "two numbers of channels or more",
-            ),
-            "num_res_units": (0 <= self.num_res_units <= _MOST_CHANNELS, "0 or more"),
+            "in_channels": (1 <= self.in_channels <= MOST_CHANNELS, "a number of channels"),
+            **{name: (e.rule[0](getattr(self, name)), e.rule[1]) for name, e in RECORDED.items() if e.rule is not None},
             "patch_size": (
                 all(n % step == 0 and 2 * step <= n <= _LONGEST_AXIS for n in self.patch_size),
                 f"multiples of {step} of at least {2 * step}",
             ),
-            "pixdim": (self.pixdim is None or min(self.pixdim) > 0, "above 0"),
-            "hu_window": (self.hu_window is None or self.hu_window[0] < self.hu_window[1], "the lower one first"),
-            "seed": (self.seed >= 0, "0 or more"),
-            "epochs": (self.epochs >= 1, "1 or more"),
-            "val_interval": (self.val_interval >= 1, "1 or more"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "early_stop_patience": (self.early_stop_patience is None or self.early_stop_patience >= 1, "1 or more"),
-            "amp": (self.amp in (None, "fp16", "bf16", "off"), "fp16, bf16, off or null"),
-            "cache": (self.cache in ("memory", "disk", "none"), "memory, disk or none"),
         }
         for name, (fits, expected) in rules.items():
             if not fits:

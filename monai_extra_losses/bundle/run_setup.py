@@ -1,13 +1,12 @@
 """What the set-ups share: the run, its cases, and refusals of folders and machines."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_extra_losses.bundle.options import file_or_folder, file_or_folder_or_none, literal
+from monai_extra_losses.bundle.options import file_or_folder
 from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import RunFolder, refuse_unwritable
 from monai_extra_losses.bundle.run_record import RunRecord
@@ -56,34 +55,7 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         )
 
 
-def flipped_axes(test_time_flips: Any) -> tuple[int, ...]:
-    given = literal(test_time_flips)
-    if given is None or isinstance(given, bool):
-        return (0, 1, 2) if given else ()
-    return axes_of("test_time_flips", "True, False", given)
-
-
-def axes_of(name: str, others: str, given: Any) -> tuple[int, ...]:
-    axes = list(given) if isinstance(given, list | tuple) else [given]
-    known = all(isinstance(axis, int) and not isinstance(axis, bool) and axis in (0, 1, 2) for axis in axes)
-    if not known or len(set(axes)) != len(axes):
-        raise StartUpRefused(
-            f'Expected {name} to be {others} or axes among 0, 1 and 2 such as "[0, 1]", got {given!r}.'
-        )
-    return tuple(axes)
-
-
-def absolute_path(name: str, value: Any) -> str | None:
-    path = file_or_folder_or_none(name, value)
-    return None if path is None else os.path.abspath(path)
-
-
 def cases_of(dataset_dir: Any) -> CaseList:
-    if dataset_dir is None:
-        raise StartUpRefused(
-            "Expected --dataset_dir (--data on the short command line), got none; "
-            "give the folder with dataset.json, or with imagesTr/ and labelsTr/."
-        )
     with problems_as_refusal():
         return read_case_list(str(file_or_folder("dataset_dir", dataset_dir)))
 

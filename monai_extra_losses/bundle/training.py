@@ -1,6 +1,7 @@
 """The set-up of a training: its options, data and folder, checked before any time is spent."""
 
 import dataclasses
+import inspect
 import json
 import logging
 import shlex
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from monai_extra_losses.bundle.components import half_precision, half_precision_option
+from monai_extra_losses.bundle.components import half_precision
 from monai_extra_losses.bundle.ignored_voxels import check_ignore_index
 from monai_extra_losses.bundle.loss_facts import loss_name, loss_options
 from monai_extra_losses.bundle.loss_trial import (
@@ -20,16 +21,7 @@ from monai_extra_losses.bundle.loss_trial import (
     refuse_raw_scores,
     weight_ramps,
 )
-from monai_extra_losses.bundle.options import (
-    file_or_folder,
-    literal,
-    numbers_per_axis,
-    positive_number,
-    whole_number,
-    window,
-    yes_or_no,
-)
-from monai_extra_losses.bundle.processes import is_first_process, refuse_machinery, refuse_processes
+from monai_extra_losses.bundle.processes import is_first_process, refuse_processes
 from monai_extra_losses.bundle.run_folder import (
     RunFolder,
     describe_environment,
@@ -42,14 +34,12 @@ from monai_extra_losses.bundle.run_metadata import differs_from_run, metadata_of
 from monai_extra_losses.bundle.run_record import RunRecord, read_training_csv
 from monai_extra_losses.bundle.run_setup import (
     RunSetUp,
-    absolute_path,
-    axes_of,
     cases_of,
     problems_as_refusal,
     refuse_run_folder,
 )
 from monai_extra_losses.bundle.tensor_files import refuse_changed
-from monai_extra_losses.bundle.volume_cache import cache_kind
+from monai_extra_losses.bundle.training_options import TABLE, TrainingOptions
 from monai_extra_losses.bundle.weights import read_checkpoint, state_dict_of
 from monai_extra_losses.data.checks import check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, split_cases
@@ -61,18 +51,8 @@ from monai_extra_losses.data.storage import write_whole
 logger = logging.getLogger(__name__)
 
 
-_CHANGE_ON_RESUME = {
-    "version",
-    "dataset_dir",
-    "original_labels",
-    "epochs",
-    "val_interval",
-    "early_stop_patience",
-    "amp",
-    "cache",
-    "cache_dir",
-    "loss_options",  # compared one by one
-}
+# Beside the options of which the table says so. Those of the loss are compared one by one.
+_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options"}
 
 
 _ANOTHER_RUN = "choose another --bundle_root (--run on the short command line) for another training"
@@ -82,119 +62,37 @@ class TrainingSetUp(RunSetUp):
     """Options, data and folder of a training, checked.
 
     Args:
-        dataset_dir: folder with dataset.json, or imagesTr/ and labelsTr/.
-        bundle_root: the run folder.
         loss: the loss to train with.
-        num_folds: folds that the cases are dealt to, of which one validates; None: as dataset.json deals them; else
-            none where its `validation` sets cases apart, which then validate; else 5. A number given deals the others,
-            and those set apart take no part.
-        fold: the fold that validates.
-        seed: deals the folds and seeds the training.
-        limit: use the first `limit` cases only (for a quick look), of those set apart a share; None for all.
-        patch_size: voxels per axis, each a multiple of what the U-Net halves; None: the median volume, rounded down
-            to a multiple of 16 and kept within 16 and 96.
-        pixdim: voxel spacing in mm to resample to; None keeps each volume's own.
-        regions: segment the data set's overlapping regions, where it declares some, instead of its labels.
-        channels: the U-Net's channels per level.
-        num_res_units: residual units per level.
-        epochs, val_interval, batch_size, learning_rate: of the training.
-        early_stop_patience: validations in a row without a better mean Dice after which to stop; None: never.
-        loss_weights: part of a compound loss -> ramp of its weight over the epochs (`schedules.WeightRamp`); None keeps
-            the weights.
-        flip_axes: body axes (0, 1, 2) along which patches are mirrored at random; None: left and right, unless a name
-            of a class is of one side (`data.sides`).
-        hu_window: intensities to clip to and scale to 0..1, for CT; None: each channel's own mean and deviation.
-        pretrained: file of weights to start from; None: random ones.
-        cache: where prepared volumes are kept, "memory", "disk" or "none".
-        cache_dir: folder for "disk"; None: `<bundle_root>/cache`.
-        amp, device: half precision and where, see `half_precision`.
-        num_workers: loader processes.
-        resume: go on from the last checkpoint.
-        overwrite: delete the run that is in the folder.
-        check_loss: try the loss on a few voxels; False for a network that gives probabilities itself.
         metadata: the bundle's metadata.json, of which the run gets its own; None: that of this package.
+        given: the options, as the command line gives them: see `training_options.TrainingOptions`, or
+            `monai-extra-losses train --help`.
 
     Raises:
         StartUpRefused: the first option, folder or data set that cannot work; all problems of a data set at once.
     """
 
-    def __init__(
-        self,
-        *,
-        dataset_dir: Any,
-        bundle_root: Any,
-        loss: torch.nn.Module,
-        num_folds: Any,
-        fold: Any,
-        seed: Any,
-        limit: Any,
-        patch_size: Any,
-        pixdim: Any,
-        channels: Any,
-        num_res_units: Any,
-        epochs: Any,
-        val_interval: Any,
-        batch_size: Any,
-        learning_rate: Any,
-        resume: Any,
-        overwrite: Any,
-        loss_weights: Any = None,
-        regions: Any = True,
-        early_stop_patience: Any = None,
-        flip_axes: Any = None,
-        amp: Any = None,
-        device: Any = None,
-        hu_window: Any = None,
-        pretrained: Any = None,
-        cache: Any = "memory",
-        cache_dir: Any = None,
-        num_workers: Any = 0,
-        check_loss: Any = True,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        refuse_machinery(device, num_workers)
-        step = 2 ** (len(levels := _levels(channels)) - 1)
-        chosen: dict[str, Any] = {
-            "pixdim": numbers_per_axis("pixdim", pixdim, example="[1, 1, 2.5]"),
-            "channels": levels,
-            "num_res_units": whole_number("num_res_units", num_res_units, least=0),
-            "num_folds": None if literal(num_folds) is None else whole_number("num_folds", num_folds, least=0),
-            "fold": whole_number("fold", fold, least=0),
-            "seed": whole_number("seed", seed, least=0),
-            "limit": _whole_number_or_none("limit", limit),
-            "early_stop_patience": _whole_number_or_none("early_stop_patience", early_stop_patience),
-            "cache": cache_kind(cache),
-            "cache_dir": absolute_path("cache_dir", cache_dir),
-            "hu_window": window("hu_window", hu_window, example="[-175, 250]"),
-            "pretrained": absolute_path("pretrained", pretrained),
-            "amp": half_precision_option(amp),
-            "epochs": whole_number("epochs", epochs, least=1),
-            "val_interval": whole_number("val_interval", val_interval, least=1),
-            "batch_size": whole_number("batch_size", batch_size, least=1),
-            "learning_rate": positive_number("learning_rate", learning_rate),
-            "loss_weights": weight_ramps(loss, loss_weights),
-        }
-        patch = _given_patch(patch_size, step)
-        flips = _given_flips(flip_axes)
-        half_precision(amp, "cpu" if device is None else device)  # refused now
-        with_regions = yes_or_no("regions", regions)
-        going_on = yes_or_no("resume", resume)
-        self.overwrite = yes_or_no("overwrite", overwrite)
-        folder = RunFolder(file_or_folder("bundle_root", bundle_root))
-        refuse_run_folder(folder, going_on, self.overwrite)
-        if chosen["cache"] == "disk" and chosen["cache_dir"] is not None:
-            refuse_unwritable("cache_dir", Path(chosen["cache_dir"]))
-        case_list = cases_of(dataset_dir)
+    def __init__(self, *, loss: torch.nn.Module, metadata: Mapping[str, Any] | None = None, **given: Any) -> None:
+        options = TrainingOptions.checked(given)
+        options = dataclasses.replace(options, loss_weights=weight_ramps(loss, options.loss_weights))
+        step = 2 ** (len(options.channels) - 1)
+        patch = _whole_patch(options.patch_size, step, given.get("patch_size"))
+        half_precision(given.get("amp"), options.device or "cpu")  # refused now
+        self.overwrite = options.overwrite
+        folder = RunFolder(options.bundle_root)
+        refuse_run_folder(folder, options.resume, options.overwrite)
+        if options.cache == "disk" and options.cache_dir is not None:
+            refuse_unwritable("cache_dir", Path(options.cache_dir))
+        case_list = cases_of(options.dataset_dir)
         if folder.root.resolve() == case_list.folder.resolve():
             raise StartUpRefused(
                 f"Expected bundle_root (--run) to be another folder than that of the data set, got {folder.root} for "
                 "both; choose a folder in it or beside it."
             )
         with problems_as_refusal():
-            chosen["num_folds"] = count_folds(case_list.cases, chosen["num_folds"])
-            training, validation = _dealt_cases(case_list, chosen)
+            num_folds = count_folds(case_list.cases, options.num_folds)
+            training, validation = _dealt_cases(case_list, options, num_folds)
             refuse_processes(training=training, validation=validation)
-            self.passed_over = _passed_over(case_list, chosen["num_folds"])
+            self.passed_over = _passed_over(case_list, num_folds)
             self.test_cases = len(case_list.unlabelled)
             used = tuple(sorted((*training, *validation), key=lambda case: case.name))
             case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
@@ -203,31 +101,29 @@ class TrainingSetUp(RunSetUp):
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
-            patch_size=patch or automatic_patch(summaries.cases, chosen["pixdim"], step),
+            patch_size=patch or automatic_patch(summaries.cases, options.pixdim, step),
             loss=loss_name(loss),
-            regions=case_list.regions if with_regions else None,
+            regions=case_list.regions if options.regions else None,
             dataset_dir=str(case_list.folder.absolute()),
             original_labels=case_list.original_labels,
+            num_folds=num_folds,
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
             ignore_label=case_list.ignore_label,
-            **chosen,
+            **options.recorded,
         )
         leave_out_ignored(loss, record)
-        record = dataclasses.replace(
-            record,
-            loss_options=loss_options(loss),
-            flip_axes=automatic_flips(record.foreground.values()) if flips is None else flips,
-        )
+        flips = automatic_flips(record.foreground.values()) if options.flip_axes is None else options.flip_axes
+        record = dataclasses.replace(record, loss_options=loss_options(loss), flip_axes=flips)
         self._loss_warnings = check_ignore_index(loss, record)
-        if yes_or_no("check_loss", check_loss):
+        if options.check_loss:
             if record.regions is None:
                 refuse_broken_loss(loss, record.num_classes, record.ignore_index)
             refuse_raw_scores(loss)
         if record.regions is not None:
             refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
         self.nothing_to_do = False
-        if continued := going_on and folder.last.exists():
+        if continued := options.resume and folder.last.exists():
             recorded, checkpoint = RunRecord.read(folder.record), read_checkpoint(folder.last)
             _refuse_other_run(recorded, record)
             if checkpoint["epoch"] > recorded.epochs:
@@ -241,12 +137,20 @@ class TrainingSetUp(RunSetUp):
             if folder.model.exists():
                 refuse_changed(folder.model, "bring back that of this run, or train again with --overwrite True")
                 state_dict_of(folder.model, folder.model.name)  # refused now
-        super().__init__(folder, record, training, validation, going_on)
+        super().__init__(folder, record, training, validation, options.resume)
         self.metadata = metadata_of_run(metadata, record, summaries.channels)
         # a resumed training has its own weights
         self.pretrained = None if continued else record.pretrained
         if self.pretrained is not None:
             state_dict_of(self.pretrained)  # refused now
+
+    # What MONAI, our check of the command line and help() read, for every option is a keyword.
+    __signature__ = inspect.Signature(
+        [
+            *(p for p in inspect.signature(__init__).parameters.values() if p.kind is p.KEYWORD_ONLY),
+            *inspect.signature(TrainingOptions).parameters.values(),
+        ]
+    )
 
     def open_run(self) -> None:
         """Make the run folder and write its record; one process of a distributed training does it."""
@@ -291,35 +195,14 @@ class TrainingSetUp(RunSetUp):
             logger.log(logging.WARNING if wrong else logging.INFO, sentence)
 
 
-def _given_flips(flip_axes: Any) -> tuple[int, ...] | None:
-    """Axes in order, or None for the automatic ones."""
-    given = literal(flip_axes)
-    if given is None or given is False:
-        return None if given is None else ()
-    return tuple(sorted(axes_of("flip_axes", "null, False", given)))
-
-
-def _whole_number_or_none(name: str, value: Any) -> int | None:
-    return None if literal(value) is None else whole_number(name, value, least=1)
-
-
-def _levels(channels: Any) -> tuple[int, ...]:
-    given = literal(channels)
-    if not isinstance(given, list | tuple) or len(given) < 2:
-        raise StartUpRefused(
-            f'Expected channels to be two numbers or more such as "[16, 32, 64, 128]", got {channels!r}.'
-        )
-    return tuple(whole_number("channels", number, least=1) for number in given)
-
-
 def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
     patience = record.early_stop_patience
     stopped = patience is not None and checkpoint.get("validations_since_best", 0) >= patience
     return stopped or checkpoint["epoch"] >= record.epochs
 
 
-def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
-    numbers = numbers_per_axis("patch_size", patch_size, example="[96, 96, 32]")
+def _whole_patch(numbers: tuple[float, float, float] | None, step: int, patch_size: Any) -> tuple[int, int, int] | None:
+    """A patch that the U-Net can halve; `patch_size` is what was given."""
     if numbers is None:
         return None
     # instance norm needs two voxels at the lowest level
@@ -331,11 +214,13 @@ def _given_patch(patch_size: Any, step: int) -> tuple[int, int, int] | None:
     return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
-def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[LabelledCase], list[LabelledCase]]:
+def _dealt_cases(
+    case_list: CaseList, options: TrainingOptions, num_folds: int
+) -> tuple[list[LabelledCase], list[LabelledCase]]:
     """Training and validation cases; a limit leaves a case in the part that dataset.json declares."""
-    limit = chosen["limit"]
-    if chosen["num_folds"] == 0 and any(case.validation for case in case_list.cases):
-        training, validation = split_cases(case_list.cases, 0, chosen["fold"], chosen["seed"])
+    limit = options.limit
+    if num_folds == 0 and any(case.validation for case in case_list.cases):
+        training, validation = split_cases(case_list.cases, 0, options.fold, options.seed)
         if limit is not None:
             share = max(round(limit * len(validation) / len(case_list.cases)), 1)
             training, validation = training[: max(limit - share, 0)], validation[:share]
@@ -343,7 +228,7 @@ def _dealt_cases(case_list: CaseList, chosen: Mapping[str, Any]) -> tuple[list[L
         cases = [case for case in case_list.cases if not case.validation]
         used = cases[:limit]
         dealt = used if used[0].fold is None else cases
-        parts = split_cases(dealt, chosen["num_folds"], chosen["fold"], chosen["seed"])
+        parts = split_cases(dealt, num_folds, options.fold, options.seed)
         names = {case.name for case in used}
         training, validation = ([case for case in part if case.name in names] for part in parts)
     if not training or not validation:
@@ -368,13 +253,14 @@ def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:
 
 
 def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
-    for field in dataclasses.fields(RunRecord):
-        before, after = getattr(recorded, field.name), getattr(now, field.name)
-        if before != after and field.name not in _CHANGE_ON_RESUME:
+    changes = {name for name, entry in TABLE.items() if entry.changes_on_resume}
+    for name in RunRecord.names():
+        before, after = getattr(recorded, name), getattr(now, name)
+        if before != after and name not in changes | _FACTS_THAT_CHANGE_ON_RESUME:
             # automatic for a run that was started before names were looked at
-            again = f"give --flip_axes {json.dumps(str(list(before)))}, or " if field.name == "flip_axes" else ""
+            again = f"give --flip_axes {json.dumps(str(list(before)))}, or " if name == "flip_axes" else ""
             raise StartUpRefused(
-                f"Expected {field.name} {before!r} as in the run to resume, got {after!r}; {again}{_ANOTHER_RUN}."
+                f"Expected {name} {before!r} as in the run to resume, got {after!r}; {again}{_ANOTHER_RUN}."
             )
     options, others = recorded.loss_options or {}, now.loss_options or {}
     if recorded.loss_options is None:

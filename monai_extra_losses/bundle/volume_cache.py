@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import monai
 import nibabel
@@ -22,13 +22,11 @@ from monai.utils import convert_to_tensor, enums
 
 from monai_extra_losses import __version__
 from monai_extra_losses.bundle.loaded_cases import sentence_of
+from monai_extra_losses.bundle.options import Cache
 from monai_extra_losses.bundle.tensor_files import damage
 from monai_extra_losses.data.errors import CaseFailed, StartUpRefused
 
 logger = logging.getLogger(__name__)
-
-
-Cache = Literal["memory", "disk", "none"]
 
 
 _FORMAT = 2
@@ -46,14 +44,6 @@ _HARMLESS: list[Any] = [
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgSU"},
     *(of for of in vars(enums).values() if isinstance(of, type) and issubclass(of, enum.Enum)),
 ]
-
-
-def cache_kind(value: Any) -> str:
-    """`value` as the name of a cache."""
-    kind = str(value).strip().lower()
-    if kind not in get_args(Cache):
-        raise StartUpRefused(f"Expected cache to be {', '.join(get_args(Cache)[:-1])} or none, got {value!r}.")
-    return kind
 
 
 def prepared_cases(

@@ -8,7 +8,6 @@ MONAI ignores a mistyped option and reports a mistyped loss with a page of trace
 import ast
 import contextlib
 import copy
-import difflib
 import importlib.util
 import inspect
 import os
@@ -24,9 +23,9 @@ import torch
 import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
 
-from monai_extra_losses.bundle.error_text import first_cause, said_of
-from monai_extra_losses.bundle.options import FILE_OPTIONS
+from monai_extra_losses.bundle.error_text import first_cause, nearest_name, said_of
 from monai_extra_losses.bundle.processes import is_first_process
+from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.storage import storage_errors_as_sentences, write_whole
 
@@ -186,7 +185,7 @@ def _refuse_dead_end(key: str, text: str, parser: ConfigParser) -> None:
     for reference in ReferenceResolver.match_refs_pattern(text):
         if (name := reference.split("::")[0]) and name not in parser:
             raise StartUpRefused(
-                f"Expected {key} to refer to a value of the config, got {text!r}{_nearest(name, parser.get())}."
+                f"Expected {key} to refer to a value of the config, got {text!r}{nearest_name(name, parser.get())}."
             )
     if text.startswith("%"):
         file, name = ConfigParser.split_path_id(text[1:])
@@ -234,8 +233,8 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
             )
         if name not in table:
             raise StartUpRefused(
-                f"There is no loss {name!r}{_nearest(name, table)}; known are {', '.join(table)}, and a class of your "
-                "own as module.Class."
+                f"There is no loss {name!r}{nearest_name(name, table)}; known are {', '.join(table)}, and a class of "
+                "your own as module.Class."
             )
         if "loss" in checked:
             checked["loss"] = f"@{_TABLE}::{name}"
@@ -306,7 +305,7 @@ def _own_loss(path: str) -> dict[str, Any]:
     for part in parts[depth:]:
         if not hasattr(found, part):
             losses = [name for name, value in vars(found).items() if _is_loss(value)]
-            raise StartUpRefused(f"There is no {part!r} in {'.'.join(parts[:depth])}{_nearest(part, losses)}.")
+            raise StartUpRefused(f"There is no {part!r} in {'.'.join(parts[:depth])}{nearest_name(part, losses)}.")
         found = getattr(found, part)
     if not _is_loss(found):
         kind = "a class of another kind" if inspect.isclass(found) else f"a {type(found).__name__}"
@@ -373,7 +372,7 @@ def _refuse_unknown(config: Mapping[str, Any], key: str) -> None:
             if known is not None and part not in known:
                 where = f" of {'::'.join(parts[:depth])}" if depth else ""
                 listed = "" if depth == 0 else f"; known are {', '.join(sorted(k for k in known if k[0] != '_'))}"
-                raise StartUpRefused(f"There is no option {part!r}{where}{_nearest(part, known)}{listed}.")
+                raise StartUpRefused(f"There is no option {part!r}{where}{nearest_name(part, known)}{listed}.")
             if part not in node:
                 return  # an argument of a component that the config leaves to its default
         elif not isinstance(node, list):
@@ -395,8 +394,3 @@ def _known_options(node: Mapping[str, Any]) -> set[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return known | {parameter.name for parameter in parameters} | ConfigComponent.non_arg_keys
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 import monai_extra_losses
-from monai_extra_losses.bundle.options import FILE_OPTIONS, literal, path_of
+from monai_extra_losses.bundle.options import literal, path_of
+from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
@@ -128,7 +129,19 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@commands.command(context_settings=_with_overrides)
+class _TrainingCommand(click.Command):
+    """A command whose help ends with the options of a training."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from monai_extra_losses.cli.option_rows import rows_of_training
+
+        super().format_epilog(ctx, formatter)
+        above = {word.lstrip("-") for param in self.params if param.required for word in param.opts}
+        with formatter.section("Options of configs/train.yaml with their defaults"):
+            formatter.write_dl(rows_of_training(leave_out=above), col_max=32)
+
+
+@commands.command(cls=_TrainingCommand, context_settings=_with_overrides)
 @click.option(
     "--data", "--dataset_dir", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/."
 )

@@ -301,11 +301,13 @@ def odd(fields: dict[str, Any], voxels: NDArray[Any] = VOXELS) -> Callable[[Path
     return lambda folder: write_nifti(folder / "a.nii.gz", voxels, AFFINE, fields)
 
 
-def plain(name: str, change: Callable[[bytes], bytes] = lambda content: content) -> Callable[[Path], Path]:
+def plain(
+    name: str, change: Callable[[bytes], bytes] = lambda content: content, version: int = 1
+) -> Callable[[Path], Path]:
     """An uncompressed NIfTI file of that name, changed."""
 
     def make(folder: Path) -> Path:
-        content = write_nifti(folder / "a.nii", VOXELS, AFFINE).read_bytes()
+        content = write_nifti(folder / "a.nii", VOXELS, AFFINE, version=version).read_bytes()
         (folder / "a.nii").unlink()
         (folder / name).write_bytes(change(content))
         return folder / name
@@ -333,6 +335,7 @@ ODD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "dim zero": (odd({"dim": [3, 7, 0, 5]}), r"damaged header \(the shape is \(7, 0, 5\)\)"),
     "no dimensions": (odd({"dim": [0]}), r"damaged header \(dim\[0\], the number of dimensions, is 0\)"),
     "nine dimensions": (odd({"dim": [9]}), r"damaged header \(dim\[0\], the number of dimensions, is 9\)"),
+    "dimensions as of the other byte order": (odd({"dim": [300]}), r"the number of dimensions, is 300\)"),
     "one dimension less": (odd({"dim": [2]}), r"expected a volume of three dimensions, got shape \(7, 6\)"),
     "header of another size": (odd({"sizeof_hdr": 349}), r"damaged header \(sizeof_hdr is not 348\)"),
     "spacing 0": (odd({**ONLY_QFORM, "pixdim": [1, 0]}), r"expected a spacing above 0, got \[0\.0, 1\.1.* correct the"),
@@ -352,6 +355,14 @@ ODD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "cut": (plain("a.nii", lambda content: content[:-9]), r"of 772 bytes, as its header declares, got 763; it is cut"),
     "cut in the header": (plain("a.nii", lambda content: content[:200]), r"damaged header \(it ends after 200 bytes\)"),
+    "cut in a NIfTI-2 header": (
+        plain("a.nii", lambda content: content[:400], version=2),
+        r"damaged header \(it ends after 400 bytes\)",
+    ),
+    "NIfTI-2 header of another size": (
+        plain("a.nii", lambda content: b"\x1d" + content[1:], version=2),
+        r"damaged header \(sizeof_hdr is not 540\)",
+    ),
     "pair": (
         plain("a.nii", lambda content: content[:344] + b"ni1\0" + content[348:]),
         r"got the header of a pair \(\.hdr and \.img\); convert it",

@@ -260,28 +260,37 @@ def _first_bytes(path: Path, size: int, packed: bool) -> bytes:
 
 
 def _header_class(block: bytes) -> type[Any] | None:
-    if block[344:348] == b"n+1\0":
-        return nib.Nifti1Header
-    return nib.Nifti2Header if block[4:8] == b"n+2\0" else None
+    """nibabel's class of the header by its magic number, which a pair has too."""
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if _bare(kind, block, "<")["magic"].item() in (kind.single_magic, kind.pair_magic):
+            return kind
+    return None
+
+
+def _bare(kind: type[Any], block: bytes, endian: str) -> Any:
+    """A header with nothing mended, and zeros for what is cut off."""
+    return kind(block[: kind.sizeof_hdr].ljust(kind.sizeof_hdr, b"\0"), endian, check=False)
 
 
 def _raw_header(path: Path, block: bytes) -> Any:
     """The header, with nothing mended."""
-    header_class = _header_class(block)
-    if header_class is None and len(block) < nib.Nifti1Header.sizeof_hdr:
-        raise DatasetError(_damaged_header(path, f"it ends after {len(block)} bytes"))
-    if header_class is None:
-        kind = "something else"
-        if block[344:348] == b"ni1\0" or block[4:8] == b"ni2\0":
-            kind = "the header of a pair (.hdr and .img)"
-        elif 348 in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")):
-            kind = "an Analyze header, which knows no orientation"
-        raise DatasetError(f"{path}: expected a NIfTI file (.nii or .nii.gz), got {kind}; convert it.")
+    header_class: type[Any] = _header_class(block) or nib.AnalyzeHeader
     size = header_class.sizeof_hdr
-    endian = {size.to_bytes(4, "little"): "<", size.to_bytes(4, "big"): ">"}.get(block[:4])
-    if endian is None or len(block) < size:
+    if len(block) < size:
+        raise DatasetError(_damaged_header(path, f"it ends after {len(block)} bytes"))
+    # nibabel guesses the byte order by `dim`, and would take a damaged one for that of the other order
+    headers = [_bare(header_class, block, endian) for endian in "<>"]
+    header = next((header for header in headers if header["sizeof_hdr"] == size), None)
+    kind = None
+    if header_class is nib.AnalyzeHeader:
+        kind = "something else" if header is None else "an Analyze header, which knows no orientation"
+    elif headers[0]["magic"].item() == header_class.pair_magic:
+        kind = "the header of a pair (.hdr and .img)"
+    if kind is not None:
+        raise DatasetError(f"{path}: expected a NIfTI file (.nii or .nii.gz), got {kind}; convert it.")
+    if header is None:
         raise DatasetError(_damaged_header(path, f"sizeof_hdr is not {size}"))
-    return header_class(block[:size], endian, check=False)
+    return header
 
 
 def _shape(path: Path, header: Any) -> tuple[int, ...]:

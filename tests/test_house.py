@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import monai_extra_losses
+from monai_extra_losses.cli import entry
 
 PACKAGE = Path(monai_extra_losses.__file__).parent
 NAME = monai_extra_losses.__name__
@@ -63,6 +64,12 @@ def test_nothing_imports_upward(file: str) -> None:
 def test_losses_need_no_extra(file: str) -> None:
     packages = {module.split(".")[0] for module in imports_of(file)}
     assert packages <= OF_THE_LOSSES | STANDARD | {NAME}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_package_that_may_be_missing_is_said_to_come_with_the_extra(file: str) -> None:
+    packages = {module.split(".")[0] for module in imports_of(file)}
+    assert packages <= OF_THE_LOSSES | STANDARD | {NAME, *entry._BUNDLE_MODULES}
 
 
 def test_a_data_set_is_checked_without_torch() -> None:

@@ -228,7 +228,7 @@ def test_the_manifest_tells_where_everything_comes_from(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert content["options"]["images"] == str(tmp_path / "images")
     assert (content["options"]["remap"], content["options"]["seed"]) == ({"4": 2}, 3)
-    assert set(content["versions"]) == {"monai-extra-losses", "SimpleITK", "nibabel", "numpy"}
+    assert set(content["versions"]) == {"monai-extra-losses", "SimpleITK", "nibabel", "pydicom", "numpy"}
     case = content["cases"][1]
     assert (case["name"], case["shape"], case["resampled"], case["new_ids"]) == ("b", [7, 6, 5], False, {"4": 2})
     assert case["label_voxels"] == {"0": 198, "1": 6, "2": 6}

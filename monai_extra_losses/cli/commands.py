@@ -8,8 +8,7 @@ import shlex
 import shutil
 import textwrap
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import click
 
 import monai_extra_losses
+from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
 from monai_extra_losses.bundle.options import literal, path_of
 from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.cli.endings import stops_in_a_sentence
@@ -215,7 +215,7 @@ def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) 
 
     configs, options = _training(context, data, **chosen)
     levels = []
-    with _without_foreign_warnings():
+    with without_pointless_warnings():
         for finding in examine(_config_files(configs), run, **options):
             levels.append(finding.level)
             click.echo(
@@ -631,7 +631,7 @@ def run_configs(configs: Sequence[str], /, **options: Any) -> None:
         configs: names of files in the config folder, without `.yaml`.
         options: of `SegmentationWorkflow`.
     """
-    with _without_foreign_warnings():
+    with without_pointless_warnings():
         from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 
         logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
@@ -639,14 +639,6 @@ def run_configs(configs: Sequence[str], /, **options: Any) -> None:
         workflow.initialize()
         workflow.run()
         workflow.finalize()
-
-
-@contextlib.contextmanager
-def _without_foreign_warnings() -> Iterator[None]:
-    """Without MONAI's warning about foreign configs; these are our own."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*GHSA-873f-pvrv-4x83.*", category=UserWarning)
-        yield
 
 
 def _training(

@@ -11,6 +11,7 @@ _BUNDLE_MODULES = (
     "ignite",
     "matplotlib",
     "nibabel",
+    "pydicom",
     "scipy",
     "tensorboard",
     "tqdm",

@@ -3,58 +3,54 @@
 import math
 import os
 import re
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
+from monai_extra_losses.data.dicom_header import DicomHeader, read_header, storage_class
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.nifti import TOLERANCE, regular_size
+from monai_extra_losses.data.nifti import RIGHT_ANGLES, TOLERANCE, regular_size
+from monai_extra_losses.data.quiet import quiet_pydicom
 from monai_extra_losses.data.remarks import FOREIGN_FILES
 from monai_extra_losses.data.text_headers import refuse_too_many
 from monai_extra_losses.data.volume_source import (
-    IMAGE_POSITION,
-    IMAGER_SPACING,
-    PIXEL_SPACING,
-    SERIES_DESCRIPTION,
-    SERIES_UID,
     VOLUME_SUFFIXES,
     DicomSeries,
     VolumeGrid,
     VolumeSource,
-    quiet_itk,
+    cannot_be_read,
+    read_slice,
     refuse_odd_grid,
     refuse_other_encoding,
-    unreadable,
 )
 
 _DICOM_SUFFIXES = (".dcm", ".ima")
 
 
-# Storage classes (DICOM PS3.4, B.5): segmentations, and objects that often lie beside images and hold none.
-_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+_SEGMENTATIONS: dict[str, str] = {SegmentationStorage: "DICOM-SEG", RTStructureSetStorage: "RTSTRUCT"}
 
 
-_STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
-
-
+# Storage classes (DICOM PS3.4, B.5) of objects that often lie beside images and hold none.
 _WITHOUT_IMAGE = re.compile(
     r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|88|104)\..*|5\.1\.4\.1\.1\.66(\.[123])?|5\.1\.4\.1\.1\.481\.5)"
 )
 
 
-_RESCALE = {"RescaleIntercept": "0028|1052", "RescaleSlope": "0028|1053"}
+_RESCALE = ("RescaleIntercept", "RescaleSlope")
 
 
-_LONG_KINDS = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # of elements of group 8 whose length takes four bytes
+_STORED = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", *_RESCALE)
 
 
 _JPEG_RATIO = 5000  # bytes that a byte of a compressed slice may stand for, and far more than any does
 
 
+@quiet_pydicom
 def open_series(folder: Path, wanted: str | None) -> VolumeSource:
     files, segmentations, others = _dicom_files(folder)
     if segmentations and not files:
@@ -67,27 +63,25 @@ def open_series(folder: Path, wanted: str | None) -> VolumeSource:
         volumes = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith(VOLUME_SUFFIXES)]
         hint = f"; move {volumes[0]} out of its own folder and name it as the case" if volumes else ""
         raise DatasetError(f"{folder}: expected a DICOM series, got a folder without DICOM images{hint}.")
-    found: dict[str, list[_Slice]] = {}
-    for file in files:
-        slice_ = _read_slice(file)
-        found.setdefault(slice_.uid, []).append(slice_)
+    found: dict[str, list[DicomHeader]] = {}
+    for file, is_dicom_inside in files.items():
+        header = _read_whole(file, is_dicom_inside)
+        found.setdefault(header.text("SeriesInstanceUID"), []).append(header)
     series = [
-        DicomSeries(uid, slices[0].description, tuple(slice_.file for slice_ in slices))
-        for uid, slices in found.items()
+        DicomSeries(uid, headers[0].text("SeriesDescription"), tuple(header.file for header in headers))
+        for uid, headers in found.items()
     ]
     chosen = _choose_series(folder, series, wanted)
-    slices = _stacked(folder, found[chosen.uid])
+    slices = _stacked(folder, [_slice(header) for header in found[chosen.uid]])
     first, last = slices[0], slices[-1]
     distance = float(np.linalg.norm(np.subtract(last.origin, first.origin))) / (len(slices) - 1)
-    types = {slice_.pixel_type for slice_ in slices}
     grid = VolumeGrid((*first.shape, len(slices)), (*first.spacing, distance), first.origin, first.direction)
     refuse_odd_grid(folder, grid)
     return VolumeSource(
         path=folder,
         files=(ordered := tuple(slice_.file for slice_ in slices)),
         grid=grid,
-        # SimpleITK would round each slice to the type of the first (PET has a scale factor per slice).
-        pixel_type=types.pop() if len(types) == 1 else sitk.sitkFloat64,
+        pixel_type=_pixel_type(slices),
         series=DicomSeries(chosen.uid, chosen.description, ordered),
         segmentations=tuple(segmentations),
         remarks=(FOREIGN_FILES,) if others else (),
@@ -96,124 +90,140 @@ def open_series(folder: Path, wanted: str | None) -> VolumeSource:
 
 @dataclass(frozen=True)
 class _Slice:
-    """The header of one file of a series."""
+    """One file of a series: where its pixels lie, and how they are stored."""
 
     file: Path
-    uid: str
-    description: str
     shape: tuple[int, int]
-    frames: int
     spacing: tuple[float, float]
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
-    pixel_type: int
-    is_plane: bool  # grey, and with a position in the patient
-    has_spacing: bool  # in the patient; ITK takes 1 mm where there is none
-    has_imager_spacing: bool
     rescaled: tuple[bool, ...]  # whether there is an entry, for each of `_RESCALE`
+    stored: tuple[Any, ...]  # what the type of the values depends on
 
 
-def _dicom_files(folder: Path) -> tuple[list[Path], dict[Path, str], list[Path]]:
-    """DICOM images below a folder, the segmentation objects (-> their kind) among them, and files that are no DICOM."""
-    files: list[Path] = []
+def _dicom_files(folder: Path) -> tuple[dict[Path, bool], dict[Path, str], list[Path]]:
+    """DICOM images below a folder (-> whether their content is DICOM), segmentation objects (-> kind), other files."""
+    files: dict[Path, bool] = {}
     segmentations: dict[Path, str] = {}
     others: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             file = Path(parent) / name
-            storage = _storage_class(file)
-            if storage in (_SEGMENTATION, _STRUCTURES):
-                segmentations[file] = "DICOM-SEG" if storage == _SEGMENTATION else "RTSTRUCT"
-            elif is_dicom(file) and not _WITHOUT_IMAGE.fullmatch(storage or ""):
-                files.append(file)
+            storage = storage_class(file)
+            if storage in _SEGMENTATIONS:
+                segmentations[file] = _SEGMENTATIONS[storage]
+            elif _is_dicom(file, storage) and not _WITHOUT_IMAGE.fullmatch(storage or ""):
+                files[file] = storage is not None
             elif storage is None and not name.startswith("."):
                 others.append(file)
     return files, segmentations, others
 
 
+@quiet_pydicom
 def is_dicom(file: Path) -> bool:
     """Whether a file is DICOM by its content, or by its name; hidden files are none."""
-    if file.name.startswith("."):
-        return False
-    return file.name.lower().endswith(_DICOM_SUFFIXES) or _storage_class(file) is not None
+    return _is_dicom(file, None) or _is_dicom(file, storage_class(file))
 
 
-def _storage_class(file: Path) -> str | None:
-    """MediaStorageSOPClassUID of a DICOM file, which GDCM tells only where there are pixels; None for other files."""
-    if not file.is_file():  # a named pipe would never end
-        return None
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(1024)
-    except OSError:
-        return None
-    if start[128:132] != b"DICM":
-        return _class_without_preamble(start)
-    at = start.find(b"\x02\x00\x02\x00UI", 132)  # (0002,0002); these first elements are always explicit little endian
-    if at < 0:
-        return ""
-    length = int.from_bytes(start[at + 6 : at + 8], "little")
-    return start[at + 8 : at + 8 + length].rstrip(b"\0 ").decode("ascii", errors="replace")
+def _is_dicom(file: Path, storage: str | None) -> bool:
+    return not file.name.startswith(".") and (storage is not None or file.name.lower().endswith(_DICOM_SUFFIXES))
 
 
-def _class_without_preamble(start: bytes) -> str | None:
-    """The storage class among elements that begin at once, as older programs write them; None where none do."""
-    at, storage = 0, ""
-    seen: list[tuple[int, int]] = []
-    while at + 8 <= len(start):
-        tag = struct.unpack_from("<HH", start, at)
-        if tag[0] not in (2, 8) or (seen and tag <= seen[-1]):
-            break
-        kind = start[at + 4 : at + 6]
-        if kind in _LONG_KINDS:
-            length, at = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
-        elif kind.isalpha() and kind.isupper():
-            length, at = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
-        else:  # no kind is written
-            length, at = int.from_bytes(start[at + 4 : at + 8], "little"), at + 8
-        if tag in ((2, 2), (8, 0x16)):
-            storage = start[at : at + length].rstrip(b"\0 ").decode("ascii", errors="replace")
-        seen.append(tag)
-        at += length
-    return storage if len(seen) > 1 else None  # two elements in order, end to start, are no accident
-
-
-def _read_slice(file: Path) -> _Slice:
+def _read_whole(file: Path, is_dicom_inside: bool) -> DicomHeader:
+    """The header of a file that holds all pixels that it declares."""
     refuse_other_encoding(file)
     size = regular_size(file)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
-    try:
-        with quiet_itk():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DatasetError(unreadable(file, error)) from error
-    width, height, *frames = reader.GetSize()
-    refuse_too_many(file, math.prod(reader.GetSize()), size * _JPEG_RATIO)
+    if not is_dicom_inside:
+        raise DatasetError(cannot_be_read(file, "its content is no DICOM"))
+    header = read_header(file, size)
+    voxels = header.whole_number("Rows") * header.whole_number("Columns") * header.frames
+    refuse_too_many(file, voxels, size * _JPEG_RATIO)
+    if header.pixel_bytes is None:
+        read_slice(file)
+    elif _is_grey(header):
+        declared = math.ceil(voxels * header.whole_number("BitsAllocated") / 8)
+        if header.pixel_bytes < declared:
+            raise DatasetError(cannot_be_read(file, f"{header.pixel_bytes} bytes of pixels in place of {declared}"))
+    return header
+
+
+def _is_grey(header: DicomHeader) -> bool:
+    has_palette = header.text("PhotometricInterpretation") == "PALETTE COLOR"
+    return header.whole_number("SamplesPerPixel", 1) == 1 and not has_palette
+
+
+def _slice(header: DicomHeader) -> _Slice:
+    file, frames = header.file, header.frames
+    if not _is_grey(header) or (frames == 1 and not header.has("ImagePositionPatient")):
+        raise DatasetError(
+            f"{file}: expected a grey slice with a position (ImagePositionPatient), got a picture without; "
+            "leave screenshots and projections out of the folder."
+        )
+    if frames > 1:
+        raise DatasetError(
+            f"{file}: expected one slice per file, got {frames}; convert it with dcm2niix, "
+            "which knows the positions inside such files."
+        )
+    if not header.has("PixelSpacing"):
+        raise DatasetError(
+            f"{file}: expected the distance of its pixels in the patient (PixelSpacing), got none"
+            + (
+                ", but that on the detector (ImagerPixelSpacing), which is larger"
+                if header.has("ImagerPixelSpacing")
+                else ", which would be taken as 1 mm"
+            )
+            + "; export the series again with it."
+        )
+    down, across = header.numbers("PixelSpacing", 2)  # from row to row first
+    left, back, head = header.numbers("ImagePositionPatient", 3)
+    if min(down, across) <= 0:
+        raise DatasetError(f"{file}: expected a spacing above 0, got {down:g} and {across:g} mm; correct the header.")
     return _Slice(
         file=file,
-        uid=_tag(reader, SERIES_UID),
-        description=_tag(reader, SERIES_DESCRIPTION),
-        shape=(width, height),
-        frames=frames[0] if frames else 1,
-        spacing=tuple(reader.GetSpacing()[:2]),
-        origin=tuple(reader.GetOrigin()[:3]),
-        direction=tuple(reader.GetDirection()),
-        pixel_type=reader.GetPixelID(),
-        is_plane=reader.GetNumberOfComponents() == 1 and (frames != [1] or reader.HasMetaDataKey(IMAGE_POSITION)),
-        has_spacing=bool(_tag(reader, PIXEL_SPACING)),
-        has_imager_spacing=bool(_tag(reader, IMAGER_SPACING)),
-        rescaled=tuple(bool(_tag(reader, key)) for key in _RESCALE.values()),
+        shape=(header.whole_number("Columns"), header.whole_number("Rows")),
+        spacing=(across, down),
+        origin=(left, back, head),
+        direction=_direction(header),
+        rescaled=tuple(header.has(name) for name in _RESCALE),
+        stored=(header.text("SOPClassUID"), *(header.numbers(name) for name in _STORED)),
     )
 
 
-def _tag(reader: sitk.ImageFileReader, key: str) -> str:
-    if not reader.HasMetaDataKey(key):
-        return ""
-    # Bytes of another character set come as surrogates, which no terminal prints.
-    return reader.GetMetaData(key).encode("utf-8", errors="replace").decode().strip("\0 ")
+def _direction(header: DicomHeader) -> tuple[float, ...]:
+    """Unit vectors along a row, down a column and to the next slice, the columns of a matrix, row by row."""
+    numbers = header.numbers("ImageOrientationPatient", 6)
+    if not numbers:
+        raise DatasetError(
+            f"{header.file}: expected the directions of its rows and columns (ImageOrientationPatient), got none, "
+            "which would be taken as those of an axial slice; export the series again with them."
+        )
+    row, column = np.reshape(numbers, (2, 3))
+    lengths = np.linalg.norm([row, column], axis=1)
+    if min(lengths) < RIGHT_ANGLES or abs(row @ column) > RIGHT_ANGLES * math.prod(lengths):
+        raise DatasetError(
+            f"{header.file}: expected rows and columns at right angles (ImageOrientationPatient), got the directions "
+            f"{row.tolist()} and {column.tolist()}; export the series again."
+        )
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    column = column / lengths[1]
+    return tuple(np.column_stack([np.cross(column, normal), column, normal]).ravel().tolist())
+
+
+def _pixel_type(slices: Sequence[_Slice]) -> int:
+    """SimpleITK's number of the type that holds the values of all slices.
+
+    GDCM is asked, because its own rule makes it of the stored bits and the scale factor; one of slices stored alike
+    tells for all.
+    """
+    types: set[int] = set()
+    for slice_ in {slice_.stored: slice_ for slice_ in reversed(slices)}.values():
+        types.add(read_slice(slice_.file))
+        if len(types) > 1 or sitk.sitkFloat64 in types:
+            # SimpleITK would round each slice to the type of the first (PET has a scale factor per slice).
+            return sitk.sitkFloat64
+    return types.pop()
 
 
 def _choose_series(folder: Path, series: Sequence[DicomSeries], wanted: str | None) -> DicomSeries:
@@ -240,31 +250,10 @@ def _choose_series(folder: Path, series: Sequence[DicomSeries], wanted: str | No
     return fitting[0]
 
 
-def _stacked(folder: Path, slices: Iterable[_Slice]) -> list[_Slice]:
+def _stacked(folder: Path, slices: list[_Slice]) -> list[_Slice]:
     """The slices of a series in their order, which must make an even stack at right angles."""
-    slices = list(slices)
     first = slices[0]
     for slice_ in slices:
-        if not slice_.is_plane:
-            raise DatasetError(
-                f"{slice_.file}: expected a grey slice with a position (ImagePositionPatient), got a picture without; "
-                "leave screenshots and projections out of the folder."
-            )
-        if slice_.frames > 1:
-            raise DatasetError(
-                f"{slice_.file}: expected one slice per file, got {slice_.frames}; convert it with dcm2niix, "
-                "which knows the positions inside such files."
-            )
-        if not slice_.has_spacing:
-            raise DatasetError(
-                f"{slice_.file}: expected the distance of its pixels in the patient (PixelSpacing), got none"
-                + (
-                    ", but that on the detector (ImagerPixelSpacing), which is larger"
-                    if slice_.has_imager_spacing
-                    else ", which would be taken as 1 mm"
-                )
-                + "; export the series again with it."
-            )
         for name, has, first_has in zip(_RESCALE, slice_.rescaled, first.rescaled, strict=True):
             if has != first_has:
                 lacking, other = (first, slice_) if has else (slice_, first)

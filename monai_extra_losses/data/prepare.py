@@ -45,7 +45,7 @@ from monai_extra_losses.data.storage import storage_sentence
 from monai_extra_losses.data.volume_source import VolumeGrid, VolumeSource
 from monai_extra_losses.versions import version_of
 
-_PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "numpy")
+_PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "pydicom", "numpy")
 _SECONDS_BETWEEN_RECORDS = 5.0
 
 _Item = TypeVar("_Item", bound=SourceCase | CheckedCase)

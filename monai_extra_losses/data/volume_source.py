@@ -1,10 +1,8 @@
 """A volume whose header is read: where its voxels lie, and how SimpleITK loads them."""
 
-import contextlib
 import os
 import re
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,15 +13,10 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.nifti import NIFTI_SUFFIXES, TOLERANCE, NiftiFile, corner_distance_mm, is_skewed
+from monai_extra_losses.data.quiet import quiet_itk
 
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File names that `read_volume` takes, in lower or upper case; a DICOM series is a folder."""
-
-
-SERIES_UID, SERIES_DESCRIPTION, IMAGE_POSITION = "0020|000e", "0008|103e", "0020|0032"
-
-
-PIXEL_SPACING, IMAGER_SPACING = "0028|0030", "0018|1164"
 
 
 _TO_LEFT_AND_BACK = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and the reverse
@@ -123,25 +116,40 @@ class VolumeSource:
         """
         if self.nifti is not None:
             image = sitk.GetImageFromArray(self.nifti.read().T)  # SimpleITK's arrays have the axes z, y, x
+        else:
+            image = self._read() if self.series is None else self._read_slices()
+            image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
+        if self.nifti is not None or self.series is not None:  # as nibabel and pydicom place voxels
             image.SetSpacing(self.grid.spacing)
             image.SetOrigin(self.grid.origin)
             image.SetDirection(self.grid.direction)
-            return image
-        try:
-            with quiet_itk():
-                if self.series is None:
-                    image = sitk.ReadImage(str(self.path))
-                else:
-                    reader = sitk.ImageSeriesReader()
-                    reader.SetImageIO("GDCMImageIO")
-                    reader.SetFileNames([str(file) for file in self.files])
-                    reader.SetOutputPixelType(self.pixel_type)
-                    image = reader.Execute()
-        except RuntimeError as error:
-            raise DatasetError(unreadable(self.path, error)) from error
-        image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
         for key in image.GetMetaDataKeys():
             image.EraseMetaData(key)
+        return image
+
+    def _read(self) -> sitk.Image:
+        try:
+            with quiet_itk:
+                return sitk.ReadImage(str(self.path))
+        except RuntimeError as error:
+            raise DatasetError(unreadable(self.path, error)) from error
+
+    def _read_slices(self) -> sitk.Image:
+        reader = sitk.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileNames([str(file) for file in self.files])
+        reader.SetOutputPixelType(self.pixel_type)
+        try:
+            with quiet_itk:
+                image = reader.Execute()
+        except RuntimeError as error:
+            for file in self.files:  # the error does not say which
+                read_slice(file, voxels=True)
+            raise DatasetError(unreadable(self.path, error)) from error
+        if image.GetSize() != self.grid.shape:  # of an element that is there twice each library may take another
+            raise DatasetError(
+                cannot_be_read(self.path, f"voxels of shape {image.GetSize()} under headers of {self.grid.shape}")
+            )
         return image
 
     def load_layers(self) -> NDArray[Any]:
@@ -152,11 +160,7 @@ class VolumeSource:
         """
         if self.nifti is not None:
             return self.nifti.read().T.reshape(self.layers, *self.grid.shape[::-1])
-        try:
-            with quiet_itk():
-                image = sitk.ReadImage(str(self.path))
-        except RuntimeError as error:
-            raise DatasetError(unreadable(self.path, error)) from error
+        image = self._read()
         voxels = sitk.GetArrayFromImage(image)
         if image.GetNumberOfComponentsPerPixel() > 1:
             voxels = np.moveaxis(voxels, -1, 0)
@@ -191,35 +195,32 @@ def refuse_other_encoding(path: Path) -> None:
         raise DatasetError(f"{path}: expected a name in UTF-8, got {os.fsencode(path)!r}; rename it.") from None
 
 
+def read_slice(file: Path, *, voxels: bool = False) -> int:
+    """SimpleITK's number of the type that GDCM reads a slice as; with `voxels` they are read too.
+
+    Raises:
+        DatasetError: a file that GDCM cannot read.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(file))
+    try:
+        with quiet_itk:
+            reader.ReadImageInformation()
+            if voxels:
+                reader.Execute()
+    except RuntimeError as error:
+        raise DatasetError(unreadable(file, error)) from error
+    return reader.GetPixelID()
+
+
 def unreadable(path: Path, error: RuntimeError) -> str:
+    """A sentence of an error of SimpleITK."""
     reason = " ".join(re.sub(r"\(0x\w+\)", "", str(error).partition("ERROR:")[2]).split())
     if path.exists() and reason.endswith("No such file or directory"):  # MetaIO's reason for whatever it cannot read
         reason = "damaged data, or a header without its data"
+    return cannot_be_read(path, reason)
+
+
+def cannot_be_read(path: Path, reason: str) -> str:
     return f"{path}: expected a whole volume, got one that cannot be read ({reason}); copy it again."
-
-
-_itk_is_quiet = threading.Lock()
-
-
-_itk_reads = 0
-
-
-_itk_warned = True
-
-
-@contextlib.contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Without ITK's warnings on stderr, which speak of its own source files; threads may read at once."""
-    global _itk_reads, _itk_warned
-    with _itk_is_quiet:
-        if _itk_reads == 0:
-            _itk_warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        _itk_reads += 1
-    try:
-        yield
-    finally:
-        with _itk_is_quiet:
-            _itk_reads -= 1
-            if _itk_reads == 0:
-                sitk.ProcessObject.SetGlobalWarningDisplay(_itk_warned)

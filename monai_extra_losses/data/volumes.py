@@ -1,6 +1,7 @@
 """Read a volume from the formats that medical images come in: NIfTI, NRRD, MetaImage and DICOM series.
 
-nibabel reads NIfTI, as it does in training; SimpleITK the rest. What is read without complaint although the result
+nibabel reads NIfTI, as it does in training; pydicom reads the headers of DICOM slices, SimpleITK their voxels and the
+rest. What is read without complaint although the result
 would be wrong is refused here: a file that is cut off, a DICOM series with a missing slice, several acquisitions in
 one.
 """
@@ -16,6 +17,7 @@ import SimpleITK as sitk
 from monai_extra_losses.data.dicom import open_series
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.nifti import is_nifti, open_nifti, regular_size
+from monai_extra_losses.data.quiet import quiet_itk
 from monai_extra_losses.data.text_headers import (
     META_SUFFIXES,
     data_files,
@@ -31,7 +33,6 @@ from monai_extra_losses.data.volume_source import (
     VolumeGrid,
     VolumeSource,
     flat,
-    quiet_itk,
     refuse_odd_grid,
     refuse_other_encoding,
     unreadable,
@@ -87,7 +88,7 @@ def open_volume(path: str | Path, series: str | None = None, *, layered: bool = 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with quiet_itk():
+        with quiet_itk:
             reader.ReadImageInformation()
     except RuntimeError as error:
         raise DatasetError(unreadable(path, error)) from error

@@ -8,9 +8,11 @@ Prints, per loss and shape, forward+backward time of the baseline and of ours, t
 a forward+backward as a multiple of the logits (the gradient itself counts 1.0). On a GPU also `bandwidth`: bytes that
 must move (logits and labels twice, the gradient once) per time, as a fraction of a measured copy on the device.
 
-Baselines: `MONAI` is MONAI's class, `textbook` where MONAI has none the eager torch code of tests/references_torch.py;
-`compiled` is either under torch.compile, `gather` a Dice by gather and scatter, `softmax` a softmax and its backward
-alone, without a loss. Losses of structure, which hold many maps of all classes at once, are left out above 14 classes.
+Losses and baselines are those of tests/support/loss_list.py, which needs the extra `test`: `MONAI` is MONAI's class,
+`textbook` where MONAI has none the eager torch code of tests/support/references_torch.py; `compiled` is either under
+torch.compile, `gather` a Dice by gather and scatter, `softmax` a softmax and its backward alone, without a loss, and
+the baseline of a loss without other code. Losses of structure, which hold many maps of all classes at once, are left
+out above 14 classes.
 
 On Linux the process starts itself again with a C allocator that keeps freed memory. As it comes, glibc gives blocks
 above 32 MiB back and page faults take most of the time of a step, three to ten times of it for code that allocates as
@@ -21,28 +23,25 @@ measures as it comes.
 import argparse
 import csv
 import gc
-import inspect
 import itertools
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
 import monai
-import monai.losses
 import torch
 from torch import Tensor, nn
 
-import monai_extra_losses.losses as ours
-
-# The textbook functions live with the test that proves them equal to our losses, the measure with those of memory.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+# The list of losses and the measure of memory are those of the tests, which prove each baseline equal to its loss.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import memory
-from references_torch import TEXTBOOK, gather_dice
+from loss_list import LOSSES, Baseline
+from references_torch import gather_dice
 
 # The rows of the README's table.
 HEADLINES = (
@@ -74,46 +73,10 @@ WHERE = ("device", "threads", "torch", "monai", "allocator", "date")
 AGAINST = ("MONAI", "textbook", "compiled", "gather", "softmax")
 # What makes glibc keep what is freed.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-STRUCTURE = ("CorrelationMaximizedStructuralSimilarityLoss", "LovaszLoss")
+STRUCTURE = tuple(entry.name for entry in LOSSES if entry.family == "structure")
 MOST_CLASSES_OF_STRUCTURE = 14
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-LABELS = {"to_onehot_y": True}
-SOFTMAX = {**LABELS, "softmax": True}
-SIGMOID = {**LABELS, "sigmoid": True}
-# The generalized Dice losses are equal up to their smoothing, which ours adds after scaling the weights.
-UNSMOOTHED = {**SOFTMAX, "smooth_nr": 0.0, "smooth_dr": 0.0}
-
-
-def softmax_form(name: str) -> nn.Module:
-    """Our class with a softmax, or without where it reads raw scores."""
-    loss = getattr(ours, name)
-    return loss(**SOFTMAX) if "softmax" in inspect.signature(loss).parameters else loss(**LABELS)
-
-
-# name: (ours, the baseline). MONAI's AsymmetricUnifiedFocalLoss is none: two classes, and no activation.
-ROWS: dict[str, tuple[nn.Module, Loss]] = {
-    "FusedDiceLoss": (ours.FusedDiceLoss(**SOFTMAX), monai.losses.DiceLoss(**SOFTMAX)),
-    "FusedDiceLoss, squared_pred": (
-        ours.FusedDiceLoss(**SOFTMAX, squared_pred=True),
-        monai.losses.DiceLoss(**SOFTMAX, squared_pred=True),
-    ),
-    "JaccardLoss": (ours.JaccardLoss(**SOFTMAX), monai.losses.DiceLoss(**SOFTMAX, jaccard=True)),
-    "FusedTverskyLoss": (ours.FusedTverskyLoss(**SOFTMAX), monai.losses.TverskyLoss(**SOFTMAX)),
-    "FusedGeneralizedDiceLoss": (
-        ours.FusedGeneralizedDiceLoss(**UNSMOOTHED),
-        monai.losses.GeneralizedDiceLoss(**UNSMOOTHED),
-    ),
-    "FusedFocalLoss, softmax": (
-        ours.FusedFocalLoss(**LABELS, use_softmax=True),
-        monai.losses.FocalLoss(**LABELS, use_softmax=True),
-    ),
-    "FusedFocalLoss, sigmoid": (ours.FusedFocalLoss(**LABELS), monai.losses.FocalLoss(**LABELS)),
-    "FusedDiceCELoss": (ours.FusedDiceCELoss(**SOFTMAX), monai.losses.DiceCELoss(**SOFTMAX)),
-    # With softmax MONAI's focal part stays a sigmoid one.
-    "FusedDiceFocalLoss, sigmoid": (ours.FusedDiceFocalLoss(**SIGMOID), monai.losses.DiceFocalLoss(**SIGMOID)),
-    **{name: (softmax_form(name), textbook) for name, textbook in TEXTBOOK.items()},
-}
 
 
 def softmax_alone(logits: Tensor, labels: Tensor) -> Tensor:
@@ -121,9 +84,23 @@ def softmax_alone(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.softmax(logits, 1)
 
 
+def rows() -> Iterator[tuple[str, tuple[nn.Module, Loss]]]:
+    """Name, our loss and the baseline of each row; those that measure distances have bench_boundary.py."""
+    for entry in LOSSES:
+        if not entry.measures:
+            for baseline in entry.baselines or (Baseline(softmax_alone),):
+                name = ", ".join(filter(None, (entry.name, baseline.what)))
+                yield name, (entry.make(baseline.activation, **baseline.options), baseline.loss)
+
+
+ROWS: dict[str, tuple[nn.Module, Loss]] = dict(rows())
+
+
 def baselines(name: str, wanted: Iterable[str]) -> dict[str, Loss]:
     """Baselines of a row, by their names; those that it does not have are left out."""
     plain = ROWS[name][1]
+    if plain is softmax_alone:
+        return {"softmax": plain}
     kind = "MONAI" if isinstance(plain, nn.Module) else "textbook"
     there: dict[str, Loss] = {kind: plain, "compiled": plain, "softmax": softmax_alone}
     if name == "FusedDiceLoss":

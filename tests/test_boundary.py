@@ -2,7 +2,6 @@
 
 import itertools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import references as ref
 import torch
 import torch.nn.functional as F
-from loss_list import labels_like, one_hot, value_and_gradient
+from loss_list import LABELS, LOSSES, SOFTMAX, LossEntry, each, labels_like, one_hot, told, value_and_gradient
 from monai.data import MetaTensor, list_data_collate
 from monai.losses import DeepSupervisionLoss
 from monai.transforms import CenterSpatialCropd, Compose, RandFlipd, RandSpatialCropd, SpatialPadd, Zoomd
@@ -32,76 +31,7 @@ from monai_extra_losses.losses import (
     SurfaceLoss,
 )
 
-LABELS: dict[str, Any] = {"to_onehot_y": True}
-SOFTMAX: dict[str, Any] = {**LABELS, "softmax": True}
-Spacing = tuple[float, ...] | None
-Reference = Callable[[ref.Array, ref.Array, str, ref.Array, Spacing], float]
-
-
-def of_pairs(loss: Callable[..., ref.Array], **knobs: Any) -> Reference:
-    return lambda x, g, activation, w, spacing: float(loss(ref.activated(x, activation), g, w, spacing, **knobs).mean())
-
-
-def erosion(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
-    return float(ref.hausdorff_by_erosion(ref.activated(x, activation), g, w).mean())
-
-
-def log_hausdorff(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
-    return float(np.log(1 + ref.hausdorff(ref.activated(x, activation), g, w, spacing).mean()))
-
-
-def regions(g: ref.Array, w: ref.Array) -> ref.NDArray:
-    return (g > 0.5) & (w > 0)
-
-
-def cross_entropy(x: ref.Array, g: ref.Array, activation: str) -> ref.Array:
-    return ref.binary_cross_entropy_map(x, g) if activation == "sigmoid" else ref.cross_entropy_map(x, g, activation)
-
-
-def weighted_mean(values: ref.Array, w: ref.Array) -> float:
-    return float((values * w).sum() / (w.sum() * values.shape[1]))
-
-
-def penalised(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
-    region = regions(g, w)
-    if activation == "sigmoid":
-        phi = np.stack([[ref.distance_penalty(channel, spacing) for channel in sample] for sample in region])
-    else:
-        label = np.where(w[:, 0] > 0, g.argmax(axis=1), -1)
-        phi = np.stack([ref.distance_penalty(sample, spacing) for sample in label])[:, None]
-    return weighted_mean((1 + phi) * cross_entropy(x, g, activation), w)
-
-
-def shape_aware(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, spacing: Spacing) -> float:
-    target = regions(g, w)
-    predicted = (x > 0 if activation == "sigmoid" else x == x.max(axis=1, keepdims=True)) & (w > 0)
-    factors = np.zeros(g.shape)
-    for n, c in np.ndindex(*g.shape[:2]):
-        factors[n, c] = ref.contour_distance(predicted[n, c], target[n, c], spacing) * (target[n, c] != predicted[n, c])
-    if activation != "sigmoid":
-        factors = (factors * g).sum(axis=1, keepdims=True)
-    return weighted_mean((1 + factors) * cross_entropy(x, g, activation), w)
-
-
-FORMULAS: dict[str, tuple[Callable[..., nn.Module], Reference]] = {
-    "surface": (SurfaceLoss, of_pairs(ref.surface)),
-    "generalized surface": (GeneralizedSurfaceLoss, of_pairs(ref.generalized_surface)),
-    "generalized surface, skip": (
-        lambda **options: GeneralizedSurfaceLoss(absent_class="skip", **options),
-        of_pairs(ref.generalized_surface, skip=True),
-    ),
-    "Hausdorff": (
-        lambda **options: HausdorffLoss(include_background=True, **options),
-        of_pairs(ref.hausdorff),
-    ),
-    "Hausdorff, one-sided": (
-        lambda **options: HausdorffLoss(1.5, include_background=True, one_sided=True, **options),
-        of_pairs(ref.hausdorff, alpha=1.5, one_sided=True),
-    ),
-    "log Hausdorff": (lambda **options: LogHausdorffLoss(include_background=True, **options), log_hausdorff),
-    "distance penalty": (DistancePenaltyCrossEntropyLoss, penalised),
-    "shape-aware": (ShapeAwareLoss, shape_aware),
-}
+BOUNDARY = [entry for entry in LOSSES if entry.measures and not entry.extended]  # erosions have a harness below
 
 
 def blobs(shape: tuple[int, ...]) -> Tensor:
@@ -114,26 +44,30 @@ def blobs(shape: tuple[int, ...]) -> Tensor:
     return coarse
 
 
-@pytest.mark.parametrize("kind", ["labels", "onehot", "mask", "ignored"])
-@pytest.mark.parametrize("spacing", [None, "mm"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("shape", [(3, 3, 5, 6), (2, 2, 5, 3, 4)], ids=["2D", "3D"])
-@pytest.mark.parametrize("name", FORMULAS)
-def test_value_and_gradient_are_those_of_the_formula(
-    name: str, shape: tuple[int, ...], activation: str, spacing: str | None, kind: str
-) -> None:
-    if activation == "none" and name in ("distance penalty", "shape-aware"):
+@pytest.mark.parametrize("entry", BOUNDARY, ids=lambda entry: entry.name)
+def test_value_and_gradient_are_those_of_the_formula(entry: LossEntry, activation: str) -> None:
+    if activation == "none" and entry.family == "distribution":
         pytest.skip("of probabilities its voxels are those of the softmax")
-    make, formula = FORMULAS[name]
+    plane, solid = (2, 3, 5, 4), (2, 2, 2, 3, 4)
+    cases = [({}, plane, "mm", kind) for kind in ("labels", "onehot", "mask", "ignored")]
+    cases += [({}, plane, None, "labels"), ({}, solid, "mm", "mask"), ({}, solid, None, "ignored")]
+    more = [(options, plane, "mm", "mask") for options in (*entry.variants.values(), *entry.further)]
+    for options, shape, spacing, kind in [*cases, *more]:
+        with told(options, shape, spacing, kind):
+            compare_with_the_formula(entry, options, shape, activation, spacing, kind)
+
+
+def compare_with_the_formula(
+    entry: LossEntry, own: dict[str, Any], shape: tuple[int, ...], activation: str, spacing: str | None, kind: str
+) -> None:
     mm = None if spacing is None else (0.7, 6.0, 1.3)[: len(shape) - 2]
     torch.manual_seed(0)
     x = 2 * torch.randn(shape, dtype=torch.float64)
     x = x.softmax(1) if activation == "none" else x
     labels = blobs(shape)
     w = torch.ones(shape[0], 1, *shape[2:], dtype=torch.float64)
-    options: dict[str, Any] = {"to_onehot_y": kind != "onehot", "spacing": mm}
-    if activation != "none":
-        options[activation] = True
+    options: dict[str, Any] = {"to_onehot_y": kind != "onehot", "spacing": mm, **own}
     target, mask = labels, None
     g = ref.one_hot(labels.numpy(), shape[1])
     if kind == "onehot":
@@ -144,16 +78,19 @@ def test_value_and_gradient_are_those_of_the_formula(
             mask = w = w * (0.5 + torch.rand(w.shape, generator=torch.Generator().manual_seed(2)).double())
         else:
             target, options["ignore_index"] = labels.masked_fill(w == 0, 255), 255
-    value, gradient = value_and_gradient(make(**options), x, target, mask)
-    weight = w.numpy()
+    value, gradient = value_and_gradient(entry.make(activation, **options), x, target, mask)
+
+    def formula(moved: ref.Array) -> float:
+        return entry.reference(moved, g, activation, w.numpy(), spacing=mm, **own)
+
     # The distances are float32.
-    assert value.item() == pytest.approx(formula(x.numpy(), g, activation, weight, mm), rel=2e-6, abs=1e-7)
-    expected = ref.gradient(lambda moved: formula(moved, g, activation, weight, mm), x.numpy())
+    assert value.item() == pytest.approx(formula(x.numpy()), rel=2e-6, abs=1e-7)
+    expected = ref.gradient(formula, x.numpy())
     np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max() + 1e-10)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shape", [(2, 2, 12, 11), (1, 2, 8, 9, 7)], ids=["2D", "3D"])
+@each("masked", [False, True])
+@each("shape", [(1, 2, 10, 11), (1, 2, 6, 8, 7)])
 def test_hausdorff_by_erosion_is_its_formula(shape: tuple[int, ...], masked: bool) -> None:
     """Errors of some extent, of all sizes: those of noise are gone after one erosion."""
     labels = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.int64)
@@ -240,9 +177,9 @@ def resized(label: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(label, size=size, mode="nearest-exact")
 
 
-@pytest.mark.parametrize("first", [0, 1], ids=["from the whole", "from half the size"])
-@pytest.mark.parametrize("how", ["collated", "by hand", "compound", "spacing given", "spacing given to a MetaTensor"])
 @pytest.mark.parametrize("name", IN_MM)
+@each("how", ["collated", "by hand", "compound", "spacing given", "spacing given to a MetaTensor"])
+@each("first", [0, 1])
 def test_each_level_of_deep_supervision_measures_on_its_own_grid(name: str, how: str, first: int) -> None:
     """MONAI interpolates the target to each level, and leaves the affine of the whole."""
     loss, label = IN_MM[name], collated()
@@ -370,8 +307,8 @@ def test_bad_spacing_is_refused() -> None:
 MAPPED = [SurfaceLoss, GeneralizedSurfaceLoss, HausdorffLoss, LogHausdorffLoss, DistancePenaltyCrossEntropyLoss]
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("loss", MAPPED)
+@each("activation", ["softmax", "sigmoid"])
 def test_a_given_distance_is_the_one_computed(loss: type[nn.Module], activation: str) -> None:
     shape = (3, 3, 5, 6, 4)
     labels, scores = blobs(shape), torch.randn(shape)
@@ -557,18 +494,20 @@ def test_shape_aware_counts_how_far_the_contour_is_off() -> None:
     assert got.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_the_weights_of_the_generalized_surface_loss_are_those_given(activation: str, skip: bool) -> None:
+@each("absent_class", ["smooth", "skip"])
+@each("activation", ["softmax", "sigmoid"])
+def test_the_weights_of_the_generalized_surface_loss_are_those_given(activation: str, absent_class: str) -> None:
     shape = (3, 3, 6, 7)
     scores, labels = torch.randn(shape, dtype=torch.float64), blobs(shape)  # the last sample lacks a class
     weight = [0.2, 3.0, 1.5]
-    options: dict[str, Any] = {**LABELS, activation: True, "absent_class": "skip" if skip else "smooth"}
+    options: dict[str, Any] = {**LABELS, activation: True, "absent_class": absent_class}
     x, g, w = scores.numpy(), ref.one_hot(labels.numpy(), 3), np.ones((3, 1, 6, 7))
 
     def formula(moved: ref.Array) -> float:
         p = ref.activated(moved, activation)
-        return float(ref.generalized_surface(p, g, w, None, class_weight=np.array(weight), skip=skip).mean())
+        return float(
+            ref.generalized_surface(p, g, w, None, class_weight=np.array(weight), absent_class=absent_class).mean()
+        )
 
     value, gradient = value_and_gradient(GeneralizedSurfaceLoss(weight=weight, **options), scores, labels)
     assert value.item() == pytest.approx(formula(x), rel=2e-6)
@@ -579,7 +518,8 @@ def test_the_weights_of_the_generalized_surface_loss_are_those_given(activation:
     torch.testing.assert_close(ones, GeneralizedSurfaceLoss(weight=[1.0, 1.0, 1.0], **options)(scores, labels))
     kept = GeneralizedSurfaceLoss(weight=weight[1:], include_background=False, **options)(scores, labels)
     p = ref.activated(x, activation)[:, 1:]
-    alone = ref.generalized_surface(p, g[:, 1:], w, None, class_weight=np.array(weight[1:]), skip=skip).mean()
+    knobs: dict[str, Any] = {"class_weight": np.array(weight[1:]), "absent_class": absent_class}
+    alone = ref.generalized_surface(p, g[:, 1:], w, None, **knobs).mean()
     assert kept.item() == pytest.approx(alone, rel=2e-6)
 
 

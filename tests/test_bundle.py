@@ -129,7 +129,7 @@ def test_resuming_without_a_run_says_so_and_starts(
 def another_process_holding(lock: Path) -> Iterator[int]:
     """Its number; it is killed at the end."""
     hold = "import sys, pathlib, time; from monai_extra_losses.bundle.run_folder import hold_lock\n"
-    hold += "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(300)"
+    hold += "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(86400)"
     other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
@@ -879,7 +879,7 @@ def test_two_processes_train_and_evaluate_as_one(phantom_folder: Path, tmp_path:
         subprocess.run(
             [*launch, "monai.bundle", "run", "--config_file", str(files), *arguments],
             check=True,
-            timeout=240,
+            timeout=600,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 

@@ -206,7 +206,7 @@ def test_the_copied_bundle_trains(phantom_folder: Path, tmp_path: Path, capsys: 
     assert "exists and is left alone" in sentence_of("config-dir", "--copy", bundle)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", *QUICK]
     command += ["--dataset_dir", str(phantom_folder), "--bundle_root", "run"]
-    subprocess.run(command, cwd=bundle, check=True, timeout=120)
+    subprocess.run(command, cwd=bundle, check=True, timeout=600)
     assert (bundle / "run" / "models" / "model.pt").exists()
 
 
@@ -216,7 +216,7 @@ def test_help_needs_no_torch(command: str) -> None:
     words = [*command.split(), "--help"]
     code = f"import sys; from monai_extra_losses.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'monai', 'numpy', 'matplotlib'} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert answer.stdout.splitlines()[-1] == "[]"
 
 
@@ -343,7 +343,7 @@ def test_torchrun_starts_the_short_commands(phantom_folder: Path, tmp_path: Path
     def in_two_processes(*words: str) -> subprocess.CompletedProcess[str]:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment)
+        return subprocess.run(launch, capture_output=True, text=True, timeout=600, env=environment)
 
     run, data = tmp_path / "R#1", str(phantom_folder)
     train = ("monai_extra_losses", "train", "--data", data)
@@ -490,7 +490,7 @@ def test_a_name_that_monai_s_command_line_changes_is_refused(
 def test_monai_s_command_writes_to_no_other_folder(phantom_folder: Path, tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "train.yaml"), *QUICK]
     command += ["--dataset_dir", str(phantom_folder), "--bundle_root", name]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("Expected bundle_root to be ")
     assert list(tmp_path.iterdir()) == []
@@ -571,7 +571,7 @@ def test_monai_runs_the_workflow_by_name(phantom_folder: Path, tmp_path: Path) -
         "--loss",
         "@losses::tverski",
     ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("There is no loss 'tverski' (did you mean 'tversky'?)")
 
@@ -787,7 +787,7 @@ def test_the_installed_command_prints_one_sentence_and_exits_with_1(tmp_path: Pa
         "--run",
         tmp_path / "run",
     ]
-    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert ended.stdout == ""
     (sentence,) = [line for line in ended.stderr.splitlines() if "Warning" not in line and "warn" not in line]

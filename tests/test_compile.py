@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from loss_list import LossCase, LossEntry, assert_lean, every_case, labels_like, one_hot, value_and_gradient
+from loss_list import (
+    LossCase,
+    LossEntry,
+    assert_lean,
+    every_case,
+    every_mechanism,
+    labels_like,
+    one_hot,
+    value_and_gradient,
+)
 from monai.data import MetaTensor
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -42,8 +51,9 @@ def _fresh() -> Iterator[None]:
         yield
 
 
-@every_case(only=lambda entry: entry.lean)
+@every_case(only=lambda entry: entry.lean, variants=False, activations=("softmax",))
 def test_one_graph_equal_to_eager(case: LossCase) -> None:
+    torch.compiler.reset()
     scores = case.scores(2, 3, 4, 5)
     labels = labels_like(scores)
     loss = case()
@@ -53,7 +63,7 @@ def test_one_graph_equal_to_eager(case: LossCase) -> None:
     )
 
 
-@every_case(variants=False, only=lambda entry: entry.lean)
+@every_mechanism(only=lambda entry: entry.lean)
 def test_with_mask_ignore_index_and_weight(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
@@ -65,7 +75,7 @@ def test_with_mask_ignore_index_and_weight(case: LossCase) -> None:
     )
 
 
-@every_case(variants=False, only=lambda entry: entry.lean)
+@every_mechanism(only=lambda entry: entry.lean)
 def test_two_classes_one_hot_and_none(case: LossCase) -> None:
     scores = case.scores(2, 2, 4, 5)
     target = one_hot(labels_like(scores), 2)
@@ -175,7 +185,7 @@ def keeps_no_sums(entry: LossEntry) -> bool:
     return entry.lean and ("TopK" in entry.name or (entry.family == "distribution" and "none" in entry.reductions))
 
 
-@every_case(variants=False, only=keeps_no_sums)
+@every_mechanism(only=keeps_no_sums)
 def test_a_map_keeps_the_checks(case: LossCase) -> None:
     """Compiled to plain definitions, whose graph nothing but an operator can check."""
     scores = case.scores(2, 3, 4, 5)
@@ -196,7 +206,7 @@ def test_a_map_keeps_the_checks(case: LossCase) -> None:
             compiled(scores, target, mask - 0.5)
 
 
-@every_case(variants=False, only=lambda entry: entry.family == "structure")
+@every_mechanism(only=lambda entry: entry.family == "structure")
 def test_whole_maps_keep_the_checks(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)

@@ -1,12 +1,13 @@
 """Where a loss meets tensors that are no ordinary ones: transforms of torch.func, no numbers, no float64."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from loss_list import LOSSES, LossCase, every_case, labels_like, one_hot, value_and_gradient
+from loss_list import ENTRIES, LossCase, each, every_case, labels_like, one_hot, value_and_gradient
 from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,6 +25,7 @@ from monai_extra_losses.losses import (
     LovaszLoss,
     SurfaceLoss,
 )
+from monai_extra_losses.losses.inputs import CudaLabelCheck
 from monai_extra_losses.ops import fused_sums, terms
 
 SHAPE = (2, 3, 4, 5)
@@ -33,12 +35,12 @@ SOFTMAX: dict[str, Any] = {"to_onehot_y": True, "softmax": True}
 # --- transforms of torch.func ---
 
 
-def each(loss: nn.Module) -> Callable[..., Tensor]:
+def sample_by_sample(loss: nn.Module) -> Callable[..., Tensor]:
     """The loss of one sample without its batch axis."""
     return lambda *data: loss(*(tensor[None] for tensor in data))
 
 
-@every_case()
+@every_case(variants=False)
 def test_grad_jacrev_and_jvp_give_the_gradient(case: LossCase) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     labels = labels_like(scores)
@@ -59,13 +61,13 @@ def test_vmap_gives_each_sample_its_loss(case: LossCase) -> None:
     for reduction in case.entry.reductions:
         loss, data = case(reduction=reduction, ignore_index=1), (scores, labels, mask)
         expected = torch.stack([loss(*(tensor[n : n + 1] for tensor in data)) for n in range(2)])
-        torch.testing.assert_close(vmap(each(loss))(*data), expected, **CLOSE)
+        torch.testing.assert_close(vmap(sample_by_sample(loss))(*data), expected, **CLOSE)
     loss = case()
     gradients = torch.stack([value_and_gradient(loss, scores[n : n + 1], labels[n : n + 1])[1][0] for n in range(2)])
-    torch.testing.assert_close(vmap(grad(each(loss)))(scores, labels), gradients, **CLOSE)
+    torch.testing.assert_close(vmap(grad(sample_by_sample(loss)))(scores, labels), gradients, **CLOSE)
 
 
-@every_case(variants=False, activations=("softmax", "sigmoid"))
+@every_case(variants=False, activations=("softmax",))
 def test_hessian_is_the_derivative_of_the_gradient(case: LossCase) -> None:
     scores = case.scores(1, 3, 3, 4, dtype=torch.float64)
     labels = labels_like(scores)
@@ -78,14 +80,14 @@ def test_hessian_is_the_derivative_of_the_gradient(case: LossCase) -> None:
     torch.testing.assert_close(got / scale, (ahead - behind) / (2 * step * scale), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("transform", ["grad", "vmap", "vmap of grad"])
-@pytest.mark.parametrize("name", ["FusedDiceLoss", "CrossEntropyLoss", "HingeLoss", "LovaszLoss", "SurfaceLoss"])
+@each("transform", ["grad", "vmap", "vmap of grad"])
+@each("name", ["FusedDiceLoss", "CrossEntropyLoss", "HingeLoss", "LovaszLoss", "SurfaceLoss"])
 def test_wrong_data_is_refused_under_a_transform(name: str, transform: str) -> None:
-    loss, scores = next(entry for entry in LOSSES if entry.name == name).make(), torch.randn(SHAPE)
+    loss, scores = ENTRIES[name].make(), torch.randn(SHAPE)
     run: dict[str, Callable[..., object]] = {
         "grad": lambda x, *data: grad(lambda y: loss(y, *data))(x),
-        "vmap": vmap(each(loss)),
-        "vmap of grad": vmap(grad(each(loss))),
+        "vmap": vmap(sample_by_sample(loss)),
+        "vmap of grad": vmap(grad(sample_by_sample(loss))),
     }
     labels, mask = labels_like(scores, dtype=torch.float32), torch.ones(2, 1, 4, 5)
     for wrong in (7.0, 0.5, -1.0):
@@ -102,7 +104,7 @@ def test_a_target_of_channels_is_checked_under_a_transform() -> None:
     target = one_hot(torch.zeros(2, 1, 4, 5), 3)
     target[1, 2, 3, 3] = 2.0
     with pytest.raises(ValueError, match=r"expected a target of 3 channel.* with values in \[0, 1\], got 0 to 2"):
-        vmap(each(FusedDiceLoss(softmax=True)))(torch.randn(SHAPE), target)
+        vmap(sample_by_sample(FusedDiceLoss(softmax=True)))(torch.randn(SHAPE), target)
 
 
 def test_functional_call_takes_other_weights() -> None:
@@ -128,7 +130,7 @@ def test_a_compound_and_a_regression_loss_under_transforms() -> None:
     compound = CompoundLoss([FusedDiceLoss(**SOFTMAX), SurfaceLoss(**SOFTMAX), LovaszLoss(**SOFTMAX)], [1.0, 0.1, 0.5])
     expected = value_and_gradient(compound, scores, labels)[1]
     torch.testing.assert_close(grad(lambda x: compound(x, labels))(scores), expected)
-    assert vmap(each(compound))(scores, labels).shape == (2,)
+    assert vmap(sample_by_sample(compound))(scores, labels).shape == (2,)
     target = torch.randn(SHAPE)
     expected = value_and_gradient(HuberLoss(), scores, target)[1]
     torch.testing.assert_close(jacrev(lambda x: HuberLoss()(x, target))(scores), expected)
@@ -155,8 +157,8 @@ def value_and_gradient_of_sum(loss: nn.Module, scores: Tensor, *data: Tensor) ->
     return value.detach(), gradient
 
 
-@pytest.mark.parametrize("kind", ["meta", "fake"])
 @every_case(variants=False)
+@each("kind", ["meta", "fake"])
 def test_tensors_without_numbers_get_shapes_and_dtypes(case: LossCase, kind: str) -> None:
     """A model can be built and traced before there is memory for it."""
     scores = case.scores(*SHAPE)
@@ -259,3 +261,64 @@ def test_the_precision_of_sums_is_that_of_the_device() -> None:
     assert terms.sum_dtype(torch.device("mps")) == torch.float32
     assert terms.sum_dtype(torch.device("cuda", 1)) == terms.sum_dtype(torch.device("cpu")) == torch.float64
     assert terms.sum_dtype(torch.device("xpu")) in (torch.float32, torch.float64)  # asked, and none is there
+
+
+# --- labels on a GPU ---
+
+
+class OnGpu(Tensor):
+    """A tensor of the host that says it is on a GPU."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 0)
+
+
+class Event:
+    """What a GPU has done by then is ready as soon as `ready` says so."""
+
+    ready = True
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        return type(self).ready
+
+
+@pytest.fixture
+def _host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: real(*size, **options))
+    monkeypatch.setattr(Event, "ready", True)
+
+
+def gpu_labels(*values: float) -> Tensor:
+    return torch.tensor(values).view(1, 1, -1).as_subclass(OnGpu)
+
+
+@pytest.mark.usefixtures("_host_as_gpu")
+def test_the_first_call_on_a_gpu_waits_for_its_check() -> None:
+    for wrong, shown in ((3.0, "3"), (-1.0, "-1"), (1.5, r"1\.5"), (255.0, "255")):
+        with pytest.raises(ValueError, match=rf"expected whole labels in 0\.\.2 .*, got {shown}: "):
+            CudaLabelCheck()(gpu_labels(0, 1, wrong), 3, None)
+    CudaLabelCheck()(gpu_labels(0, 1, 2), 3, None)
+    CudaLabelCheck()(gpu_labels(0, 1, 255), 3, 255)
+
+
+@pytest.mark.usefixtures("_host_as_gpu")
+def test_a_later_call_on_a_gpu_says_what_an_earlier_one_found() -> None:
+    """Without waiting: what is not ready is looked at the next time, and told once."""
+    check = CudaLabelCheck()
+    check(gpu_labels(0, 1, 2), 3, None)
+    check(gpu_labels(0, 1, 1.5), 3, None)
+    Event.ready = False
+    check(gpu_labels(0, 1, 2), 3, None)
+    Event.ready = True
+    with pytest.raises(ValueError, match=r"an earlier call had a wrong target: expected whole labels in 0\.\.2"):
+        check(gpu_labels(0, 1, 2), 3, None)
+    check(gpu_labels(0, 1, 2), 3, None)
+    check(gpu_labels(0, 1, 2), 3, None)
+    copy.deepcopy(check)(gpu_labels(0, 1, 2), 3, None)
+    with pytest.raises(ValueError, match="got 7"):  # a copy waits the first time
+        copy.deepcopy(check)(gpu_labels(0, 1, 7), 3, None)

@@ -80,7 +80,7 @@ def make(case: str) -> nn.Module:
 
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    init = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=60)}
+    init = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=600)}
     dist.init_process_group("gloo", rank=rank, world_size=2, **init)
     try:
         results = {}

@@ -901,7 +901,7 @@ def test_monai_s_command_runs_it_and_exits_with_1(trained: RunFolder, phantom_fo
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "inference.yaml")]
     command += ["--bundle_root", str(trained.root), "--input", str(source), "--output_dir", str(tmp_path / "out")]
     command += ["--test_time_flips", "[0]", "--probabilities", "True", "--stitch_on", "cpu"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert "1 of 2 cases could not be segmented:\n  phantom_test_001: " in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -1028,7 +1028,7 @@ def test_two_processes_segment_into_one_folder(trained: RunFolder, phantom_folde
         subprocess.Popen([*command, "--input", str(tmp_path / part)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for part in ("one", "two")
     ]
-    said = [process.communicate(timeout=120)[0].decode() for process in processes]
+    said = [process.communicate(timeout=600)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert names_in(out) == {f"{name}_seg.nii.gz" for name in "abcde"}
     assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".segmentations"}
@@ -1044,7 +1044,7 @@ def test_the_unfinished_files_of_a_process_that_lives_are_left_alone(tmp_path: P
     (mine / "half.nii.gz").touch()
     code = "import sys, pathlib; from monai_extra_losses.bundle.segmentation_record import open_unfinished as o; "
     code += "o(pathlib.Path(sys.argv[1])); import os; os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code, str(others)], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(others)], check=False, timeout=600)
     assert (mine / "half.nii.gz").exists()
     assert others.exists()
     open_unfinished(tmp_path / ".unfinished-3")

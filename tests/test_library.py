@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from loss_list import LossCase, every_case, labels_like, one_hot
-from test_ops import definitions
+from term_checks import definitions, formulas_of
 from torch import Tensor
 
 from monai_extra_losses.losses.base import SegmentationLoss
@@ -18,12 +18,7 @@ from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import (
     CrossEntropyFormula,
     FocalFormula,
-    GeneralizedCrossEntropyFormula,
-    HingeFormula,
     PolyFormula,
-    PowerFormula,
-    SoftFocalFormula,
-    SquaredHingeFormula,
 )
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.terms import (
@@ -39,21 +34,13 @@ from monai_extra_losses.ops.terms import (
     TargetSums,
     Term,
     TrueClassSums,
-    VoxelFormula,
     VoxelMap,
 )
 
-FORMULAS: tuple[VoxelFormula, ...] = (
-    CrossEntropyFormula(),
-    FocalFormula(0.5),
-    SoftFocalFormula(2.0),
-    PolyFormula(-0.5),
-    GeneralizedCrossEntropyFormula(0.7),
-    PowerFormula(0.3),
-)
+CROSS_ENTROPY = CrossEntropyFormula()
+FORMULAS = formulas_of("log_pt", 0.7)
 MARGINS: list[Term] = [
-    MarginSums(HingeFormula()),
-    LeadSums(SquaredHingeFormula()),
+    *(kind(formula) for kind in (MarginSums, LeadSums) for formula in formulas_of("margin", 0.7)),
     TargetSums(),
 ]
 
@@ -67,10 +54,10 @@ def terms_of(activation: Activation) -> list[Term]:
         CountSums(activation, soft_overlap=True),
         ErrorSums(activation, 1.3),
         OutcomeLogSums(activation) if one_vs_rest else LogSums(activation),
-        TrueClassSums(activation, FORMULAS[0], by_class=False)
+        TrueClassSums(activation, CROSS_ENTROPY, by_class=False)
         if not one_vs_rest
-        else OutcomeSums(activation, FORMULAS[0]),
-        OutcomeSums(activation, FORMULAS[0]),
+        else OutcomeSums(activation, CROSS_ENTROPY),
+        OutcomeSums(activation, CROSS_ENTROPY),
         *((OutcomeSums if one_vs_rest else TrueClassSums)(activation, formula) for formula in FORMULAS),
     ]
 
@@ -92,7 +79,7 @@ def test_terms_survive_their_text() -> None:
 
 
 def test_a_term_with_a_tensor_or_a_formula_of_its_own_has_no_text() -> None:
-    sums = TrueClassSums("softmax", FORMULAS[0])
+    sums = TrueClassSums("softmax", CROSS_ENTROPY)
     own = [TrueClassSums("softmax", torch.neg), TrueClassSums("softmax", PolyFormula(torch.ones(())))]
     for term in (VoxelMap(sums), MapSums("softmax", torch.ones(1, 2, 3), "error"), MarginSums(torch.relu), *own):
         assert library.encode(term) is None

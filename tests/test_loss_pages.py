@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from loss_list import each
 from monai.bundle import ConfigParser
 
 import monai_extra_losses
@@ -25,7 +26,7 @@ TABLE = loss_table()
 CONFIG = ConfigParser.load_config_files(_config_files(("train", "losses")))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_options_and_defaults_are_those_of_the_class(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters
     options = loss_options_of(name)
@@ -118,6 +119,6 @@ def test_showing_imports_neither_torch_nor_monai() -> None:
         "import sys; from monai_extra_losses.cli import main\ntry: main(['show', 'dice_ce'])\nexcept SystemExit: pass\n"
     )
     code += "print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert answer.stdout.splitlines()[-1] == "[]"
     assert monai_extra_losses.__name__ in answer.stdout

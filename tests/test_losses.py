@@ -1,8 +1,8 @@
 """Each loss against its formula, its identities, and the direction that each of its options pulls."""
 
 import copy
+import itertools
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import monai.losses
@@ -11,7 +11,19 @@ import pytest
 import references as ref
 import torch
 import torch.nn.functional as F
-from loss_list import assert_lean, labels_like, one_hot, value_and_gradient
+from loss_list import (
+    ENTRIES,
+    LABELS,
+    SOFTMAX,
+    LossEntry,
+    assert_lean,
+    each,
+    every_loss,
+    labels_like,
+    one_hot,
+    told,
+    value_and_gradient,
+)
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
@@ -29,184 +41,31 @@ from monai_extra_losses.losses import (
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.contours import contour_sizes
 
-LABELS: dict[str, Any] = {"to_onehot_y": True}
-SOFTMAX: dict[str, Any] = {**LABELS, "softmax": True}
-Reference = Callable[[ref.Array, ref.Array, str, ref.Array], float]
+# Lovasz and the structural similarity have a harness of their own below, what measures distances in test_boundary.py.
+of_the_list = every_loss(only=lambda entry: entry.lean)
 
 
-def mean_dice(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return float(ref.dice_loss(ref.soft_counts(ref.activated(x, activation), g, w)).mean())
+def options_of_references(entry: LossEntry) -> list[dict[str, Any]]:
+    return [{}, *entry.variants.values(), *entry.further]
 
 
-def mean_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array, smoothing: float = 0.0) -> float:
-    if activation == "sigmoid":
-        return float((w * ref.binary_cross_entropy_map(x, g, "sigmoid", smoothing)).sum() / (w.sum() * x.shape[1]))
-    return float((w * ref.cross_entropy_map(x, g, activation, smoothing)).sum() / w.sum())
+@of_the_list
+def test_value_and_gradient_are_those_of_the_formula(entry: LossEntry) -> None:
+    kinds = ["labels", "labels and mask", *(() if entry.hard_reference else ("soft", "soft and mask"))]
+    shapes = [(2, 3, 3, 5), (2, 2, 2, 3, 2)]
+    cases = itertools.product([{}], shapes, kinds)
+    more = itertools.product(options_of_references(entry)[1:], shapes[:1], ["labels and mask", kinds[-1]])
+    for (options, shape, kind), activation in itertools.product([*cases, *more], entry.activations):
+        with told(options, activation, shape, kind):
+            compare_with_the_formula(entry, options, activation, shape, kind)
 
 
-def mean_focal(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    voxels = ref.focal_softmax_map(x, g, 2.0) if activation == "softmax" else ref.focal_sigmoid_map(x, g, 2.0)
-    return float((w * voxels).sum() / (w.sum() * x.shape[1]))
-
-
-def batch_dice(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return float(ref.dice_loss(ref.soft_counts(ref.activated(x, activation), g, w, batch=True)).mean())
-
-
-def foreground_dice(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return float(ref.dice_loss(ref.soft_counts(ref.activated(x, activation), g, w))[:, 1:].mean())
-
-
-def squared_dice(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return float(ref.squared_dice_loss(ref.activated(x, activation), g, w).mean())
-
-
-def mean_jaccard(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return float(ref.jaccard_loss(ref.soft_counts(ref.activated(x, activation), g, w)).mean())
-
-
-def mean_tversky(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return float(ref.tversky_loss(ref.soft_counts(ref.activated(x, activation), g, w), 0.3, 0.7).mean())
-
-
-def mean_focal_tversky(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    counts = ref.soft_counts(ref.activated(x, activation), g, w)
-    return float(ref.focal_tversky_loss(counts, alpha=0.3, beta=0.7, gamma=4 / 3).mean())
-
-
-def smoothed_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return mean_cross_entropy(x, g, activation, w, 0.1)
-
-
-def dice_and_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    # Without an activation the cross-entropy still reads its input as scores.
-    scores = "sigmoid" if activation == "sigmoid" else "softmax"
-    return 0.3 * mean_dice(x, g, activation, w) + 0.7 * mean_cross_entropy(x, g, scores, w)
-
-
-def of_pairs(loss: Callable[..., ref.Array], **knobs: Any) -> Reference:
-    """The mean of a region loss that is a function of p, g and the weights of the voxels."""
-    return lambda x, g, activation, w: float(loss(ref.activated(x, activation), g, w, **knobs).mean())
-
-
-def of_true_class(formula: Callable[..., ref.Array], **knobs: Any) -> Reference:
-    return lambda x, g, activation, w: ref.true_class_mean(x, g, activation, w, lambda log_pt: formula(log_pt, **knobs))
-
-
-def weighted_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return ref.beta_cross_entropy(x, g, activation, w, 3.0, 1.0)
-
-
-def target_weighted_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    share = ref.over_voxels(g, w) / ref.over_voxels(w)
-    beta = np.clip((1 - share) / np.maximum(share, 1e-12), 1e-3, 1e3)
-    return ref.beta_cross_entropy(x, g, activation, w, beta, 1.0)
-
-
-def balanced_cross_entropy(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    beta = np.clip(1 - ref.over_voxels(g, w) / ref.over_voxels(w), 0.05, 0.95)
-    return ref.beta_cross_entropy(x, g, activation, w, beta, 1 - beta)
-
-
-def top_k(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    voxels = ref.binary_cross_entropy_map(x, g) if activation == "sigmoid" else ref.cross_entropy_map(x, g, activation)
-    return ref.top_k_mean(w * voxels, w > 0, 30)
-
-
-def dice_and_focal(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return 0.3 * mean_dice(x, g, activation, w) + 0.7 * mean_focal(x, g, activation, w)
-
-
-def dice_and_top_k(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    return 0.3 * mean_dice(x, g, activation, w) + 0.7 * top_k(x, g, activation, w)
-
-
-def combo(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    dice = ref.dice_loss(ref.soft_counts(ref.activated(x, activation), g, w), 1.0, 1.0).mean()
-    return float(0.4 * ref.beta_cross_entropy(x, g, activation, w, 0.7, 1 - 0.7) + (1 - 0.4) * dice)
-
-
-def asymmetric_unified_focal(x: ref.Array, g: ref.Array, activation: str, w: ref.Array) -> float:
-    knobs = {"weight_focal": 0.3, "delta": 0.7, "gamma": 0.25}
-    return ref.unified_focal(x, g, activation, w, asymmetric=True, **knobs)
-
-
-FORMULAS: dict[str, tuple[type[nn.Module], dict[str, Any], Reference]] = {
-    "log-cosh Dice": (losses.LogCoshDiceLoss, {}, of_pairs(ref.log_cosh_dice_loss)),
-    "generalized Dice": (losses.FusedGeneralizedDiceLoss, {}, of_pairs(ref.generalized_dice_loss)),
-    "generalized Dice, 1/V": (
-        losses.FusedGeneralizedDiceLoss,
-        {"w_type": "simple"},
-        of_pairs(ref.generalized_dice_loss, power=1),
-    ),
-    "generalized Dice, skip": (
-        losses.FusedGeneralizedDiceLoss,
-        {"absent_class": "skip"},
-        of_pairs(ref.generalized_dice_loss, skip=True),
-    ),
-    "sensitivity-specificity": (
-        losses.SensitivitySpecificityLoss,
-        {"sensitivity_weight": 0.3},
-        of_pairs(ref.sensitivity_specificity_loss, sensitivity_weight=0.3),
-    ),
-    "two-class Dice": (losses.TwoClassDiceLoss, {}, of_pairs(ref.two_class_dice_loss)),
-    "noise-robust Dice": (losses.NoiseRobustDiceLoss, {}, of_pairs(ref.noise_robust_dice_loss)),
-    "boundary DoU": (losses.BoundaryDoULoss, {}, of_pairs(ref.boundary_dou_loss)),
-    "poly": (losses.PolyLoss, {}, of_true_class(ref.poly)),
-    "poly, 2": (losses.PolyLoss, {"epsilon": 2.0}, of_true_class(ref.poly, epsilon=2.0)),
-    "generalized CE": (losses.GeneralizedCrossEntropyLoss, {}, of_true_class(ref.generalized_cross_entropy)),
-    "weighted CE": (losses.WeightedCrossEntropyLoss, {"beta": 3.0}, weighted_cross_entropy),
-    "weighted CE, target": (losses.WeightedCrossEntropyLoss, {"mode": "target"}, target_weighted_cross_entropy),
-    "balanced CE": (losses.BalancedCrossEntropyLoss, {}, balanced_cross_entropy),
-    "top-k": (losses.TopKLoss, {"k": 30.0}, top_k),
-    "hinge": (losses.HingeLoss, {}, lambda x, g, activation, w: ref.hinge_mean(x, g, w)),
-    "squared hinge": (losses.SquaredHingeLoss, {}, lambda x, g, activation, w: ref.hinge_mean(x, g, w, 2)),
-    "categorical hinge": (
-        losses.CategoricalHingeLoss,
-        {},
-        lambda x, g, activation, w: ref.categorical_hinge_mean(x, g, w),
-    ),
-    "Dice and focal": (losses.FusedDiceFocalLoss, {"lambda_dice": 0.3, "lambda_focal": 0.7}, dice_and_focal),
-    "Dice and top-k": (losses.DiceTopKLoss, {"lambda_dice": 0.3, "lambda_topk": 0.7, "k": 30.0}, dice_and_top_k),
-    "Combo": (losses.ComboLoss, {"alpha": 0.4, "beta": 0.7}, combo),
-    "exponential logarithmic": (losses.ExponentialLogarithmicLoss, {}, ref.exponential_logarithmic),
-    "unified focal": (losses.UnifiedFocalLoss, {}, ref.unified_focal),
-    "unified focal, asymmetric": (
-        losses.UnifiedFocalLoss,
-        {"asymmetric": True, "weight_focal": 0.3, "delta": 0.7, "gamma": 0.25},
-        asymmetric_unified_focal,
-    ),
-    "Dice": (FusedDiceLoss, {}, mean_dice),
-    "Dice, batch": (FusedDiceLoss, {"batch": True}, batch_dice),
-    "Dice, foreground": (FusedDiceLoss, {"include_background": False}, foreground_dice),
-    "Dice, squared": (FusedDiceLoss, {"squared_pred": True}, squared_dice),
-    "Jaccard": (JaccardLoss, {}, mean_jaccard),
-    "Tversky": (FusedTverskyLoss, {"alpha": 0.3, "beta": 0.7}, mean_tversky),
-    "focal Tversky": (FocalTverskyLoss, {}, mean_focal_tversky),
-    "cross-entropy": (CrossEntropyLoss, {}, mean_cross_entropy),
-    "cross-entropy, smoothed": (CrossEntropyLoss, {"label_smoothing": 0.1}, smoothed_cross_entropy),
-    "focal": (FusedFocalLoss, {}, mean_focal),
-    "Dice and cross-entropy": (FusedDiceCELoss, {"lambda_dice": 0.3, "lambda_ce": 0.7}, dice_and_cross_entropy),
-}
-RAW_SCORES = {"hinge", "squared hinge", "categorical hinge"}
-HARD_TARGETS_ONLY = {"focal", "Dice and focal"}  # with soft ones it is MONAI's, see test_drop_in.py
-
-
-@pytest.mark.parametrize("kind", ["labels", "labels and mask", "soft", "soft and mask"])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("shape", [(3, 3, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
-@pytest.mark.parametrize("name", FORMULAS)
-def test_value_and_gradient_are_those_of_the_formula(
-    name: str, shape: tuple[int, ...], activation: str, kind: str
+def compare_with_the_formula(
+    entry: LossEntry, options: dict[str, Any], activation: str, shape: tuple[int, ...], kind: str
 ) -> None:
-    cls, options, reference = FORMULAS[name]
-    if (name in HARD_TARGETS_ONLY and ("soft" in kind or activation == "none")) or (
-        name in RAW_SCORES and activation != "none"
-    ):
-        pytest.skip("not in the formula")
     torch.manual_seed(0)
     scores = 2 * torch.randn(shape, dtype=torch.float64)
-    if activation == "none" and name not in RAW_SCORES:
+    if activation == "none" and not entry.raw_scores:
         scores = (scores / 4).softmax(1)  # differences near p = 0 would be wrong
     labels = labels_like(scores)
     soft = torch.rand(shape, dtype=torch.float64)
@@ -214,28 +73,28 @@ def test_value_and_gradient_are_those_of_the_formula(
         labels[0], soft[0, 2] = labels[0] % 2, 0
     target = soft / soft.sum(1, keepdim=True) if "soft" in kind else labels
     mask = torch.rand(shape[0], 1, *shape[2:], dtype=torch.float64) if "mask" in kind else None
-    if cls is FusedFocalLoss:
-        active = {"use_softmax": activation == "softmax"}
-    else:
-        active = {activation: True} if activation != "none" else {}
-    value, gradient = value_and_gradient(cls(to_onehot_y="labels" in kind, **active, **options), scores, target, mask)
+    loss = entry.make(activation, to_onehot_y="labels" in kind, **options)
+    value, gradient = value_and_gradient(loss, scores, target, mask)
     g = target.numpy() if "soft" in kind else ref.one_hot(labels.numpy(), shape[1])
     w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.numpy()
     x = scores.numpy()
-    assert value.item() == pytest.approx(reference(x, g, activation, w), rel=1e-12)
+    assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=1e-12)
+    if options.get("mode") == "prediction":
+        return  # its factors follow the prediction, without gradient: see the test of that name
     # The error of the differences is about 1e-10.
-    expected = ref.gradient(lambda moved: reference(moved, g, activation, w), x)
+    expected = ref.gradient(lambda moved: entry.reference(moved, g, activation, w, **options), x)
     np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 12])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("name", sorted(set(FORMULAS) - RAW_SCORES - {"cross-entropy, smoothed"}))
+@of_the_list
+@each("num_classes", [2, 3, 12])
+@each("activation", ["softmax", "sigmoid"])
 def test_masked_classes_and_hopeless_voxels_are_those_of_the_formula(
-    name: str, activation: str, num_classes: int
+    entry: LossEntry, activation: str, num_classes: int
 ) -> None:
     """In float32: scores of -inf, which the formula has as very small ones, and a voxel with p_t below 1e-30."""
-    cls, options, reference = FORMULAS[name]
+    if activation not in entry.activations:
+        pytest.skip("reads raw scores")
     torch.manual_seed(0)
     scores = 2 * torch.randn(2, num_classes, 4, 6)
     labels = labels_like(scores)
@@ -243,14 +102,18 @@ def test_masked_classes_and_hopeless_voxels_are_those_of_the_formula(
     scores[1, :, 2, 3] = torch.where(true[1, :, 2, 3], -100.0, 0.0)
     scores = scores.masked_fill(~true & (torch.rand(scores.shape) < 0.4), -torch.inf)
     scores[0, :, 0] = torch.where(true[0, :, 0], scores[0, :, 0], -torch.inf)  # no class but the true one
-    active = {"use_softmax": activation == "softmax"} if cls is FusedFocalLoss else {activation: True}
     x = scores.double().clamp_min(-1e4).numpy()
     g, w = ref.one_hot(labels.numpy(), num_classes), np.ones((2, 1, 4, 6))
-    for target in (labels, true.float()):
-        value, gradient = value_and_gradient(cls(to_onehot_y=target is labels, **active, **options), scores, target)
-        assert value.item() == pytest.approx(reference(x, g, activation, w), rel=2e-6)
-        assert gradient.isfinite().all()
-        assert (gradient[scores.isinf()] == 0).all()
+    for options in options_of_references(entry):
+        if "label_smoothing" in options:
+            continue  # every class has a share in its loss
+        for target in (labels, true.float()):
+            with told(options, target.shape):
+                loss = entry.make(activation, to_onehot_y=target is labels, **options)
+                value, gradient = value_and_gradient(loss, scores, target)
+                assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=2e-6)
+                assert gradient.isfinite().all()
+                assert (gradient[scores.isinf()] == 0).all()
 
 
 def test_gradient_of_dice_is_that_of_its_docstring() -> None:
@@ -264,7 +127,8 @@ def test_gradient_of_dice_is_that_of_its_docstring() -> None:
 def test_soft_label_dice_is_min_overlap_and_zero_for_the_target_itself() -> None:
     p, g = torch.rand(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, 5, dtype=torch.float64)
     loss = FusedDiceLoss(soft_label=True)
-    assert loss(p, g).item() == pytest.approx(ref.soft_label_dice_loss(p.numpy(), g.numpy()).mean(), rel=1e-12)
+    expected = ENTRIES["FusedDiceLoss"].reference(p.numpy(), g.numpy(), "none", np.ones((2, 1, 4, 5)), soft_label=True)
+    assert loss(p, g).item() == pytest.approx(expected, rel=1e-12)
     assert loss(g, g).item() == pytest.approx(0, abs=1e-12)
     assert FusedDiceLoss()(g, g) > 0.1
 
@@ -338,15 +202,17 @@ def test_the_compound_in_nnu_net_s_form_pools_top_k_alone() -> None:
 # --- what the harness above does not fit ---
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shape", [(2, 2, 3, 5), (1, 3, 2, 3, 2)], ids=["2D", "3D"])
-def test_structural_similarity_is_its_formula(shape: tuple[int, ...], masked: bool, activation: str) -> None:
+@each("activation", ["softmax", "sigmoid", "none"])
+@each("masked", [False, True])
+@each("shape", [(2, 2, 3, 4), (1, 2, 2, 3, 2)])
+@each("options", options_of_references(ENTRIES["CorrelationMaximizedStructuralSimilarityLoss"]))
+def test_structural_similarity_is_its_formula(
+    shape: tuple[int, ...], masked: bool, activation: str, options: dict[str, float]
+) -> None:
     torch.manual_seed(0)
+    entry = ENTRIES["CorrelationMaximizedStructuralSimilarityLoss"]
     scores = torch.randn(shape, dtype=torch.float64)
     x = (scores.softmax(1) if activation == "none" else scores).numpy()
-    active = {} if activation == "none" else {activation: True}
-    loss = losses.CorrelationMaximizedStructuralSimilarityLoss(to_onehot_y=True, weight_cross_entropy=0.3, **active)
     labels = labels_like(scores)
     mask = torch.rand(shape[0], 1, *shape[2:], dtype=torch.float64) if masked else None
     w = np.ones((shape[0], 1, *shape[2:]))
@@ -354,42 +220,33 @@ def test_structural_similarity_is_its_formula(shape: tuple[int, ...], masked: bo
         mask[0, 0, 1] = 0
         w = mask.numpy()
     g = ref.one_hot(labels.numpy(), shape[1])
-    value, gradient = value_and_gradient(loss, torch.from_numpy(x), labels, mask)
-
-    def reference(moved: ref.Array) -> float:
-        return ref.structural_similarity(moved, g, activation, w, weight_cross_entropy=0.3)
-
-    assert value.item() == pytest.approx(reference(x), rel=1e-10)
-    np.testing.assert_allclose(gradient.numpy(), ref.gradient(reference, x), atol=1e-8)
+    value, gradient = value_and_gradient(entry.make(activation, **options), torch.from_numpy(x), labels, mask)
+    assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=1e-10)
+    expected = ref.gradient(lambda moved: entry.reference(moved, g, activation, w, **options), x)
+    np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["labels", "labels and mask", "onehot"])
-@pytest.mark.parametrize("batch", [False, True], ids=["samples", "batch"])
-@pytest.mark.parametrize("absent_class", ["smooth", "skip"])
+@each("kind", ["labels", "labels and mask", "onehot"])
+@each("options", options_of_references(ENTRIES["LovaszLoss"]))
+@each("shape", [(3, 4, 2, 3), (2, 2, 2, 2, 3)])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("shape", [(3, 4, 3, 5), (2, 2, 2, 3, 3)], ids=["2D", "3D"])
-def test_lovasz_is_its_formula(
-    shape: tuple[int, ...], activation: str, absent_class: str, batch: bool, kind: str
-) -> None:
+def test_lovasz_is_its_formula(shape: tuple[int, ...], activation: str, options: dict[str, Any], kind: str) -> None:
     torch.manual_seed(0)
+    entry = ENTRIES["LovaszLoss"]
     scores = torch.randn(shape, dtype=torch.float64)
     scores = scores.softmax(1) if activation == "none" else scores
-    active = {} if activation == "none" else {activation: True}
     labels = labels_like(scores) % max(2, shape[1] - 1)  # of four classes one is absent from the batch
     labels[0] = labels[0] % 2
     mask = torch.rand(shape[0], 1, *shape[2:]) > 0.3 if "mask" in kind else None
     w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.double().numpy()
     g = ref.one_hot(labels.numpy(), shape[1])
     target = torch.from_numpy(g) if kind == "onehot" else labels
-    loss = losses.LovaszLoss(to_onehot_y=kind != "onehot", batch=batch, absent_class=absent_class, **active)
+    loss = entry.make(activation, to_onehot_y=kind != "onehot", **options)
     value, gradient = value_and_gradient(loss, scores, target, mask)
-
-    def reference(moved: ref.Array) -> float:
-        return ref.lovasz(moved, g, activation, w, batch=batch, skip=absent_class == "skip")
-
     x = scores.numpy()
-    assert value.item() == pytest.approx(reference(x), rel=1e-12)
-    np.testing.assert_allclose(gradient.numpy(), ref.gradient(reference, x, 1e-7), atol=1e-7)
+    assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=1e-12)
+    expected = ref.gradient(lambda moved: entry.reference(moved, g, activation, w, **options), x, 1e-7)
+    np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-7)
 
 
 def test_an_absent_class_costs_lovasz_its_largest_error() -> None:
@@ -1132,6 +989,19 @@ def test_beta_of_weighted_cross_entropy_is_on_the_positives() -> None:
         assert loss(torch.zeros(1, 1, 10), rare).item() == pytest.approx(expected, rel=1e-5)
 
 
+@each("positives, beta", [(1, 1e3), (4, 999.0), (3996, 4 / 3996), (3999, 1e-3)])
+def test_odds_of_weighted_cross_entropy_are_kept_within_a_thousand(positives: int, beta: float) -> None:
+    """Of 4000 voxels; so many positives, and as many voxels predicted."""
+    target = torch.zeros(1, 1, 4000, dtype=torch.float64)
+    target[..., :positives] = 1
+    of_target = losses.WeightedCrossEntropyLoss(mode="target", sigmoid=True)(torch.zeros_like(target), target)
+    expected = (beta * positives + 4000 - positives) / 4000 * np.log(2)
+    assert of_target.item() == pytest.approx(expected, rel=1e-9)
+    p = torch.full_like(target, positives / 4000)
+    of_prediction = losses.WeightedCrossEntropyLoss(mode="prediction")(p, torch.ones_like(target))
+    assert of_prediction.item() == pytest.approx(-beta * np.log(positives / 4000), rel=1e-9)
+
+
 def test_balanced_cross_entropy_gives_both_sides_the_same_gradient() -> None:
     rare = torch.zeros(1, 1, 20, dtype=torch.float64)
     rare[..., :2] = 1
@@ -1208,6 +1078,32 @@ def test_asymmetric_unified_focal_keeps_the_loss_of_rare_foreground() -> None:
     )
     assert plain.item() == pytest.approx(0.6 * np.log1p(np.exp(-2.0)))
     assert focal < 0.5 * plain
+
+
+@each(
+    "loss, perfect",
+    [
+        (FocalTverskyLoss(gamma=2.0), 1e-7**0.5),
+        (losses.UnifiedFocalLoss(weight_focal=0.0, gamma=0.25), 1e-7**0.75),
+        (losses.ExponentialLogarithmicLoss(weight_cross_entropy=0.0), 0.8 * (-np.log(1 - 1e-6)) ** 0.3),
+        (losses.ExponentialLogarithmicLoss(weight_dice=0.0), 0.2 * 2 * 2**0.5 * 1e-7**0.3 / 2),
+    ],
+)
+def test_a_perfect_prediction_costs_the_bound_under_a_root(loss: nn.Module, perfect: float) -> None:
+    """Where the power has no finite gradient; two classes of half the voxels each."""
+    labels = (torch.arange(16) % 2).view(1, 1, 4, 4)
+    p = one_hot(labels, 2, torch.float64)
+    value, gradient = value_and_gradient(loss, p, p)
+    assert value.item() == pytest.approx(perfect, rel=1e-9)
+    assert gradient.isfinite().all()
+
+
+def test_a_dice_of_0_costs_the_bound_under_its_logarithm() -> None:
+    options = {"weight_cross_entropy": 0.0, "smooth_nr": 0.0, "smooth_dr": 0.0}
+    g = torch.zeros(1, 1, 8, dtype=torch.float64)
+    g[..., :4] = 1
+    value = losses.ExponentialLogarithmicLoss(**options)(1 - g, g).item()
+    assert value == pytest.approx(0.8 * (-np.log(1e-7)) ** 0.3, rel=1e-9)
 
 
 def test_exponential_logarithmic_raises_the_weight_of_rare_classes() -> None:

@@ -9,15 +9,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_list import labels_like, one_hot
-from torch import Tensor, nn
+from loss_list import each, labels_like, one_hot, told
+from term_checks import (
+    CubeSums,
+    SizeSums,
+    SquareRootSums,
+    TwiceOutcomeSums,
+    TwiceSums,
+    VolumeSums,
+    definitions,
+    focal,
+    formulas_of,
+    results_and_gradient,
+)
+from torch import Tensor
 
-from monai_extra_losses import losses
 from monai_extra_losses.ops import plan as plans
 from monai_extra_losses.ops import slab_pass
-from monai_extra_losses.ops.call_data import CallData, Voxels
-from monai_extra_losses.ops.formulas import CrossEntropyFormula, SoftFocalFormula
+from monai_extra_losses.ops.call_data import CallData
+from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula, SoftFocalFormula
 from monai_extra_losses.ops.fused_sums import fused_sums
+from monai_extra_losses.ops.kernels.labels import sum_by_label
 from monai_extra_losses.ops.kernels.slab import derivative
 from monai_extra_losses.ops.terms import (
     Activation,
@@ -36,12 +48,7 @@ from monai_extra_losses.ops.terms import (
     VoxelFormula,
     VoxelMap,
     VoxelSums,
-    probabilities,
 )
-
-
-def focal(log_pt: Tensor) -> Tensor:
-    return (-torch.expm1(log_pt)) ** 2 * -log_pt
 
 
 def margin(s: Tensor) -> Tensor:
@@ -93,7 +100,8 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
     return cases
 
 
-ALL = [(activation, name) for activation in ("softmax", "sigmoid", "none") for name in terms_of(activation)]
+ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid", "none")
+ALL = [(activation, name) for activation in ACTIVATIONS for name in terms_of(activation)]
 
 
 def has_kernels(terms: list[Term], num_classes: int = 3) -> bool:
@@ -118,33 +126,6 @@ def scores_and_labels(shape: tuple[int, ...], activation: Activation, dtype: tor
     return scores.to(dtype), labels_like(scores)
 
 
-def totals(results: list[Tensor], terms: list[Term]) -> list[Tensor]:
-    """Where a term does not want its classes apart, only their total has a meaning."""
-    apart = [not isinstance(term, TrueClassSums) or term.by_class for term in terms]
-    return [r if a else r.sum(-1, keepdim=True) for r, a in zip(results, apart, strict=True)]
-
-
-def definitions(data: CallData, terms: list[Term]) -> list[Tensor]:
-    """The plain definitions, on all voxels at once."""
-    results = [term.definition(data.whole()) for term in terms]
-    return [
-        result.reshape(*result.shape[:2], *data.scores.shape[2:]) if isinstance(term, VoxelMap) else result
-        for term, result in zip(terms, results, strict=True)
-    ]
-
-
-def results_and_gradient(function: Any, data: CallData, terms: list[Term]) -> tuple[list[Tensor], Tensor]:
-    """Results, and the gradient of their sum with an own random factor for each number."""
-    leaf = data.scores.detach().requires_grad_()
-    same = CallData(leaf, data.target, data.mask, data.labels, data.ignore_index)
-    results = totals(function(same, terms), terms)
-    generator = torch.Generator().manual_seed(3)
-    factors = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results]
-    total = torch.stack([(r * f).sum().double() for r, f in zip(results, factors, strict=True)]).sum()
-    gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
-    return [r.detach() for r in results], torch.zeros_like(leaf) if gradient is None else gradient
-
-
 def assert_equal_to_the_definition(data: CallData, terms: list[Term]) -> None:
     expected, expected_gradient = results_and_gradient(definitions, data, terms)
     got, gradient = results_and_gradient(fused_sums, data, terms)
@@ -164,10 +145,10 @@ def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "slab_length", lambda data, floats: 7)
 
 
-@pytest.mark.parametrize("weights", ["none", "mask", "ignore_index", "both"])
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("activation", "name"), ALL)
+@each("weights", ["none", "mask", "ignore_index", "both"])
+@each("num_classes", [2, 3, 5])
+@each("dtype", [torch.float64, torch.float32])
 @pytest.mark.usefixtures("_many_slabs")
 def test_kernels_equal_the_definitions(
     activation: Activation, name: str, dtype: torch.dtype, num_classes: int, weights: str
@@ -181,8 +162,8 @@ def test_kernels_equal_the_definitions(
     assert_equal_to_the_definition(data, terms_of(activation)[name])
 
 
-@pytest.mark.parametrize("length", [7, 61, 125, 10**6])
 @pytest.mark.parametrize(("activation", "name"), ALL)
+@each("length", [7, 61, 125, 10**6])
 def test_slabs_of_several_samples(
     activation: Activation, name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,18 +177,18 @@ def test_slabs_of_several_samples(
         assert_equal_to_the_definition(data, terms_of(activation)[name])
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 3, 1), (1, 2, 1, 1), (3, 5, 1, 1, 1), (2, 3, 17), (1, 2, 1, 19), (2, 4, 3, 1, 5)]
-)
-@pytest.mark.parametrize(("activation", "name"), ALL)
-def test_one_voxel_and_odd_sizes(activation: Activation, name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each("shape", [(1, 3, 1), (1, 2, 1, 1), (3, 5, 1, 1, 1), (2, 3, 17), (1, 2, 1, 19), (2, 4, 3, 1, 5)])
+def test_one_voxel_and_odd_sizes(activation: Activation, shape: tuple[int, ...]) -> None:
     scores, labels = scores_and_labels(shape, activation, torch.float64)
-    assert_equal_to_the_definition(CallData(scores, labels, None, True, None), terms_of(activation)[name])
+    for name, terms in terms_of(activation).items():
+        with told(name):
+            assert_equal_to_the_definition(CallData(scores, labels, None, True, None), terms)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("num_classes", [1, 2, 3])
 @pytest.mark.parametrize(("activation", "name"), ALL)
+@each("dtype", [torch.float64, torch.float32])
+@each("num_classes", [1, 2, 3])
 @pytest.mark.usefixtures("_many_slabs")
 def test_soft_and_one_hot_targets(activation: Activation, name: str, num_classes: int, dtype: torch.dtype) -> None:
     if activation == "softmax" and num_classes == 1:
@@ -219,7 +200,7 @@ def test_soft_and_one_hot_targets(activation: Activation, name: str, num_classes
             assert_equal_to_the_definition(CallData(scores, target, mask, False, None), terms_of(activation)[name])
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.usefixtures("_many_slabs")
 def test_soft_overlap_and_soft_focal(activation: Activation) -> None:
     scores, _ = scores_and_labels((2, 3, 5, 6), activation, torch.float64)
@@ -237,17 +218,17 @@ def test_maps_with_factors(activation: Activation, num_classes: int) -> None:
     scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, torch.float32)
     data = CallData(scores, labels, torch.rand(2, 1, 5, 6), True, None)
     sums = voxel_sums(activation, focal)
-    same, each = torch.rand(num_classes), torch.rand(2, 2, num_classes)
-    for positive, negative in ((same, same), (same, None), tuple(each)):
+    same, own = torch.rand(num_classes), torch.rand(2, 2, num_classes)
+    for positive, negative in ((same, same), (same, None), tuple(own)):
         terms: list[Term] = [VoxelMap(sums, positive, negative)]
         assert has_kernels(terms)
         assert_equal_to_the_definition(data, terms)
 
 
-@pytest.mark.parametrize("target_kind", ["labels", "labels and mask", "soft"])
-@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("of", ["probability", "error", "surface"])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@each("target_kind", ["labels", "labels and mask", "soft"])
+@each("num_classes", [2, 3])
 @pytest.mark.usefixtures("_many_slabs")
 def test_sums_with_a_map(activation: Activation, of: MapOf, num_classes: int, target_kind: str) -> None:
     for dtype in (torch.float64, torch.float32):
@@ -267,63 +248,9 @@ def test_sums_with_a_map(activation: Activation, of: MapOf, num_classes: int, ta
             assert_equal_to_the_definition(data, terms)
 
 
-@dataclasses.dataclass(frozen=True)
-class CubeSums:
-    """A term of somebody else: sum p^3 g, result (1, B, C)."""
-
-    activation: Activation
-
-    def shape(self, scores: Tensor) -> tuple[int, ...]:
-        return 1, scores.shape[0], scores.shape[1]
-
-    def definition(self, v: Voxels) -> Tensor:
-        p = probabilities(v.scores, self.activation)
-        return v.weighted(p**3 * v.one_hot()).sum(-1, dtype=torch.float64).unsqueeze(0)
-
-
-class SquareRootSums(CountSums):
-    """One that changes the definition of a term with a kernel: sum p^(1/2) and its square."""
-
-    def definition(self, v: Voxels) -> Tensor:
-        p = (probabilities(v.scores, self.activation) + 1e-3).sqrt()
-        return torch.stack([v.weighted(part).sum(-1, dtype=torch.float64) for part in (p, p * p)])
-
-
-class TwiceSums(TrueClassSums):
-    """One that changes the losses of a term with a kernel."""
-
-    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
-        positive, negative = TrueClassSums.losses(self, v)
-        return 2 * positive, 2 * negative
-
-
-class TwiceOutcomeSums(OutcomeSums):
-    """The same one-vs-rest."""
-
-    def losses(self, v: Voxels) -> tuple[Tensor, Tensor]:
-        positive, negative = OutcomeSums.losses(self, v)
-        return 2 * positive, 2 * negative
-
-
-class SizeSums(TargetSums):
-    """One that reads the scores where the term that it derives from does not."""
-
-    reads_scores = True
-
-    def definition(self, v: Voxels) -> Tensor:
-        return v.weighted(v.scores**2).sum(-1, dtype=torch.float64).expand(2, -1, -1)
-
-
-class VolumeSums(CubeSums):
-    """One that reads the target alone: it has no gradient."""
-
-    def definition(self, v: Voxels) -> Tensor:
-        return v.weighted(v.one_hot()).sum(-1, dtype=torch.float64).unsqueeze(0)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 12])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each("masked", [False, True])
+@each("num_classes", [1, 2, 3, 12])
 @pytest.mark.usefixtures("_many_slabs")
 def test_a_term_without_a_kernel_has_its_definition(activation: Activation, num_classes: int, masked: bool) -> None:
     scores, labels = scores_and_labels((2, num_classes, 5, 6), activation, torch.float64)
@@ -352,9 +279,9 @@ STRIDES = {
 }
 
 
-@pytest.mark.parametrize("which", ["scores", "target", "mask", "all"])
-@pytest.mark.parametrize("strides", STRIDES)
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each("which", ["scores", "target", "mask", "all"])
+@each("strides", STRIDES)
 @pytest.mark.usefixtures("_many_slabs")
 def test_strides_without_a_flat_view(activation: Activation, strides: str, which: str) -> None:
     for num_classes in (2, 3):
@@ -368,8 +295,9 @@ def test_strides_without_a_flat_view(activation: Activation, strides: str, which
             True,
             None,
         )
-        for name in ("all", "Dice and cross-entropy"):
-            assert_equal_to_the_definition(data, terms_of(activation)[name])
+        assert_equal_to_the_definition(
+            data, terms_of(activation)["all" if num_classes == 3 else "Dice and cross-entropy"]
+        )
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
@@ -379,7 +307,7 @@ def test_a_second_backward_of_one_graph(activation: Activation) -> None:
     leaf = scores.clone().requires_grad_()
     terms = terms_of(activation)["Dice and cross-entropy"]
     total = torch.cat([r.flatten() for r in fused_sums(CallData(leaf, labels, None, True, None), terms)]).sum()
-    (first,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    first = torch.autograd.grad(total, leaf, retain_graph=True)[0].clone()  # whatever the second writes over
     (second,) = torch.autograd.grad(total, leaf, retain_graph=True)
     torch.testing.assert_close(first, second, atol=1e-15, rtol=1e-13)
 
@@ -407,7 +335,7 @@ def test_the_pieces_cover_every_voxel_once() -> None:
                 assert bool((seen == 1).all())
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_gradient_of_some_results(activation: Activation) -> None:
     """Each of several results alone: the gradients of the others are absent, not zero."""
     for num_classes in (2, 3):
@@ -423,20 +351,19 @@ def test_the_gradient_of_some_results(activation: Activation) -> None:
             torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3])
-@pytest.mark.parametrize(("activation", "name"), ALL)
-def test_nothing_waits_for_a_gpu(
-    activation: Activation, name: str, num_classes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each("num_classes", [2, 3])
+def test_nothing_waits_for_a_gpu(activation: Activation, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without data stand for those of a GPU: a number that is read of one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
-    terms = terms_of(activation)[name]
     scores = torch.empty(2, num_classes, 5, 6, device="meta")
     labels, mask = scores[:, :1].long(), scores[:, :1]
-    for data in (CallData(scores, labels, None, True, None), CallData(scores, labels, mask, True, 1)):
-        chosen = plans.plan(data, terms, keeps_softmax=True)
-        results = slab_pass.forward(data, terms, chosen)
-        assert slab_pass.backward(data, terms, results, chosen).shape == scores.shape
+    for name, terms in terms_of(activation).items():
+        for data in (CallData(scores, labels, None, True, None), CallData(scores, labels, mask, True, 1)):
+            with told(name):
+                chosen = plans.plan(data, terms, keeps_softmax=True)
+                results = slab_pass.forward(data, terms, chosen)
+                assert slab_pass.backward(data, terms, results, chosen).shape == scores.shape
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -459,6 +386,28 @@ def test_confident_voxels_keep_their_digits_one_vs_rest(num_classes: int) -> Non
             torch.testing.assert_close(gradient.double(), expected_gradient, atol=1e-7, rtol=2e-6)
 
 
+@each("num_classes", [3, 12])
+@each("margin", [8.0, 14.0, 20.0])
+def test_a_small_gradient_keeps_its_digits_one_vs_rest(num_classes: int, margin: float) -> None:
+    """Of a voxel that is right and sure, beside which no other hides it: 1 - p of a p that rounds to 1."""
+    scores = torch.full((1, num_classes, 1), -2.0)
+    scores[0, :2, 0] = torch.tensor([0.0, margin])
+    terms: list[Term] = [voxel_sums("softmax", CrossEntropyFormula(), one_vs_rest=True)]
+    data = CallData(scores, torch.ones(1, 1, 1), None, True, None)
+    _, gradient = results_and_gradient(fused_sums, data, terms)
+    _, expected = results_and_gradient(definitions, dataclasses.replace(data, scores=scores.double()), terms)
+    torch.testing.assert_close(gradient.double(), expected, atol=0, rtol=1e-5)
+
+
+def test_sums_by_label_are_of_float64() -> None:
+    """A million of 0.1 added one after the other in float32 are 100958."""
+    values = torch.full((2, 1 << 20), 0.1)
+    labels = torch.zeros(2, 1 << 20, dtype=torch.int64)
+    expected = values[0, 0].double().item() * (1 << 20)
+    sums = sum_by_label(labels, values, 3)
+    torch.testing.assert_close(sums, torch.tensor([[expected, 0, 0]] * 2, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_confident_voxels_keep_their_digits(num_classes: int) -> None:
     """log p_t of a voxel far from, and far over, the decision, in float32."""
@@ -476,26 +425,30 @@ def test_confident_voxels_keep_their_digits(num_classes: int) -> None:
         torch.testing.assert_close(alone.double().flatten(), expected[i : i + 1], atol=1e-7, rtol=1e-6, msg=str(margin))
 
 
-SLOPES: dict[str, nn.Module] = {
-    **{f"focal {gamma}": losses.FusedFocalLoss(gamma=gamma) for gamma in (0.0, 0.5, 1.0, 2.0, 3.5)},
-    "poly": losses.PolyLoss(0.7),
-    "generalized cross-entropy": losses.GeneralizedCrossEntropyLoss(0.3),
-    "unified focal": losses.UnifiedFocalLoss(gamma=0.3).focal,
-    "exponential logarithmic": losses.ExponentialLogarithmicLoss(gamma_cross_entropy=0.4).cross_entropy,
-    "hinge": losses.HingeLoss(),
-    "squared hinge": losses.SquaredHingeLoss(),
-    "categorical hinge": losses.CategoricalHingeLoss(),
-}
-
-
-@pytest.mark.parametrize("name", SLOPES)
-def test_slopes_are_the_derivatives_of_their_formulas(name: str) -> None:
-    formula = SLOPES[name].formula
+@pytest.mark.parametrize("reads", ["log_pt", "margin"])
+def test_slopes_are_the_derivatives_of_their_formulas(reads: str) -> None:
     log_pt = -torch.logspace(-8, 2.5, 400, dtype=torch.float64)
-    values = torch.linspace(-3, 3, 101, dtype=torch.float64) + 0.01 if "hinge" in name else log_pt
-    expected = derivative(formula, values)
-    torch.testing.assert_close(formula.slope(values), expected, atol=1e-14, rtol=1e-10)
-    single = formula.slope(values.float())
-    torch.testing.assert_close(single.double(), expected, atol=1e-7 * expected.abs().max().item(), rtol=1e-5)
-    for end in (0.0, -1e4):
-        assert formula.slope(torch.tensor([end])).isfinite()
+    values = torch.linspace(-3, 3, 101, dtype=torch.float64) + 0.01 if reads == "margin" else log_pt
+    formulas = formulas_of(reads, 0.3, 0.5, 1.0, 2.0, 3.5)
+    assert len(formulas) >= (2 if reads == "margin" else 21)
+    for formula in [*formulas, *([FocalFormula(0.0)] if reads == "log_pt" else [])]:
+        with told(formula):
+            slope = formula.slope
+            if isinstance(slope, float):
+                torch.testing.assert_close(derivative(formula, values), torch.full_like(values, slope))
+                continue
+            expected = derivative(formula, values)
+            torch.testing.assert_close(slope(values), expected, atol=1e-14, rtol=1e-10)
+            single = slope(values.float())
+            torch.testing.assert_close(single.double(), expected, atol=1e-7 * expected.abs().max().item(), rtol=1e-5)
+            for end in (0.0, -1e4):
+                assert slope(torch.tensor([end])).isfinite()
+
+
+def test_a_power_has_no_slope_below_its_smallest_loss() -> None:
+    """Where it is flat; and the one of its formula just above."""
+    formula = PowerFormula(0.3)
+    below, above = (torch.tensor([-factor * formula.smallest], dtype=torch.float64) for factor in (0.9, 1.1))
+    assert formula(below) == formula(torch.zeros(1, dtype=torch.float64)) == 1e-7**0.3
+    assert formula.slope(below) == 0
+    assert formula.slope(above).item() == pytest.approx(-0.3 * 1.1e-7**-0.7)

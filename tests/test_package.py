@@ -20,6 +20,7 @@ import monai.losses
 import pytest
 import torch
 import yaml
+from loss_list import each
 from monai.bundle.config_item import ComponentLocator
 
 import monai_extra_losses
@@ -71,7 +72,7 @@ def test_the_package_names_every_loss_without_importing_torch() -> None:
         "print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))\n"
         "print(rlcompleter.Completer({'package': package}).complete('package.FocalTv', 0))\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     listed, imported, completed = result.stdout.splitlines()
     assert listed.split() == ["True", *sorted([*losses.__all__, "config_dir"])]
     assert imported == "[]"
@@ -85,7 +86,7 @@ def test_help_and_a_star_import_give_every_loss() -> None:
         "from monai_extra_losses import *\n"
         "print(sorted(n for n in package.__all__ if f'class {n}(' not in page or n not in globals()))\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert result.stdout.splitlines()[-1] == "['config_dir']"  # a function
 
 
@@ -120,14 +121,14 @@ def test_monai_s_short_names_stay_monai_s_when_ours_is_imported_first() -> None:
     assert result.stdout.split()[-1] == "monai.losses.dice"
 
 
-@pytest.mark.parametrize("name", drop_in.__all__)
+@each("name", drop_in.__all__)
 def test_a_drop_in_is_a_plain_alias(name: str) -> None:
     measuring = {"BoundaryLoss": "SurfaceLoss", "HausdorffDTLoss": "HausdorffLoss"}
     measuring["LogHausdorffDTLoss"] = "LogHausdorffLoss"
     assert getattr(drop_in, name).__name__ == measuring.get(name, f"Fused{name}")
 
 
-@pytest.mark.parametrize("name", drop_in.__all__)
+@each("name", drop_in.__all__)
 def test_a_drop_in_has_monai_s_parameters_then_ours_by_keyword_only(name: str) -> None:
     ours = list(inspect.signature(getattr(drop_in, name)).parameters.values())
     theirs = list(inspect.signature(getattr(monai.losses, name)).parameters.values())
@@ -137,7 +138,7 @@ def test_a_drop_in_has_monai_s_parameters_then_ours_by_keyword_only(name: str) -
     assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@each("name", LOSSES)
 def test_a_signature_lists_every_option(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -178,9 +179,42 @@ def test_every_loss_is_in_the_table_of_configs() -> None:
     assert set(classes.values()) == labels
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_in_the_table_of_the_readme(name: str) -> None:
-    assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+def test_every_loss_is_in_the_table_of_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in LOSSES if f"| `{name}` |" not in text] == []
+
+
+def test_a_number_of_the_table_is_the_default_of_its_class_or_a_comment_says_why_not() -> None:
+    text = (monai_extra_losses.config_dir() / "losses.yaml").read_text()
+    compared, other = 0, []
+    for node in entries_of_losses(yaml.compose(text)):
+        values = {key.value: value for key, value in node.value}
+        cls = getattr(losses, values["_target_"].value.rpartition(".")[2])
+        parameters = inspect.signature(cls).parameters
+        for option, value in values.items():
+            given = yaml.safe_load(yaml.serialize(value))
+            if option.startswith("_") or str(given).startswith("@") or option in ("losses", "weights"):
+                continue
+            default = getattr(parameters[option].default, "value", parameters[option].default)
+            compared += 1
+            if given != (list(default) if isinstance(default, tuple) else default):
+                line = text.splitlines()[value.start_mark.line]
+                other += [] if " # " in line else [f"{cls.__name__}({option}={given!r}), the default is {default!r}"]
+    assert compared >= 25
+    assert not other, "equal, or a comment on the line: " + "; ".join(other)
+
+
+def entries_of_losses(node: yaml.Node) -> Iterator[yaml.MappingNode]:
+    """The mappings with a loss as `_target_`, at any depth."""
+    if isinstance(node, yaml.MappingNode):
+        keys = {key.value: value.value for key, value in node.value}
+        if str(keys.get("_target_", "")).startswith("monai_extra_losses.losses."):
+            yield node
+        for _, value in node.value:
+            yield from entries_of_losses(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from entries_of_losses(value)
 
 
 def test_every_loss_derives_from_the_one_base() -> None:

@@ -651,7 +651,7 @@ folder = Path({str(tmp_path)!r})
 options = PrepareOptions(images=folder / "images", labels=folder / "labels", num_folds=0)
 prepare_dataset(options, folder / "out", num_workers=1)
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 9
     assert (tmp_path / "out" / "imagesTr" / "b.nii.gz").exists()  # written, and not recorded
     prepared = prepare(tmp_path)
     assert len(read_case_list(tmp_path / "out").cases) == len(prepared.cases) == 3

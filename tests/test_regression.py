@@ -269,6 +269,12 @@ def test_options_out_of_range_are_refused(name: str, option: str) -> None:
         make(name, **{option: 0.0})
 
 
+def test_epsilon_of_poisson_is_in_its_logarithm() -> None:
+    x, y = torch.tensor([[[0.0, 2.0]]], dtype=torch.float64), torch.tensor([[[3.0, 1.0]]], dtype=torch.float64)
+    expected = (-3 * np.log(0.5) + 2 - np.log(2.5)) / 2
+    assert losses.PoissonLoss(epsilon=0.5)(x, y).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_epsilon_bounds_the_divisor_of_percentages() -> None:
     x, y = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     assert losses.MeanAbsolutePercentageErrorLoss(epsilon=0.5)(x, y) == 200

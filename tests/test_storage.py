@@ -374,13 +374,19 @@ def test_a_training_that_is_stopped_goes_on_by_the_line_it_prints(
     words = ["train", "--data", str(phantom_folder), "--run", str(tmp_path / "run"), "--num_folds", "3"]
     words += ["--channels", "[4,8,16]", "--val_interval", "1"]
     command = [sys.executable, "-m", "monai_extra_losses", *words, "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell takes it from what it puts aside
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             process.send_signal(by)
             break
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=600)
     assert process.returncode == 128 + by
     assert "Traceback" not in out + said
     *_, line = said.strip().splitlines()

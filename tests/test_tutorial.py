@@ -44,7 +44,7 @@ def test_every_cell_runs(epochs: int | None, kernel: str, tmp_path: Path, monkey
     work = tmp_path / "work"
     monkeypatch.setenv("MONAI_DATA_DIRECTORY", str(work))  # so that the tutorial leaves its files there
     options: dict[str, Any] = {"resources": {"metadata": {"path": str(tmp_path)}}}
-    NotebookClient(notebook, kernel_name=kernel, timeout=400, **options).execute()
+    NotebookClient(notebook, kernel_name=kernel, timeout=600, **options).execute()
 
     (root,) = work.iterdir()
     for run in RUNS:

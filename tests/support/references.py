@@ -1,15 +1,36 @@
 """Slow, obvious float64 numpy functions, written from the formulas of the papers: what the losses are tested against.
 
-Arrays are (B, C, *spatial) with one-hot, multi-label or soft targets g; `weight` (B, 1, *spatial) counts voxels.
+Arrays are (B, C, *spatial) with one-hot, multi-label or soft targets g; `weight` (B, 1, *spatial) counts voxels. What
+`loss_list.py` names is a `Reference`: the mean of a loss, given its own options by their names.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 Array = NDArray[np.float64]
+
+
+class Reference(Protocol):
+    """The value of a loss of input x under an activation; the options are those of the loss's own, by name."""
+
+    def __call__(self, x: Array, g: Array, activation: str, w: Array, /, **options: Any) -> float: ...
+
+
+def mean_of_pairs(loss: Callable[..., Array]) -> Reference:
+    """That of a loss (B, C) of each sample and class, or (B,) of each sample, of p, g and the weights of the voxels."""
+    return lambda x, g, activation, w, **options: float(loss(activated(x, activation), g, w, **options).mean())
+
+
+def mean_of_true_class(formula: Callable[..., Array]) -> Reference:
+    """That of a formula of the log-probability of the true outcome."""
+    return lambda x, g, activation, w, **options: true_class_mean(
+        x, g, activation, w, lambda log_pt: formula(log_pt, **options)
+    )
 
 
 def one_hot(labels: NDArray, num_classes: int) -> Array:
@@ -65,21 +86,6 @@ def dice_loss(counts: tuple[Array, ...], smooth_nr: float = 1e-5, smooth_dr: flo
     return 1 - (2 * tp + smooth_nr) / (2 * tp + fp + fn + smooth_dr)
 
 
-def squared_dice_loss(p: Array, g: Array, weight: Array | None = None, smooth: float = 1e-5) -> Array:
-    """V-Net's form: squares in the denominator."""
-    w = np.ones_like(p[:, :1]) if weight is None else weight
-    axes = tuple(range(2, p.ndim))
-    overlap, p_squared, g_squared = ((w * part).sum(axis=axes) for part in (p * g, p * p, g * g))
-    return 1 - (2 * overlap + smooth) / (p_squared + g_squared + smooth)
-
-
-def soft_label_dice_loss(p: Array, g: Array, smooth: float = 1e-5) -> Array:
-    """Overlaps are min(p, g), after Wang et al. 2023."""
-    axes = tuple(range(2, p.ndim))
-    overlap = np.minimum(p, g).sum(axis=axes)
-    return 1 - (2 * overlap + smooth) / (p.sum(axis=axes) + g.sum(axis=axes) + smooth)
-
-
 def jaccard_loss(counts: tuple[Array, ...], smooth: float = 1e-5) -> Array:
     tp, fp, fn = counts
     return 1 - (tp + smooth) / (tp + fp + fn + smooth)
@@ -87,10 +93,6 @@ def jaccard_loss(counts: tuple[Array, ...], smooth: float = 1e-5) -> Array:
 
 def tversky_loss(counts: tuple[Array, ...], alpha: float, beta: float, smooth: float = 1e-5) -> Array:
     return 1 - tversky_index(counts, alpha, beta, smooth)
-
-
-def focal_tversky_loss(counts: tuple[Array, ...], alpha: float, beta: float, gamma: float) -> Array:
-    return (1 - tversky_index(counts, alpha, beta)) ** (1 / gamma)
 
 
 def cross_entropy_map(x: Array, g: Array, activation: str, label_smoothing: float = 0.0) -> Array:
@@ -126,7 +128,7 @@ def focal_sigmoid_map(x: Array, g: Array, gamma: float, alpha: float | None = No
     return -alpha_t * (1 - np.exp(log_pt)) ** gamma * log_pt
 
 
-# --- region ---
+# --- region: (B, C) of p, g and the weights of the voxels ---
 
 
 def over_voxels(values: Array, weight: Array | None = None) -> Array:
@@ -134,16 +136,57 @@ def over_voxels(values: Array, weight: Array | None = None) -> Array:
     return (values if weight is None else values * weight).sum(axis=tuple(range(2, values.ndim)))
 
 
+def dice(
+    p: Array,
+    g: Array,
+    w: Array,
+    *,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    soft_label: bool = False,
+    batch: bool = False,
+    include_background: bool = True,
+    smooth: float = 1e-5,
+) -> Array:
+    """V-Net's form has squares in the denominator; the overlap of soft labels is min(p, g), after Wang et al. 2023."""
+    parts = (p * g, p * p + g * g) if squared_pred else (np.minimum(p, g) if soft_label else p * g, p + g)
+    overlap, total = (over_voxels(part, w) for part in parts)
+    if batch:
+        overlap, total = overlap.sum(axis=0, keepdims=True), total.sum(axis=0, keepdims=True)
+    below = 2 * (total - overlap) if jaccard else total
+    return (1 - (2 * overlap + smooth) / (below + smooth))[:, 0 if include_background else 1 :]
+
+
+def jaccard(p: Array, g: Array, w: Array) -> Array:
+    return jaccard_loss(soft_counts(p, g, w))
+
+
+def tversky(p: Array, g: Array, w: Array, alpha: float = 0.5, beta: float = 0.5) -> Array:
+    return tversky_loss(soft_counts(p, g, w), alpha, beta)
+
+
+def focal_tversky(p: Array, g: Array, w: Array, alpha: float = 0.3, beta: float = 0.7, gamma: float = 4 / 3) -> Array:
+    return tversky(p, g, w, alpha, beta) ** (1 / gamma)
+
+
 def log_cosh_dice_loss(p: Array, g: Array, w: Array) -> Array:
     return np.log(np.cosh(dice_loss(soft_counts(p, g, w))))
 
 
 def generalized_dice_loss(
-    p: Array, g: Array, w: Array, power: int = 2, smooth: float = 1e-5, skip: bool = False
+    p: Array,
+    g: Array,
+    w: Array,
+    w_type: str = "square",
+    absent_class: str = "smooth",
+    soft_label: bool = False,
+    smooth: float = 1e-5,
 ) -> Array:
     """(B,) losses; class weights 1/(sum g)^power, divided by the largest, which an absent class gets too (or 0)."""
     result = []
-    for overlap, p_sum, g_sum in zip(over_voxels(p * g, w), over_voxels(p, w), over_voxels(g, w), strict=True):
+    power, skip = {"square": 2, "simple": 1, "uniform": 0}[w_type], absent_class == "skip"
+    overlaps = over_voxels(np.minimum(p, g) if soft_label else p * g, w)
+    for overlap, p_sum, g_sum in zip(overlaps, over_voxels(p, w), over_voxels(g, w), strict=True):
         largest = max(1 / n**power for n in g_sum if n > 0)
         weights = np.array([1 / n**power / largest if n > 0 else 0 if skip else 1 for n in g_sum])
         result.append(1 - (2 * (weights * overlap).sum() + smooth) / ((weights * (p_sum + g_sum)).sum() + smooth))
@@ -230,6 +273,47 @@ def beta_cross_entropy(x: Array, g: Array, activation: str, w: Array, positive: 
     return float(-(w * values).sum() / (w.sum() * x.shape[1]))
 
 
+def cross_entropy(x: Array, g: Array, activation: str, w: Array, label_smoothing: float = 0.0) -> float:
+    if activation == "sigmoid":
+        voxels = binary_cross_entropy_map(x, g, "sigmoid", label_smoothing)
+        return float((w * voxels).sum() / (w.sum() * x.shape[1]))
+    return float((w * cross_entropy_map(x, g, activation, label_smoothing)).sum() / w.sum())
+
+
+def focal(x: Array, g: Array, activation: str, w: Array, gamma: float = 2.0, alpha: float | None = None) -> float:
+    """The mean over the channels too, as MONAI has it; g is 0 or 1."""
+    if activation != "softmax":
+        voxels = focal_sigmoid_map(x, g, gamma, alpha)
+    else:
+        voxels = focal_softmax_map(x, g, gamma)
+        if alpha is not None:
+            voxels = np.concatenate([(1 - alpha) * voxels[:, :1], alpha * voxels[:, 1:]], axis=1)
+    return float((w * voxels).sum() / (w.sum() * x.shape[1]))
+
+
+def positives_cross_entropy(
+    x: Array, g: Array, activation: str, w: Array, beta: float = 1.0, mode: str = "fixed"
+) -> float:
+    """Positives count beta, or their odds in the target or the prediction, within 1e-3 and 1e3."""
+    factor: Array | float = beta
+    if mode != "fixed":
+        share = over_voxels(g if mode == "target" else activated(x, activation), w) / over_voxels(w)
+        factor = np.clip((1 - share) / np.maximum(share, 1e-12), 1e-3, 1e3)
+    return beta_cross_entropy(x, g, activation, w, factor, 1.0)
+
+
+def balanced_cross_entropy(
+    x: Array, g: Array, activation: str, w: Array, beta_range: tuple[float, float] = (0.05, 0.95)
+) -> float:
+    beta = np.clip(1 - over_voxels(g, w) / over_voxels(w), *beta_range)
+    return beta_cross_entropy(x, g, activation, w, beta, 1 - beta)
+
+
+def top_k(x: Array, g: Array, activation: str, w: Array, k: float = 10.0) -> float:
+    voxels = binary_cross_entropy_map(x, g) if activation == "sigmoid" else cross_entropy_map(x, g, activation)
+    return top_k_mean(w * voxels, w > 0, k)
+
+
 def top_k_mean(values: Array, kept: NDArray[np.bool_], k: float) -> float:
     """Mean over the samples of the mean of the k % largest values of a sample."""
     means = []
@@ -240,12 +324,16 @@ def top_k_mean(values: Array, kept: NDArray[np.bool_], k: float) -> float:
     return float(np.mean(means))
 
 
-def hinge_mean(s: Array, g: Array, w: Array, power: int = 1) -> float:
+def hinge(s: Array, g: Array, activation: str, w: Array, power: int = 1) -> float:
     values = g * np.maximum(0, 1 - s) ** power + (1 - g) * np.maximum(0, 1 + s) ** power
     return float((w * values).sum() / (w.sum() * s.shape[1]))
 
 
-def categorical_hinge_mean(s: Array, g: Array, w: Array) -> float:
+def squared_hinge(s: Array, g: Array, activation: str, w: Array) -> float:
+    return hinge(s, g, activation, w, power=2)
+
+
+def categorical_hinge(s: Array, g: Array, activation: str, w: Array) -> float:
     total = 0.0
     for c in range(s.shape[1]):
         best_other = np.delete(s, c, axis=1).max(axis=1)
@@ -254,6 +342,49 @@ def categorical_hinge_mean(s: Array, g: Array, w: Array) -> float:
 
 
 # --- compound ---
+
+
+def mean_dice(x: Array, g: Array, activation: str, w: Array, smooth: float = 1e-5) -> float:
+    return float(dice(activated(x, activation), g, w, smooth=smooth).mean())
+
+
+def dice_cross_entropy(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> float:
+    """The cross-entropy reads scores, whatever Dice reads; as in MONAI the smoothing is of a softmax alone."""
+    of_dice = lambda_dice * mean_dice(x, g, activation, w)
+    if activation == "sigmoid":
+        return of_dice + lambda_ce * cross_entropy(x, g, "sigmoid", w)
+    return of_dice + lambda_ce * cross_entropy(x, g, "softmax", w, label_smoothing)
+
+
+def dice_focal(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    lambda_dice: float = 1.0,
+    lambda_focal: float = 1.0,
+    gamma: float = 2.0,
+) -> float:
+    return lambda_dice * mean_dice(x, g, activation, w) + lambda_focal * focal(x, g, activation, w, gamma)
+
+
+def dice_top_k(
+    x: Array, g: Array, activation: str, w: Array, k: float = 10.0, lambda_dice: float = 1.0, lambda_topk: float = 1.0
+) -> float:
+    return lambda_dice * mean_dice(x, g, activation, w) + lambda_topk * top_k(x, g, activation, w, k)
+
+
+def combo(x: Array, g: Array, activation: str, w: Array, alpha: float = 0.5, beta: float = 0.5) -> float:
+    entropy = beta_cross_entropy(x, g, activation, w, beta, 1 - beta)
+    return alpha * entropy + (1 - alpha) * mean_dice(x, g, activation, w, smooth=1.0)
 
 
 def exponential_logarithmic(x: Array, g: Array, activation: str, w: Array, frequencies: Array | None = None) -> float:
@@ -313,25 +444,26 @@ def unified_focal(
 # --- structure ---
 
 
-def _window(x: Array, voxel: tuple[int, ...]) -> tuple[Array, Array]:
-    """Values of (*spatial) around a voxel, 3 per axis with reflected borders, and their Gaussian weights."""
-    values, weights = [], []
-    for step in np.ndindex(*[3] * x.ndim):
+@functools.cache
+def _window(shape: tuple[int, ...], voxel: tuple[int, ...]) -> tuple[tuple[NDArray[np.int64], ...], Array]:
+    """Where the window of a voxel reads, 3 voxels per axis with reflected borders, and its Gaussian weights."""
+    places, weights = [], []
+    for step in np.ndindex(*[3] * len(shape)):
         index = []
-        for position, offset, length in zip(voxel, step, x.shape, strict=True):
-            i = position + offset - 1
-            i = -i if i < 0 else i
+        for position, offset, length in zip(voxel, step, shape, strict=True):
+            i = abs(position + offset - 1)
             index.append(2 * (length - 1) - i if i >= length else i)
-        values.append(x[tuple(index)])
+        places.append(index)
         weights.append(np.exp(-sum((offset - 1) ** 2 for offset in step) / (2 * 1.5**2)))
-    return np.array(values), np.array(weights) / np.sum(weights)
+    return tuple(np.array(places).T), np.array(weights) / np.sum(weights)
 
 
 def normalised_in_window(x: Array, stability: float = 0.01) -> Array:
     """(x - mu + C) / (sigma + C) of (*spatial)."""
     result = np.empty_like(x)
     for voxel in np.ndindex(*x.shape):
-        values, weights = _window(x, voxel)
+        places, weights = _window(x.shape, voxel)
+        values = x[places]
         mean = (weights * values).sum()
         deviation = np.sqrt((weights * (values - mean) ** 2).sum())
         result[voxel] = (x[voxel] - mean + stability) / (deviation + stability)
@@ -368,8 +500,11 @@ def lovasz_of_set(errors: Array, g: Array) -> float:
     return float(loss)
 
 
-def lovasz(x: Array, g: Array, activation: str, w: Array, *, batch: bool = False, skip: bool = False) -> float:
-    """Mean over the classes of each sample (with `skip` those present), then over the samples; w selects voxels."""
+def lovasz(
+    x: Array, g: Array, activation: str, w: Array, *, batch: bool = False, absent_class: str = "smooth"
+) -> float:
+    """Mean over the classes of each sample (with "skip" those present), then over the samples; w selects voxels."""
+    skip = absent_class == "skip"
     p = activated(x, activation)
     if batch:
         g, p, w = (np.concatenate([sample.reshape(len(sample), -1) for sample in maps], 1)[None] for maps in (g, p, w))
@@ -406,7 +541,7 @@ def signed_distances(g: Array, w: Array, spacing: tuple[float, ...] | None) -> A
     return maps
 
 
-def surface(p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None) -> Array:
+def surface(p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None = None) -> Array:
     """(B, C)"""
     s = signed_distances(g, w, spacing)
     phi = np.where(s < 0, s + (1.0 if spacing is None else min(spacing)), s)
@@ -417,12 +552,13 @@ def generalized_surface(
     p: Array,
     g: Array,
     w: Array,
-    spacing: tuple[float, ...] | None,
+    spacing: tuple[float, ...] | None = None,
     *,
     class_weight: Array | None = None,
-    skip: bool = False,
+    absent_class: str = "smooth",
+    smooth: float = 1e-5,
 ) -> Array:
-    """(B,); an absent class has the mean D^2 and the mean weight of the classes with a boundary, with `skip` none."""
+    """(B,); an absent class has the mean D^2 and the mean weight of the classes with a boundary, with "skip" none."""
     d_squared = signed_distances(g, w, spacing) ** 2
     volumes = over_voxels(g, w)
     values = np.empty(len(g))
@@ -433,9 +569,9 @@ def generalized_surface(
         weight = 1 / (volumes[n] ** 2 + 1) if class_weight is None else np.array(class_weight, dtype=float)
         if class_weight is None:
             weight[absent] = weight[bounded].mean() if bounded.any() else 1.0
-        if skip:
+        if absent_class == "skip":
             weight[absent] = 0
-        numerator = denominator = 1e-5
+        numerator = denominator = smooth
         for c in range(g.shape[1]):
             d = d_squared[n, c]
             if absent[c]:
@@ -447,7 +583,13 @@ def generalized_surface(
 
 
 def hausdorff(
-    p: Array, g: Array, w: Array, spacing: tuple[float, ...] | None, *, alpha: float = 2.0, one_sided: bool = False
+    p: Array,
+    g: Array,
+    w: Array,
+    spacing: tuple[float, ...] | None = None,
+    *,
+    alpha: float = 2.0,
+    one_sided: bool = False,
 ) -> Array:
     """(B, C)"""
     d = np.abs(signed_distances(g, w, spacing)) ** alpha
@@ -495,6 +637,42 @@ def contour_distance(predicted: Array, target: Array, spacing: tuple[float, ...]
     if not from_contour.any() or not to_contour.any():
         return 0.0
     return float(distance_to(to_contour, spacing)[from_contour].mean())
+
+
+# --- boundary losses as `Reference`: with `spacing` beside their options ---
+
+
+def log_hausdorff(x: Array, g: Array, activation: str, w: Array, **options: Any) -> float:
+    return float(np.log(1 + hausdorff(activated(x, activation), g, w, **options).mean()))
+
+
+def penalised_cross_entropy(
+    x: Array, g: Array, activation: str, w: Array, spacing: tuple[float, ...] | None = None
+) -> float:
+    if activation == "sigmoid":
+        region = (g > 0.5) & (w > 0)
+        phi = np.stack([[distance_penalty(channel, spacing) for channel in sample] for sample in region])
+    else:
+        label = np.where(w[:, 0] > 0, g.argmax(axis=1), -1)
+        phi = np.stack([distance_penalty(sample, spacing) for sample in label])[:, None]
+    return _mean_cross_entropy(x, g, activation, w, 1 + phi)
+
+
+def shape_aware(x: Array, g: Array, activation: str, w: Array, spacing: tuple[float, ...] | None = None) -> float:
+    target = (g > 0.5) & (w > 0)
+    predicted = (x > 0 if activation == "sigmoid" else x == x.max(axis=1, keepdims=True)) & (w > 0)
+    factors = np.zeros(g.shape)
+    for n, c in np.ndindex(*g.shape[:2]):
+        factors[n, c] = contour_distance(predicted[n, c], target[n, c], spacing) * (target[n, c] != predicted[n, c])
+    if activation != "sigmoid":
+        factors = (factors * g).sum(axis=1, keepdims=True)
+    return _mean_cross_entropy(x, g, activation, w, 1 + factors)
+
+
+def _mean_cross_entropy(x: Array, g: Array, activation: str, w: Array, factors: Array) -> float:
+    entropy = binary_cross_entropy_map(x, g) if activation == "sigmoid" else cross_entropy_map(x, g, activation)
+    values = factors * entropy
+    return float((values * w).sum() / (w.sum() * values.shape[1]))
 
 
 # --- regression: maps of (B, C, *spatial), or (B, 1, *spatial) over the channels ---

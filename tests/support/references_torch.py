@@ -1,11 +1,11 @@
 """What a loss costs when written down from its paper in eager torch: the yardstick of speed and memory.
 
-One short function for each loss that MONAI has not, softmax over (B, C, *spatial) logits, one-hot of (B, 1, *spatial)
-labels, our defaults. Right, not stable: logarithms are of clamped probabilities. None of it is our package's code.
+One short function for each loss that MONAI has not, named in `loss_list.py`: softmax over (B, C, *spatial) logits,
+one-hot of (B, 1, *spatial) labels, our defaults. Right, not stable: logarithms are of clamped probabilities. None of it
+is our package's code.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -239,29 +239,3 @@ def lovasz_gradient(g: Tensor) -> Tensor:
     jaccard = 1 - (g.sum() - g.cumsum(0)) / (g.sum() + (1 - g).cumsum(0))
     jaccard[1:] = jaccard[1:] - jaccard[:-1]
     return jaccard
-
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-TEXTBOOK: dict[str, Loss] = {
-    "FocalTverskyLoss": focal_tversky,
-    "LogCoshDiceLoss": log_cosh_dice,
-    "SensitivitySpecificityLoss": sensitivity_specificity,
-    "TwoClassDiceLoss": two_class_dice,
-    "NoiseRobustDiceLoss": noise_robust_dice,
-    "BoundaryDoULoss": boundary_dou,
-    "CrossEntropyLoss": cross_entropy,
-    "PolyLoss": poly,
-    "GeneralizedCrossEntropyLoss": generalized_cross_entropy,
-    "WeightedCrossEntropyLoss": weighted_cross_entropy,
-    "BalancedCrossEntropyLoss": balanced_cross_entropy,
-    "TopKLoss": top_k,
-    "HingeLoss": hinge,
-    "SquaredHingeLoss": squared_hinge,
-    "CategoricalHingeLoss": categorical_hinge,
-    "DiceTopKLoss": dice_top_k,
-    "ComboLoss": combo,
-    "ExponentialLogarithmicLoss": exponential_logarithmic,
-    "UnifiedFocalLoss": unified_focal,
-    "CorrelationMaximizedStructuralSimilarityLoss": structural_similarity,
-    "LovaszLoss": lovasz,
-}

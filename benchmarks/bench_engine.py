@@ -23,7 +23,7 @@ from ignite.engine import Engine, Events
 
 import monai_extra_losses
 from monai_extra_losses.bundle.workflow import SegmentationWorkflow
-from monai_extra_losses.cli.commands import _overrides
+from monai_extra_losses.cli.runs import overrides_of
 
 
 def bare_epoch(network, loss, optimizer, loader, device) -> float:
@@ -52,7 +52,7 @@ def main() -> None:
         options = {"dataset_dir": args.data, "bundle_root": folder, "epochs": args.epochs, "val_interval": 10**6}
         configs = [str(monai_extra_losses.config_dir() / f"{name}.yaml") for name in ("train", "losses")]
         built = time.perf_counter()
-        workflow = SegmentationWorkflow(configs, **options | _overrides(rest))
+        workflow = SegmentationWorkflow(configs, **options | overrides_of(rest))
         workflow.initialize()
         get = workflow.parser.get_parsed_content
         trainer, network, device = get("train::trainer"), get("network"), get("device")

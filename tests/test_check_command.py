@@ -19,7 +19,7 @@ from scipy import ndimage
 import monai_extra_losses
 from monai_extra_losses.bundle.workflow import checked_overrides
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.commands import _overrides
+from monai_extra_losses.cli.runs import overrides_of
 from monai_extra_losses.data import read_case_list
 from monai_extra_losses.data.advice import DataAdvice, data_advice
 from monai_extra_losses.data.check_report import _tables, data_report
@@ -266,7 +266,7 @@ def test_every_loss_of_the_advice_trains_with_its_options() -> None:
         if words[:1] == ["--with"]:
             assert words[1] in overlays
             words = words[2:]
-        checked_overrides(config, {"loss": entry.loss} | _overrides(words))
+        checked_overrides(config, {"loss": entry.loss} | overrides_of(words))
     named = {name for found in many for sentence in found.against for name in sentence.partition(":")[0].split(", ")}
     assert named <= set(yaml.safe_load((CONFIGS / "losses.yaml").read_text())["losses"])
 

@@ -22,7 +22,7 @@ from monai_extra_losses.data import (
     split_cases,
     volumes,
 )
-from monai_extra_losses.data.datalist import declares_regions
+from monai_extra_losses.data.declared import declares_regions
 from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES
 
 

@@ -20,7 +20,7 @@ import monai_extra_losses
 from monai_extra_losses import CompoundLoss, CrossEntropyLoss, losses
 from monai_extra_losses.bundle.loss_facts import has_regions_alone, loss_of_equal_scores, score_reading
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.commands import _config_files
+from monai_extra_losses.cli.runs import config_files
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.doctor.findings import Finding, _about_tiny_classes, examine
 from monai_extra_losses.doctor.steps import spread_cases
@@ -92,7 +92,7 @@ def findings(
     data: Path, configs: Sequence[str] = ("train", "losses"), run: Path | None = None, **options: Any
 ) -> list[Finding]:
     quick: dict[str, Any] = {"epochs": 1, "num_folds": 3, "channels": [4, 8]}
-    return list(examine(_config_files(configs), run, dataset_dir=str(data), **{**quick, **options}))
+    return list(examine(config_files(configs), run, dataset_dir=str(data), **{**quick, **options}))
 
 
 def of_level(found: Sequence[Finding], level: str) -> list[str]:

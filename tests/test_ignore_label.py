@@ -33,7 +33,7 @@ from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.cli import main
 from monai_extra_losses.data import DatasetError, check_cases, read_case_list
 from monai_extra_losses.data.check_report import data_report
-from monai_extra_losses.data.datalist import declared_ignore_label
+from monai_extra_losses.data.declared import declared_ignore_label
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
 from monai_extra_losses.data.label_ids import new_label_ids, renumber

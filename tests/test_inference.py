@@ -43,7 +43,7 @@ from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, cl
 from monai_extra_losses.bundle.segmenting import CaseInferer, InvertGeometryd, SegmentationOfScoresd
 from monai_extra_losses.bundle.training import TrainingSetUp
 from monai_extra_losses.bundle.volumes_to_segment import AnyVolumeReader, find_inputs, input_stamp
-from monai_extra_losses.cli.commands import run_configs
+from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, WritingFailed
 
 CONFIGS = monai_extra_losses.config_dir()

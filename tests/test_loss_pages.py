@@ -17,13 +17,13 @@ from monai_extra_losses import losses
 from monai_extra_losses.bundle.loss_facts import loss_options
 from monai_extra_losses.bundle.workflow import checked_overrides
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.commands import _config_files, _overrides
 from monai_extra_losses.cli.loss_pages import loss_config, loss_options_of, loss_page, loss_table, train_command
+from monai_extra_losses.cli.runs import config_files, overrides_of
 from monai_extra_losses.data.errors import StartUpRefused
 
 NAMES = [name for name in losses.__all__ if name.endswith("Loss")]
 TABLE = loss_table()
-CONFIG = ConfigParser.load_config_files(_config_files(("train", "losses")))
+CONFIG = ConfigParser.load_config_files(config_files(("train", "losses")))
 
 
 @each("name", NAMES)
@@ -61,7 +61,7 @@ def test_a_page_has_all_its_parts_and_its_examples_work(name: str) -> None:
 def test_the_command_of_a_page_gives_the_loss_of_the_table(key: str) -> None:
     command = shlex.split(train_command(key))
     assert " ".join(command[:7]) == "monai-extra-losses train --data DIR --run RUN --loss"
-    overrides = checked_overrides(CONFIG, _overrides(command[6:]))
+    overrides = checked_overrides(CONFIG, overrides_of(command[6:]))
     built = []
     for changes in (overrides, checked_overrides(CONFIG, {"loss": key})):
         parser = ConfigParser(CONFIG | {"multi_label": False})

@@ -8,7 +8,7 @@ from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, Sca
 
 from monai_extra_losses.bundle.ignored_voxels import leave_out
 from monai_extra_losses.bundle.options import file_or_folder, half_precision_option, yes_or_no
-from monai_extra_losses.data.datalist import declared_ignore_label, declares_regions
+from monai_extra_losses.data.declared import declared_ignore_label, declares_regions
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
 
@@ -80,7 +80,8 @@ def loss_for_training(
             loss = LossWithMaps(loss, maps)
     except TypeError as error:
         raise StartUpRefused(str(error)) from None
-    return loss.to(device)
+    moved: torch.nn.Module = loss.to(device)
+    return moved
 
 
 def trainable_parameters(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ _FOR_TORCH = {"uint16": np.int32, "uint32": np.int64}  # which has hardly an ope
 
 
 _Files = TypeVar("_Files")
+_Entries = list[tuple[int | None, Path]]  # channel, or None for all of a case, and file
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,10 @@ def find_inputs(
     series = [path for path in folders if _holds_dicom(path)]
     volumes = [path for path in paths if not path.is_dir() and _suffix(path)]
     names = {_name(path) for path in (*volumes, *series)}
-    found: dict[str, list[tuple[int | None, Path]]] = {}
+    found: dict[str, _Entries] = {}
     for path in (path for path in paths if path in volumes or path in series):
-        name = _name(path)
-        channel = CHANNEL_FILE.fullmatch(name) if channel_files is not False else None
-        if channel and in_channels == 1 and not {f"{channel['case']}_0000", f"{channel['case']}_0001"} <= names:
-            channel = None
-        entry = (int(channel["channel"]) if channel else None, path)
-        found.setdefault(channel["case"] if channel else name, []).append(entry)
+        case, channel = _case_and_channel(_name(path), names, in_channels, channel_files)
+        found.setdefault(case, []).append((channel, path))
     found = _without_results(found, leave_out)
     of_folders = {path: () if volumes else _case_in(path) for path in folders if path not in series}
     for path, files in of_folders.items():
@@ -112,16 +109,33 @@ def find_inputs(
             f"got none in {source}{hint}"
         )
     for name, entries in found.items():
-        found_channels = [channel for channel, _ in entries]
-        if in_channels == 1 and None not in found_channels:
-            continue  # `refuse_unlike` says of this case alone that it has too many
-        if found_channels not in ([None], list(range(in_channels))):
-            channels = f" or channels {name}_0000 to {name}_{in_channels - 1:04d}" if in_channels > 1 else ""
-            raise DatasetError(
-                f"Expected one volume named {name}{channels}, got {', '.join(path.name for _, path in entries)} in "
-                f"{source}; their segmentations would have one name."
-            )
+        _refuse_two_of_a_name(name, entries, in_channels, source)
     return FoundInputs({name: tuple(path for _, path in found[name]) for name in sorted(found)}, passed_over)
+
+
+def _case_and_channel(
+    name: str, names: Collection[str], in_channels: int, channel_files: bool | None
+) -> tuple[str, int | None]:
+    """The case that a file is of, and which channel; None for a file with all channels."""
+    channel = CHANNEL_FILE.fullmatch(name) if channel_files is not False else None
+    if channel is None:
+        return name, None
+    case = channel["case"]
+    if in_channels == 1 and not {f"{case}_0000", f"{case}_0001"} <= set(names):
+        return name, None
+    return case, int(channel["channel"])
+
+
+def _refuse_two_of_a_name(name: str, entries: _Entries, in_channels: int, source: Path) -> None:
+    found_channels = [channel for channel, _ in entries]
+    if in_channels == 1 and None not in found_channels:
+        return  # `refuse_unlike` says of this case alone that it has too many
+    if found_channels not in ([None], list(range(in_channels))):
+        channels = f" or channels {name}_0000 to {name}_{in_channels - 1:04d}" if in_channels > 1 else ""
+        raise DatasetError(
+            f"Expected one volume named {name}{channels}, got {', '.join(path.name for _, path in entries)} in "
+            f"{source}; their segmentations would have one name."
+        )
 
 
 def _without_results(found: dict[str, _Files], endings: Sequence[str]) -> dict[str, _Files]:

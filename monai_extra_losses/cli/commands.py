@@ -1,8 +1,10 @@
-"""The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs."""
+"""The commands of `monai-extra-losses`, thin over the bundle's configs. Heavy imports wait until a command runs.
+
+Longer than most, because every command has its options and its help here.
+"""
 
 import contextlib
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -17,9 +19,9 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
-from monai_extra_losses.bundle.options import literal, path_of
-from monai_extra_losses.bundle.training_options import FILE_OPTIONS
+from monai_extra_losses.bundle.options import path_of
 from monai_extra_losses.cli.endings import stops_in_a_sentence
+from monai_extra_losses.cli.runs import check_overrides, config_files, overrides_of, run_configs
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.versions import version_of
@@ -49,7 +51,7 @@ _IN_SEVERAL_PROCESSES = ("train", "evaluate")
 _OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
 
 
-class _GivenPath(click.ParamType):
+class _GivenPath(click.ParamType[Path]):
     """A file or folder, whatever its name is."""
 
     name = "path"
@@ -150,7 +152,7 @@ class _TrainingCommand(click.Command):
 )
 @_training_options
 @click.pass_context
-def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
+def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> None:
     """Train a 3D U-Net.
 
     Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
@@ -199,7 +201,7 @@ def train(context: click.Context, data: Path, run: Path, **chosen: Any) -> None:
 )
 @_training_options
 @click.pass_context
-def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) -> None:
+def doctor(context: click.Context, /, data: Path, run: Path | None, **chosen: Any) -> None:
     """Take a few steps of a training and say what is right and wrong with it, before it costs hours.
 
     Takes the options of `train`. Says of each point whether it is ok, a warning or a problem: labels and channels, the
@@ -216,7 +218,7 @@ def doctor(context: click.Context, data: Path, run: Path | None, **chosen: Any) 
     configs, options = _training(context, data, **chosen)
     levels = []
     with without_pointless_warnings():
-        for finding in examine(_config_files(configs), run, **options):
+        for finding in examine(config_files(configs), run, **options):
             levels.append(finding.level)
             click.echo(
                 textwrap.fill(
@@ -268,7 +270,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     if data is not None:
         options["dataset_dir"] = data.absolute()
     several = ("multi_gpu_evaluate",) if _processes() > 1 else ()
-    run_configs(("train", "losses", "evaluate", *several), **options | _overrides(context.args))
+    run_configs(("train", "losses", "evaluate", *several), **options | overrides_of(context.args))
 
 
 @commands.command(context_settings=_with_overrides)
@@ -309,7 +311,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
         "input": source if CASE in str(source) else source.absolute(),
         "output_dir": output.absolute(),
     }
-    run_configs(("inference",), **options | _overrides(context.args))
+    run_configs(("inference",), **options | overrides_of(context.args))
 
 
 @commands.command()
@@ -532,8 +534,8 @@ def demo(context: click.Context, data: Path | None, loss: str, out: Path | None,
     monai-extra-losses demo --loss focal_tversky --data Task04_Hippocampus
     """
     started = time.perf_counter()
-    overrides = ({} if epochs is None else {"epochs": epochs}) | _overrides(context.args)
-    _check_options(("train", "losses"), {"loss": loss} | overrides)  # before anything is written
+    overrides = ({} if epochs is None else {"epochs": epochs}) | overrides_of(context.args)
+    check_overrides(("train", "losses"), {"loss": loss} | overrides)  # before anything is written
     call = {"data": None if data is None else str(data.absolute()), "loss": loss, "options": overrides}
     out, finished = _demo_folder(out, Path("runs") / f"demo_{loss}", call)
     results = out / "eval"
@@ -624,23 +626,6 @@ def _record_demo(folder: Path, call: Mapping[str, Any], finished: bool) -> None:
         )
 
 
-def run_configs(configs: Sequence[str], /, **options: Any) -> None:
-    """Run the bundle's configs in this process.
-
-    Args:
-        configs: names of files in the config folder, without `.yaml`.
-        options: of `SegmentationWorkflow`.
-    """
-    with without_pointless_warnings():
-        from monai_extra_losses.bundle.workflow import SegmentationWorkflow
-
-        logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
-        workflow = SegmentationWorkflow(_config_files(configs), **options)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-
-
 def _training(
     context: click.Context, data: Path, loss: str | None, overlays: tuple[str, ...], epochs: int | None
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -651,42 +636,7 @@ def _training(
     if epochs is not None:
         options["epochs"] = epochs
     chosen = tuple(name for name in _OVERLAYS if name in overlays)
-    return ("train", "losses", *chosen), options | _overrides(context.args)
-
-
-def _config_files(configs: Sequence[str]) -> list[str]:
-    folder = monai_extra_losses.config_dir()
-    return [str(folder / f"{name}.yaml") for name in configs]
-
-
-def _check_options(configs: Sequence[str], options: Mapping[str, Any]) -> None:
-    from monai.bundle import ConfigParser
-
-    from monai_extra_losses.bundle.workflow import checked_overrides
-
-    checked_overrides(ConfigParser.load_config_files(_config_files(configs)), options)
-
-
-def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` as a dictionary; values as Python reads them, else text."""
-    overrides: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or len(word) < 3:
-            raise StartUpRefused(f"Expected options as --KEY VALUE, got {word!r} without a key before it.")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise StartUpRefused(f"Expected a value after {word}, got none.")
-            value = rest.pop(0)
-        if key not in (*FILE_OPTIONS, "series"):
-            overrides[key] = literal(value)
-        elif value.strip().lower() in ("none", "null"):
-            overrides[key] = None
-        else:  # a name such as 1e5 is no number
-            overrides[key] = value if key == "series" else path_of(key, value)
-    return overrides
+    return ("train", "losses", *chosen), options | overrides_of(context.args)
 
 
 def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:

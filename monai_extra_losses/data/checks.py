@@ -184,17 +184,7 @@ def _image_problems(
                 f"{file}: expected finite intensities, got {scan.not_finite} voxels of NaN or infinity; "
                 "replace them or leave the case out."
             )
-        for channel, intensity in enumerate(scan.intensity):
-            where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
-            if intensity.min == intensity.max:
-                yield f"{file}: expected an image, got the constant {intensity.min:g} in every voxel{where}."
-            elif not scan.not_finite and (sentence := too_large(intensity.min, intensity.max)):
-                yield f"{file}: {sentence}"
-            elif np.float32(intensity.min) == np.float32(intensity.max):
-                yield (
-                    f"{file}: expected an image, got intensities from {intensity.min:.15g} to {intensity.max:.15g}"
-                    f"{where}, which are one number in float32; subtract an offset."
-                )
+        yield from _intensity_problems(file, scan)
         if case.image[0] in scans:
             yield from _grid_problems(file, case.image[0], scans)
     if all(file in scans for file in case.image):
@@ -203,6 +193,20 @@ def _image_problems(
             yield (
                 f"{case.image[0]}: expected {num_channels} channels, as dataset.json or else the first case says, "
                 f"got {found}; every case needs the same channels."
+            )
+
+
+def _intensity_problems(file: Path, scan: _FileScan) -> Iterable[str]:
+    for channel, intensity in enumerate(scan.intensity):
+        where = f" of channel {channel}" if len(scan.intensity) > 1 else ""
+        if intensity.min == intensity.max:
+            yield f"{file}: expected an image, got the constant {intensity.min:g} in every voxel{where}."
+        elif not scan.not_finite and (sentence := too_large(intensity.min, intensity.max)):
+            yield f"{file}: {sentence}"
+        elif np.float32(intensity.min) == np.float32(intensity.max):
+            yield (
+                f"{file}: expected an image, got intensities from {intensity.min:.15g} to {intensity.max:.15g}"
+                f"{where}, which are one number in float32; subtract an offset."
             )
 
 

@@ -14,9 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from monai_extra_losses.data.declared import (
+    NAME_OF_ENTRY,
+    declared_channels,
+    declared_labels,
+    declared_regions,
+    original_labels,
+    read_declared,
+)
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_nifti_name, is_volume_name, named
-from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
+from monai_extra_losses.data.ignore_label import split_ignore_label
 from monai_extra_losses.data.json_file import quoted, read_json
 from monai_extra_losses.data.layouts import layout_hint, prepare_command
 
@@ -28,9 +36,6 @@ _TEST_FOLDERS = (("imagesTs", "labelsTs"),)
 _LISTS = ("training", "validation", "test", "testing")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _FOLDS = 5
-_NAME = "\0name"  # of an entry; no key of a file is that
-_MOST = 2**63 - 1  # a label value
-_MOST_DIGITS = 19  # of it
 _SHOWN = 20  # folds in a sentence, and characters of one
 
 
@@ -109,9 +114,9 @@ def read_case_list(folder: str | Path) -> CaseList:
             "give the folder that holds dataset.json, or imagesTr/ and labelsTr/."
         )
     declared_file = folder / "dataset.json"
-    declared = _read_declared(declared_file) if os.path.lexists(declared_file) else {}
+    declared = read_declared(declared_file) if os.path.lexists(declared_file) else {}
     ignore_label, declared = split_ignore_label(declared, declared_file)
-    labels = _declared_labels(declared, declared_file)
+    labels = declared_labels(declared, declared_file)
     files = FolderFiles()
     if "training" in declared:
         listed = {key: _listed_cases(declared, key, folder, files) for key in _LISTS}
@@ -131,8 +136,8 @@ def read_case_list(folder: str | Path) -> CaseList:
     unlabelled = _by_name([case for case in to_validate if case.label is None] + listed["test"] + listed["testing"])
     _refuse_other_formats(declared_file, cases, unlabelled)
     _refuse_duplicates(folder, cases, unlabelled)
-    channels = _declared_channels(declared, declared_file)
-    regions = _declared_regions(declared, labels, declared_file)
+    channels = declared_channels(declared, declared_file)
+    regions = declared_regions(declared, labels, declared_file)
     _refuse_odd_names((*labels.values(), *channels, *(regions or ())), declared_file)
     _refuse_odd_names((case.name for case in (*cases, *unlabelled)), folder, of_cases=True)
     name = declared.get("name")
@@ -142,7 +147,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         cases=cases,
         unlabelled=unlabelled,
         labels=labels,
-        original_labels=_original_labels(declared, declared_file),
+        original_labels=original_labels(declared, declared_file),
         channels=channels,
         regions=regions,
         passed_over=tuple(passed_over),
@@ -169,34 +174,6 @@ def count_folds(cases: Sequence[LabelledCase], num_folds: int | None) -> int:
     if declared or num_folds is not None:
         return declared or num_folds or 0
     return 0 if any(case.validation for case in cases) else _FOLDS
-
-
-def declares_regions(folder: str | Path) -> bool:
-    """Whether dataset.json has `regions`; False for a folder that `read_case_list` would refuse."""
-    path = Path(folder) / "dataset.json"
-    try:
-        _, declared = split_ignore_label(_read_declared(path), path)
-        return _declared_regions(declared, _declared_labels(declared, path), path) is not None
-    except DatasetError:
-        return False
-
-
-def declared_ignore_label(folder: str | Path, regions: bool = True) -> tuple[int, int] | None:
-    """The ignore label that dataset.json declares, and its `value_in_memory`; None without.
-
-    Args:
-        folder: of the data set.
-        regions: whether the regions that it declares are trained.
-    """
-    where = Path(folder) / "dataset.json"
-    try:
-        ignore_label, declared = split_ignore_label(_read_declared(where), where)
-        labels = _declared_labels(declared, where)
-        channels = _declared_regions(declared, labels, where) if regions else None
-    except DatasetError:  # `read_case_list` will say it
-        return None
-    value = value_in_memory(ignore_label, max(len(labels), len(channels or ())))
-    return None if ignore_label is None or value is None else (ignore_label, value)
 
 
 def split_cases(
@@ -284,23 +261,6 @@ def _refuse_too_few_folds(num_folds: int) -> None:
         )
 
 
-def _read_declared(path: Path) -> dict[str, Any]:
-    """dataset.json; the cases that nnU-Net lists under `dataset` are put under `training`."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected an object with `training` and `labels`, got {type(content).__name__}.")
-    listed = content.get("dataset")
-    if "training" not in content and isinstance(listed, dict):
-        entries = [
-            {"image": entry.get("images"), "label": entry.get("label"), _NAME: name}
-            for name, entry in listed.items()
-            if isinstance(entry, dict)
-        ]
-        if len(entries) == len(listed):
-            return {**content, "training": entries}
-    return content
-
-
 def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path, files: FolderFiles) -> list[LabelledCase]:
     """The entries of a list of dataset.json: image and label, or in other lists than `training` an image alone."""
     where = folder / "dataset.json"
@@ -332,7 +292,7 @@ def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path, files: Fo
             found = files.channels_of(found[0]) or found  # nnU-Net 1 lists NAME for NAME_0000, NAME_0001, ...
         cases.append(
             LabelledCase(
-                name=str(fields.get(_NAME) or (channel["case"] if channel else stem)),
+                name=str(fields.get(NAME_OF_ENTRY) or (channel["case"] if channel else stem)),
                 image=found,
                 label=None if label is None else files.find(folder / label),
                 fold=folds[position],
@@ -598,112 +558,3 @@ def _refuse_duplicates(folder: Path, cases: Iterable[LabelledCase], unlabelled: 
         ]
     if problems:
         raise DatasetError(problems)
-
-
-def _declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
-    """`labels` of dataset.json, as {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net v2).
-
-    nnU-Net's regions, {"whole": [1, 2]}, name no value; one that nothing names is `label_1`, `label_2`, ...
-    """
-    if not declared:
-        return {}
-    entries = declared.get("labels")
-    hint = 'write {"0": "background", "1": NAME, ...} with a name per label value'
-    if not isinstance(entries, dict):
-        raise DatasetError(f"{where}: expected an object under `labels`, got {quoted(entries)}; {hint}.")
-    pairs: list[tuple[int, str]] = []
-    joined: list[int] = []
-    for key, value in entries.items():
-        number, name = (key, value) if isinstance(value, str) else (value, key)
-        values = [_label_value(one) for one in (number if isinstance(number, list) and number else [number])]
-        whole = [one for one in values if one is not None]
-        if len(whole) < len(values):
-            raise DatasetError(f"{where}: expected whole numbers in `labels`, got {quoted({key: value})}; {hint}.")
-        if len(whole) == 1:
-            pairs.append((whole[0], name))
-        else:
-            joined += whole
-    named = {value for value, _ in pairs}
-    pairs += [(value, f"label_{value}" if value else "background") for value in sorted({*joined} - named)]
-    labels = dict(sorted(pairs))
-    if len(labels) != len(pairs) or len(set(labels.values())) != len(pairs):
-        raise DatasetError(f"{where}: expected every value and name once in `labels`, got {quoted(entries)}.")
-    if 0 not in labels or len(labels) < 2:
-        raise DatasetError(
-            f"{where}: expected 0 (background) and one more value at least in `labels`, got {quoted(entries)}; {hint}."
-        )
-    return labels
-
-
-def _label_value(number: Any) -> int | None:
-    """A label value, of a number or its digits; None of what is none."""
-    if isinstance(number, bool) or not isinstance(number, int | str):
-        return None
-    if isinstance(number, str) and not (number.isdecimal() and len(number) <= _MOST_DIGITS):
-        return None
-    return int(number) if 0 <= int(number) <= _MOST else None
-
-
-def _original_labels(declared: Mapping[str, Any], where: Path) -> dict[int, int]:
-    """`original_labels` of dataset.json, {"3": 4}: value 4 of the source has become 3."""
-    entries = declared.get("original_labels", {})
-    if not isinstance(entries, dict) or not all(
-        _label_value(value) is not None
-        and isinstance(original, int)
-        and not isinstance(original, bool)
-        and abs(original) <= _MOST
-        for value, original in entries.items()
-    ):
-        raise DatasetError(
-            f'{where}: expected `original_labels` as {{"3": 4, ...}}, value here and value in the source, '
-            f"got {quoted(entries)}; correct or remove it."
-        )
-    return {int(value): original for value, original in entries.items()}
-
-
-def _declared_channels(declared: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    """`modality` (Decathlon) or `channel_names` (nnU-Net v2), both {"0": NAME, ...}."""
-    entries = declared.get("channel_names", declared.get("modality", {}))
-    if not isinstance(entries, dict) or entries.keys() != {str(i) for i in range(len(entries))}:
-        raise DatasetError(
-            f'{where}: expected `modality` as {{"0": NAME, "1": NAME, ...}} without gaps, got {quoted(entries)}.'
-        )
-    return tuple(str(entries[str(i)]) for i in range(len(entries)))
-
-
-def _declared_regions(
-    declared: Mapping[str, Any], labels: Mapping[int, str], where: Path
-) -> dict[str, tuple[int, ...]] | None:
-    """`regions` of dataset.json, as {NAME: [label value, ...]}; else what nnU-Net v2 joins in `labels`."""
-    entries = declared.get("regions", _joined_labels(declared))
-    if entries is None:
-        return None
-    hint = 'write {"whole": [1, 2], "core": [2]}, each region with the label values that it joins'
-    if not isinstance(entries, dict) or not entries:
-        raise DatasetError(f"{where}: expected an object under `regions`, got {quoted(entries)}; {hint}.")
-    regions = {}
-    for name, values in entries.items():
-        if not isinstance(values, list) or not values:
-            raise DatasetError(
-                f"{where}: expected label values in the region {name!r:.80}, got {quoted(values)}; {hint}."
-            )
-        foreign = [value for value in values if type(value) is not int or value not in labels or value == 0]
-        if foreign:
-            raise DatasetError(
-                f"{where}: expected declared label values other than the background in the region {name!r:.80} "
-                f"({', '.join(str(value) for value in [*labels][:_SHOWN] if value)}), got "
-                f"{', '.join(map(quoted, foreign[:_SHOWN]))}; correct it."
-            )
-        regions[name] = tuple(sorted(set(values)))
-    return regions
-
-
-def _joined_labels(declared: Mapping[str, Any]) -> dict[str, list[int]] | None:
-    """The regions among nnU-Net's `labels`: where one joins several values, all but the background are regions."""
-    entries = declared.get("labels")
-    if not isinstance(entries, dict) or not any(
-        isinstance(value, list) and len(value) > 1 for value in entries.values()
-    ):
-        return None
-    regions = {name: value if isinstance(value, list) else [value] for name, value in entries.items()}
-    return {name: values for name, values in regions.items() if values != [0] and name != "ignore"}

@@ -222,7 +222,7 @@ def _pixel_type(slices: Sequence[_Slice]) -> int:
         types.add(read_slice(slice_.file))
         if len(types) > 1 or sitk.sitkFloat64 in types:
             # SimpleITK would round each slice to the type of the first (PET has a scale factor per slice).
-            return sitk.sitkFloat64
+            return int(sitk.sitkFloat64)
     return types.pop()
 
 

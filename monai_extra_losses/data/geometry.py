@@ -53,4 +53,5 @@ def automatic_patch(cases: Sequence[CaseSummary], pixdim: Triple | None = None, 
 
 def _file_axes(case: CaseSummary) -> list[int]:
     """The axis of the file that runs along R, along A and along S, either way."""
-    return np.argsort(nib.io_orientation(np.array(case.affine))[:, 0]).tolist()
+    order: list[int] = np.argsort(nib.io_orientation(np.array(case.affine))[:, 0]).tolist()
+    return order

@@ -119,7 +119,7 @@ def remarks_of(count: LabelCount) -> Iterable[str]:
 def _nearest_whole(values: NDArray[Any]) -> NDArray[Any]:
     """The whole number that each value is, to `NEARLY_WHOLE`; NaN for the others."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        whole = np.rint(values)
+        whole: NDArray[Any] = np.rint(values)
         whole[~(np.abs(values - whole) <= NEARLY_WHOLE)] = np.nan
     return whole
 

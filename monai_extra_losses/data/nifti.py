@@ -1,7 +1,7 @@
 """NIfTI files: the one reading of header and voxels that every command shares.
 
 nibabel says what a header means. What it takes without a word although other programs read it otherwise is refused
-here, or told as a remark; so is a header that the file behind it cannot fulfil, before memory is asked for.
+here, or named in a remark; so is a header that the file behind it cannot fulfil, before memory is asked for.
 """
 
 import gzip
@@ -234,7 +234,7 @@ def _opened(path: Path) -> io.BufferedIOBase:
 
 
 def _first_bytes(path: Path, size: int, packed: bool) -> bytes:
-    """The header's bytes; a file whose name says the wrong thing about compression is told so."""
+    """The header's bytes; a file whose name is wrong about its compression is refused."""
     if size == 0:
         raise DatasetError(f"{path}: expected a NIfTI file, got an empty one; copy it again.")
     try:

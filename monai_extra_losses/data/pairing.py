@@ -82,12 +82,7 @@ def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[So
             f"{len(found_images)} images and {len(found_labels)} labels; "
             f"{layout_hint(images) or 'rename them, or give two folders.'}"
         )
-    for folder, found in ((images, found_images), (labels, found_labels)):
-        if not found:
-            raise DatasetError(
-                f"{folder}: expected files {', '.join(VOLUME_SUFFIXES)} or a folder per DICOM series, got none; "
-                "give the folder that holds them."
-            )
+    _refuse_empty({images: found_images, labels: found_labels})
     label_names = found_labels.keys() | {_bare(name) for name in found_labels}
     cases, odd = _group_by_case(found_images, label_names)
     problems = list(odd.values())
@@ -101,15 +96,30 @@ def pairs_and_problems(images: str | Path, labels: str | Path) -> tuple[tuple[So
             f'as patterns, --images "DIR/{CASE}/image.nii.gz" --labels "DIR/{CASE}/label.nii.gz".'
         )
     for name in sorted(cases.keys() | labels_of.keys()):
-        of_image, of_label = cases.get(name, ()), labels_of.get(name, [])
-        if not of_label:
-            problems += [f"{path}: expected a label {name} in {labels}, got none; add it." for path in of_image]
-        elif not of_image:
-            problems += [f"{path}: expected an image {name} in {images}, got none; add it." for path in of_label]
-        elif len(of_label) > 1:
-            problems.append(f"{name}: expected one label, got {', '.join(map(str, of_label))}; keep one.")
+        problems += _unpaired(name, cases.get(name, ()), labels_of.get(name, []), images, labels)
     paired = [name for name in sorted(cases) if name not in odd and len(labels_of.get(name, ())) == 1]
     return tuple(SourceCase(name, cases[name], labels_of[name][0]) for name in paired), problems
+
+
+def _refuse_empty(folders: Mapping[Path, Mapping[str, Sequence[Path]]]) -> None:
+    for folder, found in folders.items():
+        if not found:
+            raise DatasetError(
+                f"{folder}: expected files {', '.join(VOLUME_SUFFIXES)} or a folder per DICOM series, got none; "
+                "give the folder that holds them."
+            )
+
+
+def _unpaired(
+    name: str, of_image: Sequence[Path], of_label: Sequence[Path], images: Path, labels: Path
+) -> Iterable[str]:
+    """Why the files of a name are no case."""
+    if not of_label:
+        yield from (f"{path}: expected a label {name} in {labels}, got none; add it." for path in of_image)
+    elif not of_image:
+        yield from (f"{path}: expected an image {name} in {images}, got none; add it." for path in of_label)
+    elif len(of_label) > 1:
+        yield f"{name}: expected one label, got {', '.join(map(str, of_label))}; keep one."
 
 
 def cases_to_segment(images: str | Path, labelled: Sequence[SourceCase]) -> tuple[SourceCase, ...]:
@@ -180,16 +190,21 @@ def _pairs_of_patterns(images: Sequence[str], labels: Sequence[str]) -> tuple[tu
             problems.append(f"{cases[name][0]}: expected a label by {labels[0]}, got none; add it.")
         elif doubled is not None:
             problems.append(f"{name}: expected one label, got {', '.join(map(str, doubled))}; keep one.")
-        elif name not in cases:
+        elif name in cases:
+            paired.append(_case_of_masks(name, cases[name], parts, by_structure=LABEL in labels[0]))
+        elif not any(problem.startswith(f"{name}: ") for problem in problems):
             first = next(iter(parts.values()))[0]
-            if not any(problem.startswith(f"{name}: ") for problem in problems):
-                problems.append(f"{first}: expected an image by {images[0]}, got none; add it.")
-        elif LABEL in labels[0]:
-            files = tuple(sorted((label, paths[0]) for label, paths in parts.items()))
-            paired.append(SourceCase(name, cases[name], _common_folder([file for _, file in files]), files))
-        else:
-            paired.append(SourceCase(name, cases[name], parts[""][0]))
+            problems.append(f"{first}: expected an image by {images[0]}, got none; add it.")
     return tuple(paired), problems
+
+
+def _case_of_masks(
+    name: str, images: tuple[Path, ...], parts: Mapping[str, Sequence[Path]], *, by_structure: bool
+) -> SourceCase:
+    if not by_structure:
+        return SourceCase(name, images, parts[""][0])
+    files = tuple(sorted((label, paths[0]) for label, paths in parts.items()))
+    return SourceCase(name, images, _common_folder([file for _, file in files]), files)
 
 
 def _common_folder(files: Sequence[Path]) -> Path:

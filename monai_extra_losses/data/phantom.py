@@ -162,7 +162,8 @@ def _organ(
     across = across + random.uniform(0.25, 0.45) * (along**2 - 0.3)  # bent like a kidney
     radii = random.uniform((0.6, 0.42, 0.5), (0.75, 0.55, 0.65))
     radius = np.sqrt((along / radii[0]) ** 2 + (across / radii[1]) ** 2 + (z / radii[2]) ** 2)
-    return 1 - radius + 0.09 * _smooth_field(random, grid.shape[1:], spacing, 0.2 * unit)
+    inside: np.ndarray = 1 - radius + 0.09 * _smooth_field(random, grid.shape[1:], spacing, 0.2 * unit)
+    return inside
 
 
 def _blobs(
@@ -192,7 +193,8 @@ def _blobs(
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The voxels whose six neighbours lie in the mask too."""
     neighbours = [np.roll(mask, shift, axis) for axis in range(mask.ndim) for shift in (-1, 1)]
-    return np.logical_and.reduce([mask, *neighbours])
+    inner: NDArray[np.bool_] = np.logical_and.reduce([mask, *neighbours])
+    return inner
 
 
 def _smooth_field(
@@ -201,7 +203,8 @@ def _smooth_field(
     """A random field of mean 0 and standard deviation 1 that varies over about `width_mm`."""
     field = _gaussian(random.standard_normal(shape), width_mm / spacing)
     field -= field.mean()
-    return field / field.std()
+    normalised: NDArray[np.float64] = field / field.std()
+    return normalised
 
 
 def _gaussian(volume: _Volume, sigma: NDArray[np.float64]) -> _Volume:

@@ -174,7 +174,7 @@ def prepare_dataset(
     Args:
         options: what is read, and what is made of it.
         out: folder of the data set: new, empty, or of an earlier call.
-        overwrite: delete the files that an earlier call wrote there, and begin anew.
+        overwrite: delete the files that an earlier call wrote there, and begin again.
         num_workers: threads, each one case at a time; default: one per core, at most 8.
         progress: show a bar (on a terminal only).
 

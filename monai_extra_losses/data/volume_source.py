@@ -141,7 +141,7 @@ class VolumeSource:
         reader.SetOutputPixelType(self.pixel_type)
         try:
             with quiet_itk:
-                image = reader.Execute()
+                image: sitk.Image = reader.Execute()
         except RuntimeError as error:
             for file in self.files:  # the error does not say which
                 read_slice(file, voxels=True)
@@ -211,7 +211,7 @@ def read_slice(file: Path, *, voxels: bool = False) -> int:
                 reader.Execute()
     except RuntimeError as error:
         raise DatasetError(unreadable(file, error)) from error
-    return reader.GetPixelID()
+    return int(reader.GetPixelID())
 
 
 def unreadable(path: Path, error: RuntimeError) -> str:

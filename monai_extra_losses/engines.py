@@ -111,10 +111,11 @@ class LossWithMaps(nn.Module):
     def forward(self, input: Tensor, target: Tensor | Mapping[str, Tensor]) -> Tensor:
         """The loss of a plain target, or of a label with its maps."""
         if not isinstance(target, Mapping):
-            return self.loss(input, target)
+            target = {LABEL: target}
         if LABEL not in target:
             raise ValueError(f"expected a target with {LABEL!r}, got {', '.join(map(repr, target))}.")
-        return self.loss(input, target[LABEL], **{name: value for name, value in target.items() if name != LABEL})
+        value: Tensor = self.loss(input, target[LABEL], **{k: given for k, given in target.items() if k != LABEL})
+        return value
 
 
 class AnnotatedVoxelLoss(nn.Module):
@@ -161,7 +162,8 @@ class AnnotatedVoxelLoss(nn.Module):
         ignored = given[LABEL][:, :1] == self.ignore_index
         given[LABEL] = given[LABEL].masked_fill(ignored, 0)
         given["mask"] = ~ignored if "mask" not in given else given["mask"].masked_fill(ignored, 0)
-        return self.loss(input, given)
+        value: Tensor = self.loss(input, given)
+        return value
 
 
 class HalfPrecisionInferer(Inferer):

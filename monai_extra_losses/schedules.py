@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.compound import CompoundLoss
+from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 RampKind = Literal["linear", "cosine", "step"]
 

@@ -242,7 +242,7 @@ def test_a_boundary_loss_trains_with_maps_measured_once(
     def measured_in_a_step(*_: Any) -> None:
         raise AssertionError("the loss measured distances by itself")
 
-    monkeypatch.setattr("monai_extra_losses.losses.inputs.signed_distance", measured_in_a_step)
+    monkeypatch.setattr("monai_extra_losses.losses.geometry.signed_distance", measured_in_a_step)
     untried: dict[str, Any] = {"setup::check_loss": False}  # the try of the set-up measures, without the maps
     with_maps = train(phantom_folder, tmp_path / "volumes", MAPS, epochs=2, seed=3, **untried)
     for run in (on_the_fly, with_maps):

@@ -117,7 +117,7 @@ def traced_operators(loss: Callable[..., Tensor], *data: Tensor) -> list[str]:
 class SquaredLogLoss(DistributionLoss):
     """A loss of somebody else."""
 
-    def formula(self, log_pt: Tensor) -> Tensor:
+    def voxel_formula(self, log_pt: Tensor) -> Tensor:
         return log_pt**2
 
 

@@ -25,7 +25,7 @@ from monai_extra_losses.losses import (
     LovaszLoss,
     SurfaceLoss,
 )
-from monai_extra_losses.losses.inputs import CudaLabelCheck
+from monai_extra_losses.losses.checks import CudaLabelCheck
 from monai_extra_losses.ops import fused_sums, terms
 
 SHAPE = (2, 3, 4, 5)

@@ -150,4 +150,4 @@ def kinds_of_terms(entry: LossEntry, activation: str) -> set[str]:
     loss = entry.make(activation)
     scores = LossCase(entry, activation).scores(1, 3, 4, 5)
     terms = loss.terms(loss.prepare(scores, labels_like(scores)))
-    return {type(term).__name__ for _, term in terms}
+    return {type(term).__name__ for _, term in terms.values()}

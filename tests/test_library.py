@@ -90,7 +90,7 @@ def test_what_the_losses_ask_for_survives_its_text(case: LossCase) -> None:
     loss = case()
     scores = case.scores(2, 3, 4, 5)
     assert isinstance(loss, SegmentationLoss)
-    for _, term in loss.terms(loss.prepare(scores, labels_like(scores))):
+    for _, term in loss.terms(loss.prepare(scores, labels_like(scores))).values():
         if isinstance(term, VoxelMap):
             assert library.encode(term) is None
         else:

@@ -1437,10 +1437,21 @@ def test_a_subclass_with_another_formula_has_its_own_gradient() -> None:
     labels = labels_like(scores)
     for base in (losses.PolyLoss, losses.GeneralizedCrossEntropyLoss, CrossEntropyLoss, losses.CategoricalHingeLoss):
         raw = base is losses.CategoricalHingeLoss
-        other = type("Other", (base,), {"formula": lambda self, x: x**2})
+        other = type("Other", (base,), {"voxel_formula": lambda self, x: x**2})
         loss = other(**(LABELS if raw else SOFTMAX))
         assert torch.autograd.gradcheck(lambda x, f=loss: f(x, labels), scores)
-    squared = type("Squared", (FusedFocalLoss,), {"formula": lambda self, x: x**2})()
+    squared = type("Squared", (FusedFocalLoss,), {"voxel_formula": lambda self, x: x**2})()
     target = torch.rand_like(scores)
     expected = (target * F.logsigmoid(scores) ** 2 + (1 - target) * F.logsigmoid(-scores) ** 2).mean()
     torch.testing.assert_close(squared(scores, target), expected)
+    with pytest.raises(TypeError, match="expected Old to name its formula voxel_formula, got formula: rename it"):
+        type("Old", (CrossEntropyLoss,), {"formula": lambda self, x: x**2})
+
+
+def test_a_formula_reads_only_what_its_loss_asks_for() -> None:
+    class Forgetful(JaccardLoss):
+        def formula(self, c: Any) -> Tensor:
+            return c.p_squared
+
+    with pytest.raises(AttributeError, match=r"reads p_squared to have reads = Reads\(squares=True\)"):
+        Forgetful(sigmoid=True)(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))

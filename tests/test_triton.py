@@ -375,7 +375,7 @@ def taken(case: LossCase) -> bool:
     loss = case()
     if not isinstance(loss, SegmentationLoss) or not case.entry.lean:
         return False
-    terms = [term for _, term in loss.terms(loss.prepare(scores, labels))]
+    terms = [term for _, term in loss.terms(loss.prepare(scores, labels)).values()]
     return fused_sums_triton.supports(CallData(scores, labels, None, True, None), terms)
 
 

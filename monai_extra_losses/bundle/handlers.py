@@ -31,7 +31,8 @@ def loss_of_output(output: Any) -> torch.Tensor:
 
 
 def _of_first(output: Any) -> Mapping[str, Any]:
-    return output[0] if isinstance(output, list) else output
+    first: Mapping[str, Any] = output[0] if isinstance(output, list) else output
+    return first
 
 
 class EpochProgress:

@@ -57,7 +57,7 @@ class InferenceSetUp:
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
         amp: half precision, as `half_precision` takes it.
         window: further options of the sliding window that change the result.
-        overwrite: make anew what `output_dir` has of another model, other options or another image.
+        overwrite: replace what `output_dir` has of another model, other options or another image.
         device, num_workers: where the network computes, and loader processes.
 
     Raises:
@@ -115,7 +115,6 @@ class InferenceSetUp:
                 state_dict_of(self.model_file, "model_file")  # an export reads it without a look at its checksum
             return
         state_dict_of(self.model_file, "model_file")  # refused now
-        model = sha256(self.model_file)
         precision = literal(amp)
         options = {
             "test_time_flips": sorted(self.flips),
@@ -140,18 +139,22 @@ class InferenceSetUp:
                 results=self.output_dir,
             )
         self.passed_over = found.passed_over
+        self._sort_cases(found.cases, {"model": sha256(self.model_file), "options": options})
+
+    def _sort_cases(self, cases: Mapping[str, tuple[Path, ...]], made_with: Mapping[str, Any]) -> None:
+        """Cases to do, finished ones and failures."""
         recorded = SegmentationRecord(self.output_dir)
         others: list[str] = []
         longest = longest_name(self.output_dir)
         remarks: dict[Path, tuple[str, ...]] = {}
-        for name, files in found.cases.items():
+        for name, files in cases.items():
             if (size := max(len(os.fsencode(file)) for file in self.files_of(name))) > longest:
                 self.failures[name] = (
                     f"{files[0]}: expected a shorter name, got {len(os.fsencode(name))} bytes, with which that of a "
                     f"result would have {size}, and {longest} are the most in {self.output_dir}; rename it."
                 )
                 continue
-            made_of = self.made_of[name] = {"model": model, "options": options, "input": input_stamp(files)}
+            made_of = self.made_of[name] = {**made_with, "input": input_stamp(files)}
             there = [file for file in self.files_of(name) if (self.output_dir / file).exists()]
             other = recorded.difference(name, made_of, there) if there else None
             if other is not None and not self.overwrite:

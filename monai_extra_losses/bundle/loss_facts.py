@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -16,7 +16,7 @@ from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
 from monai_extra_losses.losses import LovaszLoss
 from monai_extra_losses.losses.base import RegionLoss, SegmentationLoss
 from monai_extra_losses.losses.boundary import DistanceLoss
-from monai_extra_losses.losses.compound import CompoundLoss
+from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 
 @dataclass(frozen=True)
@@ -179,26 +179,46 @@ def _part_of_equal_scores(part: Any, label: Tensor, channels: int) -> tuple[floa
     outcomes = {"softmax": channels, "sigmoid": 2}.get(reading.activation or "")
     if outcomes is None:
         return None
-    p, entropy, words = 1 / outcomes, math.log(outcomes), f"ln {outcomes}"
     if name in ("DiceLoss", "Dice"):
-        return _dice_of_equal_scores(part, label, channels, p)
-    if name == "CrossEntropyLoss":
-        return entropy, words  # weights are normalised
-    if getattr(part, "class_weight", None) is not None:
+        return _dice_of_equal_scores(part, label, channels, 1 / outcomes)
+    # The class weights of a plain cross-entropy are normalised.
+    weighted = getattr(part, "class_weight", None) is not None and name != "CrossEntropyLoss"
+    formula = _OF_VOXELS.get(name) or (_OF_VOXELS_UNDER_SOFTMAX.get(name) if reading.activation == "softmax" else None)
+    return None if weighted or formula is None else formula(part, outcomes)
+
+
+def _entropy(part: Any, outcomes: int) -> tuple[float, str]:
+    return math.log(outcomes), f"ln {outcomes}"
+
+
+def _focal(part: Any, outcomes: int) -> tuple[float, str] | None:
+    if part.alpha is not None:
         return None
-    if name == "ScoreCrossEntropy":
-        return entropy, words
-    if name == "FocalLoss" and part.alpha is None:
-        over = channels if reading.activation == "softmax" else 1  # its mean is over the channels too
-        value = (1 - p) ** part.gamma * entropy / over
-        return value, f"(1 - 1/{outcomes})^{part.gamma:g} {words}" + (f"/{over}" if over > 1 else "")
-    if reading.activation == "sigmoid":
-        return None
-    if name == "PolyLoss":
-        return entropy + part.epsilon * (1 - p), f"{words} + {part.epsilon:g} (1 - 1/{outcomes})"
-    if name == "GeneralizedCrossEntropyLoss":
-        return (1 - p**part.q) / part.q, f"(1 - {outcomes}^-{part.q:g})/{part.q:g}"
-    return (entropy, words) if name == "TopKLoss" else None
+    over = outcomes if part.use_softmax else 1  # its mean is over the channels too
+    value = (1 - 1 / outcomes) ** part.gamma * math.log(outcomes) / over
+    return value, f"(1 - 1/{outcomes})^{part.gamma:g} ln {outcomes}" + (f"/{over}" if over > 1 else "")
+
+
+def _poly(part: Any, outcomes: int) -> tuple[float, str]:
+    value = math.log(outcomes) + part.epsilon * (1 - 1 / outcomes)
+    return value, f"ln {outcomes} + {part.epsilon:g} (1 - 1/{outcomes})"
+
+
+def _generalized_cross_entropy(part: Any, outcomes: int) -> tuple[float, str]:
+    return (1 - outcomes**-part.q) / part.q, f"(1 - {outcomes}^-{part.q:g})/{part.q:g}"
+
+
+# Loss -> what it is where each of so many outcomes has the same probability.
+_OF_VOXELS: Mapping[str, Callable[[Any, int], tuple[float, str] | None]] = {
+    "CrossEntropyLoss": _entropy,
+    "ScoreCrossEntropy": _entropy,
+    "FocalLoss": _focal,
+}
+_OF_VOXELS_UNDER_SOFTMAX: Mapping[str, Callable[[Any, int], tuple[float, str] | None]] = {
+    "TopKLoss": _entropy,
+    "PolyLoss": _poly,
+    "GeneralizedCrossEntropyLoss": _generalized_cross_entropy,
+}
 
 
 def _sum_of(*parts: tuple[float, tuple[float, str] | None]) -> tuple[float, str] | None:

@@ -20,7 +20,8 @@ def weight_ramps(loss: torch.nn.Module, loss_weights: Mapping[str, Any] | None) 
     if loss_weights is None:
         return None
     try:
-        return LossWeightSchedule(loss, loss_weights).state_dict()["ramps"]
+        ramps: dict[str, Any] = LossWeightSchedule(loss, loss_weights).state_dict()["ramps"]
+        return ramps
     except (TypeError, ValueError) as error:
         raise StartUpRefused(f"loss_weights: {error}") from None
 

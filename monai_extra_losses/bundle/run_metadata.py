@@ -51,7 +51,7 @@ def differs_from_run(metadata: Mapping[str, Any], record: RunRecord) -> bool:
     """Whether a metadata.json speaks of other channels or classes than a run; one that says nothing does not."""
     least = 2 ** len(record.channels)
     try:
-        told, ours = (
+        theirs, ours = (
             (content["inputs"]["image"]["num_channels"], content["outputs"]["pred"]["channel_def"])
             for content in (metadata["network_data_format"], metadata_of_run(None, record)["network_data_format"])
         )
@@ -59,7 +59,7 @@ def differs_from_run(metadata: Mapping[str, Any], record: RunRecord) -> bool:
         multiples = [int(size.partition("*")[0]) for size in shape if isinstance(size, str) and size.endswith("*n")]
     except (LookupError, TypeError, ValueError):
         return False
-    return told != ours or any(multiple % least for multiple in multiples)
+    return theirs != ours or any(multiple % least for multiple in multiples)
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

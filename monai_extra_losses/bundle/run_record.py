@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast, get_type_hints
 
@@ -132,23 +133,7 @@ class RunRecord(RecordedOptions):
                 "train again."
             )
 
-        if path.exists() and not path.is_file():
-            raise refused("no file of its own kind")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise StartUpRefused(
-                f"Expected a trained run in {path.parent.parent}, got a folder without models/run.json; "
-                "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
-            ) from None
-        except OSError as error:
-            raise StartUpRefused(f"Expected to read {path}, got: {(error.strerror or str(error)).lower()}.") from None
-        except RecursionError:
-            raise refused("JSON nested too deep") from None
-        except ValueError as error:  # no JSON, no UTF-8
-            raise refused(str(error)) from None
-        if not isinstance(content, dict):
-            raise refused(short(content))
+        content = _content_of_record(path, refused)
         hints = get_type_hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(content.keys() - fields):
@@ -190,6 +175,28 @@ class RunRecord(RecordedOptions):
         return None
 
 
+def _content_of_record(path: Path, refused: Callable[[str], StartUpRefused]) -> dict[str, Any]:
+    """The object in a record's file; `refused` makes the refusal of a file that is there."""
+    if path.exists() and not path.is_file():
+        raise refused("no file of its own kind")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StartUpRefused(
+            f"Expected a trained run in {path.parent.parent}, got a folder without models/run.json; "
+            "train first, or give the folder of a run as --bundle_root (--run on the short command line)."
+        ) from None
+    except OSError as error:
+        raise StartUpRefused(f"Expected to read {path}, got: {(error.strerror or str(error)).lower()}.") from None
+    except RecursionError:
+        raise refused("JSON nested too deep") from None
+    except ValueError as error:  # no JSON, no UTF-8
+        raise refused(str(error)) from None
+    if not isinstance(content, dict):
+        raise refused(short(content))
+    return content
+
+
 def read_training_csv(path: Path) -> list[dict[str, str]]:
     """The rows of training.csv; none where there is no file. One that training did not write so is refused.
 
@@ -216,24 +223,29 @@ def read_training_csv(path: Path) -> list[dict[str, str]]:
         raise StartUpRefused(f"Expected to read {path}, got: {(error.strerror or str(error)).lower()}.") from None
     except (ValueError, csv.Error) as error:  # no UTF-8, no CSV
         raise refused(str(error)) from None
+    if problem := _table_problem(names, rows):
+        raise refused(problem)
+    return rows
+
+
+def _table_problem(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str | None:
+    """What is no table of a training, in words."""
     if "epoch" not in names:
         foreign = next((mark for mark in (";", "\t") if any(mark in name for name in names)), None)
-        raise refused(
-            f"one with {'semicolons' if foreign == ';' else 'tabs'} instead, as spreadsheets save it"
-            if foreign
-            else "no column epoch"
-        )
+        if foreign is None:
+            return "no column epoch"
+        return f"one with {'semicolons' if foreign == ';' else 'tabs'} instead, as spreadsheets save it"
     last = 0
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise refused(f"{'more' if None in row else 'fewer'} cells than names of columns in line {line}")
-        for name, cell in row.items():
-            if not _is_cell(cell, whole=name == "epoch"):
-                raise refused(f"{short(cell)} under {name} in line {line}")
+            return f"{'more' if None in row else 'fewer'} cells than names of columns in line {line}"
+        wrong = next((name for name, cell in row.items() if not _is_cell(cell, whole=name == "epoch")), None)
+        if wrong is not None:
+            return f"{short(row[wrong])} under {wrong} in line {line}"
         if int(row["epoch"]) <= last:
-            raise refused(f"epoch {int(row['epoch'])} after epoch {last} in line {line}")
+            return f"epoch {int(row['epoch'])} after epoch {last} in line {line}"
         last = int(row["epoch"])
-    return rows
+    return None
 
 
 def _is_cell(text: str, whole: bool) -> bool:

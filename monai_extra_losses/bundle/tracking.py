@@ -1,4 +1,4 @@
-"""What experiment trackers are told of a run: MONAI's `--tracking mlflow`, and TensorBoard."""
+"""What experiment trackers record of a run: MONAI's `--tracking mlflow`, and TensorBoard."""
 
 import json
 import re

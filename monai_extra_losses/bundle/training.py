@@ -198,7 +198,7 @@ class TrainingSetUp(RunSetUp):
 def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
     patience = record.early_stop_patience
     stopped = patience is not None and checkpoint.get("validations_since_best", 0) >= patience
-    return stopped or checkpoint["epoch"] >= record.epochs
+    return stopped or bool(checkpoint["epoch"] >= record.epochs)
 
 
 def _whole_patch(numbers: tuple[float, float, float] | None, step: int, patch_size: Any) -> tuple[int, int, int] | None:

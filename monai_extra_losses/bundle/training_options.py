@@ -72,7 +72,7 @@ def option(
         default: of calls and records that leave the option out.
     """
     entry = Option(check, meaning, changes_on_resume, names_a_file, rule)
-    return cast(T, dataclasses.field(default=default, metadata={"option": entry}))
+    return dataclasses.field(default=default, metadata={"option": entry})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))

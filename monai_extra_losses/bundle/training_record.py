@@ -23,7 +23,7 @@ from monai_extra_losses.bundle.tensor_files import record_checksum
 from monai_extra_losses.bundle.weights import read_checkpoint
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.storage import whole_file, write_whole
-from monai_extra_losses.losses.compound import CompoundLoss
+from monai_extra_losses.losses.weighted_sum import CompoundLoss
 from monai_extra_losses.report.tables import csv_cell, csv_text, shown_duration
 
 logger = logging.getLogger(__name__)
@@ -168,10 +168,10 @@ class TrainingRecord:
     def _has_summary(self, epoch: int) -> bool:
         """Whether summary.txt is there, and not that of an earlier end."""
         try:
-            told = re.search(r" epoch (\d+)", self.folder.summary.read_text(encoding="utf-8"))
+            stated = re.search(r" epoch (\d+)", self.folder.summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return told is not None and int(told[1]) == epoch
+        return stated is not None and int(stated[1]) == epoch
 
     def _summary(self, engine: Engine, rows: Sequence[Mapping[str, str]], stopped: str) -> str:
         """The training in a few lines.

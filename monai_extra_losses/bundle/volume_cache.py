@@ -64,7 +64,7 @@ def prepared_cases(
             "none" reads the files in every epoch.
         cache_dir: of the files of "disk". It may serve several runs: a file is found only by the same transforms, of
             the same versions, and images and labels that have not changed since. It may be deleted at any time. A file
-            that is damaged, or holds more than numbers and text, is made anew; nothing in it is ever run.
+            that is damaged, or holds more than numbers and text, is made again; nothing in it is ever run.
         progress: show a bar while memory is filled.
 
     Raises:

@@ -69,7 +69,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{train_again}."
         )
     _refuse_not_finite(content["network"], file, file.name, train_again)
-    return content
+    return dict(content)
 
 
 def _problem_of(name: str, hint: Any, content: Mapping[str, Any]) -> str | None:

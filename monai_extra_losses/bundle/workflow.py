@@ -42,7 +42,7 @@ _GIVEN = {
     "use_softmax": "@softmax",
     "sigmoid": "@sigmoid",
 }
-"""What a loss by MONAI's conventions is told of the data, as the losses of the table are."""
+"""The options by which a loss of MONAI's conventions, as those of the table, reads the data."""
 
 
 _OWN_OPTIONS = frozenset(inspect.signature(ConfigWorkflow.__init__).parameters) - {"self", "override"}
@@ -225,23 +225,7 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
     if name is not None and "." in name:
         checked = {"loss": _own_loss(name), **{key: value for key, value in checked.items() if key != "loss"}}
     elif name is not None:
-        table = config.get(_TABLE, {})
-        if not table:
-            raise StartUpRefused(
-                f"Expected configs/losses.yaml among the config files for the loss {name}; "
-                "give \"['configs/train.yaml','configs/losses.yaml']\" as --config_file."
-            )
-        if name not in table:
-            raise StartUpRefused(
-                f"There is no loss {name!r}{nearest_name(name, table)}; known are {', '.join(table)}, and a class of "
-                "your own as module.Class."
-            )
-        if "loss" in checked:
-            checked["loss"] = f"@{_TABLE}::{name}"
-        checked = {
-            f"{_TABLE}::{name}{key.removeprefix('loss')}" if key.startswith("loss::") else key: value
-            for key, value in checked.items()
-        }
+        checked = _with_loss_of_table(name, config.get(_TABLE, {}), checked)
     # options are those of the class that will be built
     built = copy.deepcopy(dict(config))
     if isinstance(checked.get("loss"), Mapping):
@@ -252,6 +236,25 @@ def checked_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -
     for key in checked:
         _refuse_unknown(built, key.removeprefix("+"))
     return checked
+
+
+def _with_loss_of_table(name: str, table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides with those of `loss` made overrides of an entry of the table."""
+    if not table:
+        raise StartUpRefused(
+            f"Expected configs/losses.yaml among the config files for the loss {name}; "
+            "give \"['configs/train.yaml','configs/losses.yaml']\" as --config_file."
+        )
+    if name not in table:
+        raise StartUpRefused(
+            f"There is no loss {name!r}{nearest_name(name, table)}; known are {', '.join(table)}, and a class of "
+            "your own as module.Class."
+        )
+    of_table = {
+        f"{_TABLE}::{name}{key.removeprefix('loss')}" if key.startswith("loss::") else key: value
+        for key, value in overrides.items()
+    }
+    return of_table | ({"loss": f"@{_TABLE}::{name}"} if "loss" in overrides else {})
 
 
 def _name_in_table(loss: Any) -> str | None:

@@ -90,7 +90,8 @@ class _Source:
 def loss_table() -> Mapping[str, Any]:
     """The losses of configs/losses.yaml: name -> entry."""
     text = (monai_extra_losses.config_dir() / "losses.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["losses"]
+    table: Mapping[str, Any] = yaml.safe_load(text)["losses"]
+    return table
 
 
 def loss_page(name: str) -> str:
@@ -147,7 +148,7 @@ def loss_config(key: str | None, cls: str) -> dict[str, Any]:
     known = {name: value for name, value in defaults.items() if value is not None}
     if key is None:
         return {"_target_": f"{_PACKAGE}.{cls}", **known}
-    config = _resolved(loss_table()[key])
+    config: dict[str, Any] = _resolved(loss_table()[key])
     about = config["losses"][key] if key in config.get("losses", ()) else config
     about |= {name: value for name, value in known.items() if name not in about}
     return config
@@ -186,7 +187,7 @@ def _class_of(key: str, entry: Mapping[str, Any]) -> str:
     """The class that an entry of the table is about: a boundary loss comes with a region loss beside it."""
     parts = entry.get("losses")
     about = parts[key] if isinstance(parts, Mapping) and key in parts else entry
-    return about["_target_"].rpartition(".")[2]
+    return str(about["_target_"]).rpartition(".")[2]
 
 
 @functools.cache
@@ -208,33 +209,55 @@ def _sources() -> dict[str, _Source]:
     return found
 
 
+def _init(cls: str) -> ast.FunctionDef | None:
+    body = _sources()[cls].node.body
+    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+
+
+def _options_kind(cls: str) -> str | None:
+    """The dictionary of options, RegionOptions say, that `**options` of a constructor are; None without."""
+    init = _init(cls)
+    others = None if init is None else init.args.kwarg
+    unpacked = None if others is None else others.annotation
+    return unpacked.slice.id if isinstance(unpacked, ast.Subscript) and isinstance(unpacked.slice, ast.Name) else None
+
+
 def _base(cls: str) -> str | None:
-    """The class whose options `**options` are."""
-    source = _sources()[cls]
-    return source.attribute("options_of") or next((base for base in source.bases if base in _sources()), None)
+    """The class that says what `**options` are."""
+    kind = _options_kind(cls)
+    keeps = (name for name, source in _sources().items() if kind and source.attribute("keeps") == kind and name != cls)
+    return next(keeps, None) or next((base for base in _sources()[cls].bases if base in _sources()), None)
 
 
 def _parameters(cls: str) -> dict[str, str | None]:
     """Name -> default, as `inspect.signature` would give them."""
-    source = _sources()[cls]
+    source, init = _sources()[cls], _init(cls)
     left_out = _inherited_attribute(cls, "left_out") or {}
-    init = next((n for n in source.node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    base = _base(cls)
     if init is None:
-        inherited = {} if base is None else _parameters(base)
+        inherited = _parameters(next(base for base in source.bases if base in _sources()))
         return {name: default for name, default in inherited.items() if name not in left_out}
     positional = init.args.args[1:]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(init.args.defaults)) + list(init.args.defaults)
     pairs = [*zip(positional, defaults, strict=True), *zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)]
-    parameters = {
-        argument.arg: None if default is None else _default_text(default)
-        for argument, default in pairs
-        if argument.arg not in left_out
-    }
-    if init.args.kwarg is not None and base is not None:
-        others = {name: default for name, default in _parameters(base).items() if name not in left_out}
-        parameters |= {name: default for name, default in others.items() if name not in parameters}
-    return parameters
+    found = {argument.arg: None if default is None else _default_text(default) for argument, default in pairs}
+    if (kind := _options_kind(cls)) is not None:
+        own_defaults = {name: repr(value) for name, value in (_inherited_attribute(cls, "defaults") or {}).items()}
+        found |= {
+            name: own_defaults.get(name, text) for name, text in _shared_options(kind).items() if name not in found
+        }
+    order = (source.attribute("in_order") or "").split()
+    return {name: found[name] for name in dict.fromkeys((*order, *found)) if name not in left_out}
+
+
+def _shared_options(kind: str) -> dict[str, str | None]:
+    """Name -> default of a dictionary of options, those of its bases first."""
+    source = _sources()[kind]
+    found = {name: text for base in source.bases if base in _sources() for name, text in _shared_options(base).items()}
+    for field in source.node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            option = next(node for node in ast.walk(field.annotation) if isinstance(node, ast.Call))  # Option(default)
+            found[field.target.id] = ast.unparse(option.args[0])
+    return found
 
 
 def _default_text(default: ast.expr) -> str:

@@ -83,7 +83,8 @@ def draw_batches(training: BuiltTraining) -> tuple[list[tuple[Tensor, Any]], flo
 
 
 def label_of(target: Any) -> Tensor:
-    return target[LABEL] if isinstance(target, Mapping) else target
+    label: Tensor = target[LABEL] if isinstance(target, Mapping) else target
+    return label
 
 
 def scores_of(training: BuiltTraining, inputs: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from monai_extra_losses.losses.boundary import (
     ShapeAwareLoss,
     SurfaceLoss,
 )
+from monai_extra_losses.losses.checks import ShapeMismatchError
 from monai_extra_losses.losses.compound import (
     ComboLoss,
-    CompoundLoss,
     DiceTopKLoss,
     ExponentialLogarithmicLoss,
     FusedDiceCELoss,
@@ -29,9 +29,6 @@ from monai_extra_losses.losses.distribution import (
     SquaredHingeLoss,
     TopKLoss,
     WeightedCrossEntropyLoss,
-)
-from monai_extra_losses.losses.inputs import (
-    ShapeMismatchError,
 )
 from monai_extra_losses.losses.region import (
     BoundaryDoULoss,
@@ -60,6 +57,7 @@ from monai_extra_losses.losses.structure import (
     CorrelationMaximizedStructuralSimilarityLoss,
     LovaszLoss,
 )
+from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
     "BalancedCrossEntropyLoss",

@@ -3,31 +3,33 @@
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.inputs import (
-    CudaLabelCheck,
-    LossInputs,
-    Source,
-    check_shapes,
-    one_channel,
-    plain_data,
+from monai_extra_losses.losses.checks import CudaLabelCheck, check_shapes, plain_data
+from monai_extra_losses.losses.inputs import Asked, LossInputs, Source
+from monai_extra_losses.losses.options import (
+    RegionOptions,
+    SegmentationOptions,
+    ValueRange,
+    by_position,
+    check_options,
+    options_in,
+    ranges_of,
+    signature_of,
 )
-from monai_extra_losses.losses.options import check_options
-from monai_extra_losses.ops.numbers import has_numbers
+from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
     ErrorSums,
     OutcomeSums,
     TargetSums,
-    Term,
     TrueClassSums,
     VoxelFormula,
     VoxelMap,
@@ -35,115 +37,13 @@ from monai_extra_losses.ops.terms import (
     sum_dtype,
 )
 
-Reduction = Literal["mean", "sum", "none"]
-AbsentClass = Literal["smooth", "skip"]
-Weight = float | Sequence[float] | Tensor | None
-OtherAct = Callable[[Tensor], Tensor] | None
-Terms = tuple[tuple[Source, Term], ...]
+# What a loss asks of the pass over the voxels, by the name under which it reads the answer.
+Terms = Mapping[str, Asked]
+Sums = Mapping[str, Tensor]
 
 _EXACT = ("class_weight", "class_frequencies")  # buffers that keep their precision
 
-TARGET_SUMS: tuple[Source, Term] = ("scores", TargetSums())
-
-
-class SegmentationOptions(TypedDict, total=False):
-    """Options of every segmentation loss; `SegmentationLoss` says what they mean."""
-
-    include_background: bool
-    to_onehot_y: bool
-    sigmoid: bool
-    softmax: bool
-    other_act: OtherAct
-    reduction: Reduction
-    weight: Weight
-    ignore_index: int | None
-    sync_batch: bool
-
-
-class RegionOptions(SegmentationOptions, total=False):
-    """Options of every region loss; `RegionLoss` says what they mean."""
-
-    batch: bool
-    smooth_nr: float
-    smooth_dr: float
-    soft_label: bool
-    absent_class: AbsentClass
-
-
-@dataclass(frozen=True, slots=True)
-class SoftCounts:
-    """Soft counts of each sample and class, (B, C), or (1, C) with `batch=True`; float64.
-
-    Attributes:
-        tp: sum pg.
-        fp: sum p(1-g).
-        fn: sum (1-p)g.
-        tn: sum (1-p)(1-g).
-        p_squared: sum p^2, for a loss with `squares`.
-        g_squared: sum g^2, likewise.
-        positive_error: sum g |p - g|^q, for a loss with `error_power` q.
-        negative_error: sum (1-g) |p - g|^q, likewise.
-        contour: number of target voxels with a face neighbour outside the class, for a loss with `contours`.
-    """
-
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    tn: Tensor
-    p_squared: Tensor | None = None
-    g_squared: Tensor | None = None
-    positive_error: Tensor | None = None
-    negative_error: Tensor | None = None
-    contour: Tensor | None = None
-
-
-def one_of(name: str, value: object, choices: Any) -> Any:
-    """`value` as the plain string of one of the literals in `choices`; MONAI's enums are strings too."""
-    allowed = get_args(choices)
-    text = getattr(value, "value", value)
-    if text not in allowed:
-        raise ValueError(f"Unsupported {name}: {value}, available options are {list(allowed)}.")
-    return text
-
-
-def refuse_negative(**numbers: float) -> None:
-    """Refuse numbers below 0, and NaN, by name."""
-    for name, number in numbers.items():
-        if not number >= 0:
-            raise ValueError(f"{name} should be no less than 0.0, got {number}.")
-
-
-def class_weights(weight: Weight, name: str = "weight") -> Tensor | None:
-    """A number, list, tuple or tensor as a float64 buffer of zero or one axes.
-
-    Raises:
-        ValueError: negative weights, or a tensor of more than one axis.
-    """
-    if weight is None:
-        return None
-    device = weight.device if isinstance(weight, Tensor) else torch.get_default_device()
-    if device.type == "meta" and not isinstance(weight, Tensor):  # a model that is built there would lose the numbers
-        device = torch.device("cpu")
-    tensor = torch.as_tensor(weight, dtype=sum_dtype(device), device=device).detach().clone()
-    if tensor.ndim > 1:
-        raise ValueError(f"expected a {name} of one number or one per class, got shape {tuple(tensor.shape)}.")
-    if has_numbers(tensor) and not bool((tensor >= 0).all()):  # NaN is not either
-        raise ValueError(f"the value/values of the `{name}` should be no less than 0, got {tensor.tolist()}.")
-    return tensor
-
-
-def _full_signature(cls: type) -> inspect.Signature:
-    """Signature of a class with its bases' options spelled out in place of `**options`."""
-    own = inspect.signature(vars(cls).get("__init__", cls.__init__))  # type: ignore[misc]
-    parameters = [p for p in own.parameters.values() if p.name not in {"self", *cls.left_out}]  # type: ignore[attr-defined]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return own.replace(parameters=parameters)
-    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-    names = {p.name for p in named} | cls.left_out.keys()  # type: ignore[attr-defined]
-    base = cls.options_of or cls.__mro__[1]  # type: ignore[attr-defined]
-    inherited = inspect.signature(base).parameters.values()  # already spelled out
-    named += [p.replace(kind=p.KEYWORD_ONLY) for p in inherited if p.name not in names]
-    return own.replace(parameters=named)
+TARGET_SUMS: Asked = ("scores", TargetSums())
 
 
 class SegmentationLoss(nn.Module):
@@ -188,65 +88,49 @@ class SegmentationLoss(nn.Module):
         ShapeMismatchError: shapes that do not fit (a ValueError and, as in MONAI, an AssertionError).
     """
 
+    keeps: ClassVar[type] = SegmentationOptions  # the options that are its attributes; a compound's are in its parts
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of shared options that have others here
     left_out: ClassVar[Mapping[str, str]] = {}  # options that have no meaning for the class, and why
-    options_of: ClassVar[type | None] = None  # whose options `**options` are, where not those of the next base
+    ranges: ClassVar[Mapping[str, ValueRange]] = {}  # of the numbers that are its own options, as their types say
+    in_order: ClassVar[str]  # options that a drop-in also takes by position, in MONAI's order
     class_weight: Tensor | None
     target_gradient = True  # whether a target of C channels may require a gradient
     unsyncable: ClassVar[str | None] = None  # why `sync_batch` cannot work, where it cannot
     _spatial = range(1, 4)
 
+    if TYPE_CHECKING:  # the options, which are attributes
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        for name, reason in cls.left_out.items():
-            if name in options:
-                raise TypeError(f"{cls.__name__} has no option {name!r}: {reason}.")
-        if (args or options) and cls.__init__.__module__.startswith(
-            __package__
-        ):  # else its options are its own business
-            signature = inspect.signature(cls)
-            try:
-                signature.bind(*args, **options)
-            except TypeError as error:  # the constructor would name a base, or a part
-                known = ", ".join(signature.parameters)
-                raise TypeError(f"{cls.__name__}: {error}; its options are {known}.") from None
-        check_options(cls, args, options)
+        if args or options:  # a copy has none
+            check_options(cls, args, options)
         return super().__new__(cls)
 
-    def __init__(
-        self,
-        *,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        reduction: Reduction = "mean",
-        weight: Weight = None,
-        ignore_index: int | None = None,
-        sync_batch: bool = False,
-    ) -> None:
+    def __init__(self, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__()
-        if other_act is not None and not callable(other_act):
-            raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
-        if int(sigmoid) + int(softmax) + int(other_act is not None) > 1:
+        known = options_in(self.keeps)
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}.")
+        for name, (_, option) in known.items():
+            value = option.check(name, options.get(name, self.defaults.get(name, option.default)))
+            if name == "weight":
+                self.register_buffer("class_weight", value)
+            else:
+                setattr(self, name, value)
+        if int(self.sigmoid) + int(self.softmax) + int(self.other_act is not None) > 1:
             raise ValueError("Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None].")
-        if sync_batch and self.unsyncable is not None:
+        if self.sync_batch and self.unsyncable is not None:
             raise ValueError(f"expected sync_batch=False, got True: {self.unsyncable}.")
-        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-            raise TypeError(f"expected ignore_index to be an int or None, got {ignore_index!r}.")
-        self.include_background = include_background
-        self.to_onehot_y = to_onehot_y
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.other_act = other_act
-        self.reduction: str = one_of("reduction", reduction, Reduction)
-        self.ignore_index = ignore_index
-        self.sync_batch = sync_batch
-        self.register_buffer("class_weight", class_weights(weight))
         self._check_labels = CudaLabelCheck()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
+        cls.__signature__ = signature_of(cls)  # type: ignore[attr-defined]
+        if "__init__" in vars(cls):
+            cls.ranges = {**cls.ranges, **ranges_of(cls)}
+        if "in_order" in vars(cls):
+            cls.__init__ = by_position(cls.__init__, cls.in_order.split())  # type: ignore[method-assign]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take one weight for all classes from a state that has it once for each, as MONAI's has it after a call."""
@@ -285,17 +169,17 @@ class SegmentationLoss(nn.Module):
         return self.computed(self.prepare(input, target, mask))
 
     def computed(self, inputs: LossInputs) -> Tensor:
-        """The loss of one call's data: one pass, then the formula."""
-        inputs.compute(self.terms(inputs))
-        return self.value(inputs).to(torch.float64 if inputs.scores.dtype == torch.float64 else torch.float32)
+        """The loss of one call's data: what it asks, one pass, then the formula."""
+        value = self.value(inputs, inputs.compute(self.terms(inputs)))
+        return value.to(torch.float64 if inputs.scores.dtype == torch.float64 else torch.float32)
 
     @abstractmethod
     def terms(self, inputs: LossInputs) -> Terms:
-        """What the loss reads of the data, so that a compound loss can compute all of it in one pass."""
+        """What the loss asks of the data, by name; a compound loss has all of its parts' computed in one pass."""
 
     @abstractmethod
-    def value(self, inputs: LossInputs) -> Tensor:
-        """The loss, from the results in `inputs`."""
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        """The loss, from the answers to `terms`."""
 
     def prepare(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
@@ -310,40 +194,28 @@ class SegmentationLoss(nn.Module):
         self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, *, stacklevel: int
     ) -> None:
         """Refuse plain tensors that this loss cannot use; what labels they hold is seen later."""
-        if one_channel(scores):
+        alone = scores.ndim > 1 and scores.shape[1] == 1  # a target of its own
+        if alone:
             self.warn_of_one_channel(stacklevel)
         check_shapes(
             scores,
             target,
             mask,
             distance,
-            labels=self.to_onehot_y and not one_channel(scores),
+            labels=self.to_onehot_y and not alone,
             spatial=self._spatial,
             target_gradient=self.target_gradient,
         )
 
     def wrap(
-        self,
-        scores: Tensor,
-        target: Tensor,
-        mask: Tensor | None,
-        distance: Tensor | None,
-        affine: Tensor | None,
+        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, affine: Tensor | None
     ) -> LossInputs:
         """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
-        labels = self.to_onehot_y and not one_channel(scores)
-        if labels:
+        labels = self.to_onehot_y and scores.shape[1] > 1
+        if labels and target.device.type != "cpu":  # there the kernels check as they count
             self._check_labels(target, scores.shape[1], self.ignore_index)
-        return LossInputs(
-            scores,
-            target,
-            mask,
-            labels=labels,
-            ignore_index=self.ignore_index,
-            other_act=self.other_act,
-            affine=affine,
-            distance=distance,
-        )
+        data = CallData(scores, target, mask, labels, self.ignore_index)
+        return LossInputs(data, self.other_act, affine, distance)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
@@ -368,9 +240,9 @@ class SegmentationLoss(nn.Module):
         """How this loss reads probabilities of this input."""
         if self.sigmoid:
             return "sigmoid"
-        return "softmax" if self.softmax and inputs.scores.shape[1] > 1 else "none"
+        return "softmax" if self.softmax and inputs.channels > 1 else "none"
 
-    def kept(self, values: Tensor, axis: int = 1) -> Tensor:
+    def without_background(self, values: Tensor, axis: int = 1) -> Tensor:
         """The channels of a result that count."""
         if self.include_background or values.shape[axis] == 1:
             return values
@@ -411,7 +283,8 @@ class SegmentationLoss(nn.Module):
         """`sums` added over the processes, with gradient, when `sync_batch`."""
         if not (self.sync_batch and dist.is_available() and dist.is_initialized()):
             return sums
-        return _SumOverRanks.apply(sums)
+        total: Tensor = _SumOverRanks.apply(sums)
+        return total
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -432,7 +305,71 @@ def _all_reduced(values: Tensor) -> Tensor:
     return total
 
 
-SegmentationLoss.__signature__ = _full_signature(SegmentationLoss)  # type: ignore[attr-defined]
+SegmentationLoss.__signature__ = signature_of(SegmentationLoss)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What the formula of a region loss reads beside tp, fp, fn and tn.
+
+    Attributes:
+        squares: sum p^2 and sum g^2.
+        error_power: q, where it reads sum g |p - g|^q and sum (1-g) |p - g|^q.
+        contours: the size of the target's contour.
+    """
+
+    squares: bool = False
+    error_power: float | None = None
+    contours: bool = False
+
+
+class SoftCounts:
+    """Soft counts of each sample and class, (B, C), or (1, C) with `batch=True`; float64.
+
+    Args:
+        sums: tp = sum pg, p = sum p, g = sum g, n = sum 1, and what else the loss names in its `reads`.
+
+    Attributes:
+        tp: sum pg.
+        fp: sum p(1-g).
+        fn: sum (1-p)g.
+        tn: sum (1-p)(1-g).
+    """
+
+    def __init__(self, sums: Mapping[str, Tensor]) -> None:
+        tp, p, g, n = (sums[name] for name in ("tp", "p", "g", "n"))
+        self.tp, self.fp, self.fn, self.tn = tp, p - tp, g - tp, n - p - g + tp
+        self._sums = sums
+
+    @property
+    def p_squared(self) -> Tensor:
+        """Sum p^2."""
+        return self._read("p_squared", "squares=True")
+
+    @property
+    def g_squared(self) -> Tensor:
+        """Sum g^2."""
+        return self._read("g_squared", "squares=True")
+
+    @property
+    def positive_error(self) -> Tensor:
+        """Sum g |p - g|^q."""
+        return self._read("positive_error", "error_power=q")
+
+    @property
+    def negative_error(self) -> Tensor:
+        """Sum (1-g) |p - g|^q."""
+        return self._read("negative_error", "error_power=q")
+
+    @property
+    def contour(self) -> Tensor:
+        """Number of target voxels with a face neighbour outside the class."""
+        return self._read("contour", "contours=True")
+
+    def _read(self, name: str, asked: str) -> Tensor:
+        if name not in self._sums:
+            raise AttributeError(f"expected a loss whose formula reads {name} to have reads = Reads({asked}).")
+        return self._sums[name]
 
 
 class RegionLoss(SegmentationLoss):
@@ -452,35 +389,15 @@ class RegionLoss(SegmentationLoss):
             ignored leaves it. "none" gives (B, C', 1, ..), or (1, C', 1, ..) with `batch`.
     """
 
-    def __init__(
-        self,
-        *,
-        batch: bool = False,
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        soft_label: bool = False,
-        absent_class: AbsentClass = "smooth",
-        **options: Unpack[SegmentationOptions],
-    ) -> None:
-        super().__init__(**options)
-        if self.sync_batch and not batch:
+    keeps = RegionOptions
+    reads = Reads()
+
+    def __init__(self, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**options)  # type: ignore[misc]  # it keeps more than its base
+        if self.sync_batch and not self.batch:
             raise ValueError(
                 "expected batch=True with sync_batch=True, got batch=False: counts of samples are not summed."
             )
-        refuse_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-        self.batch = batch
-        self.smooth_nr = float(smooth_nr)
-        self.smooth_dr = float(smooth_dr)
-        self.soft_label = soft_label
-        self.absent_class = one_of("absent_class", absent_class, AbsentClass)
-
-    error_power: float | None = None  # q, where the formula reads sum |p - g|^q
-    contours = False  # whether it reads the size of the target's contour
-
-    @property
-    def squares(self) -> bool:
-        """Whether the formula reads sum p^2 and sum g^2."""
-        return False
 
     @abstractmethod
     def formula(self, c: SoftCounts) -> Tensor:
@@ -488,64 +405,55 @@ class RegionLoss(SegmentationLoss):
 
     def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """The smoothed quotient."""
-        return (numerator + self.smooth_nr) / (denominator + self.smooth_dr)
+        quotient: Tensor = (numerator + self.smooth_nr) / (denominator + self.smooth_dr)
+        return quotient
 
     def terms(self, inputs: LossInputs) -> Terms:
-        if self.contours:
+        activation, reads = self.activation(inputs), self.reads
+        # Sums of squares suit soft targets as they are, and with labels min(p, g) = pg for any p in [0, 1].
+        soft = self.soft_label and not reads.squares and not (inputs.labels and activation != "none")
+        counts = CountSums(activation, squares=reads.squares, soft_overlap=soft)
+        terms: dict[str, Asked] = {"counts": ("activated", counts), "target": TARGET_SUMS}
+        if reads.error_power is not None:
+            terms["errors"] = "activated", ErrorSums(activation, reads.error_power)
+        if reads.contours:
             inputs.contour_sizes()  # before the pass, which leaves a tensor as large as the scores
-        errors = [] if self.error_power is None else [self._error_term(inputs)]
-        return self._count_term(inputs), TARGET_SUMS, *errors
+        return terms
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        rows = [inputs[self._count_term(inputs)], inputs[TARGET_SUMS]]
-        if self.error_power is not None:
-            rows.append(inputs[self._error_term(inputs)])
-        if self.contours:
-            rows.append(inputs.contour_sizes().unsqueeze(0))
-        first = len(rows[0])  # the row of sum g, before that of sum 1
-        parts = torch.cat(rows)
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        tables, names = [sums["counts"], sums["target"]], ["tp", "p", "g", "n"]
+        if self.reads.squares:
+            names[2:2] = "p_squared", "g_squared"
+        if self.reads.error_power is not None:
+            tables.append(sums["errors"])
+            names += "positive_error", "negative_error"
+        if self.reads.contours:
+            tables.append(inputs.contour_sizes().unsqueeze(0))
+            names.append("contour")
+        table = torch.cat(tables)
         if self.batch:
-            parts = self.summed_over_ranks(parts.sum(1, keepdim=True))
-        parts = self.kept(parts, axis=2)
-        keep = self.counted(inputs, *parts[first : first + 2])
-        if keep is not None:
+            table = self.summed_over_ranks(table.sum(1, keepdim=True))
+        if not self.include_background:
+            table = self.without_background(table, axis=2)
+        in_mean = self.pairs_in_mean(inputs, table[names.index("g")], table[names.index("n")])
+        if in_mean is not None:
             # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest. NaN
             # stays: what is not a number must not pass for an absent class.
-            keep = keep | parts.isnan().any(0)
-            parts = torch.where(keep, parts, 1)
-        kept = iter(parts)
-        tp, p = next(kept), next(kept)
-        extras: dict[str, Tensor] = {}
-        if self.squares:
-            extras |= {"p_squared": next(kept), "g_squared": next(kept)}
-        g, n = next(kept), next(kept)
-        if self.error_power is not None:
-            extras |= {"positive_error": next(kept), "negative_error": next(kept)}
-        if self.contours:
-            extras["contour"] = next(kept)
-        values = self.formula(SoftCounts(tp, p - tp, g - tp, n - p - g + tp, **extras))
-        weight = self.weights_for(values.shape[1], values)
-        if weight is not None:
+            in_mean = in_mean | table.isnan().any(0)
+            table = torch.where(in_mean, table, 1)
+        rows = dict(zip(names, table, strict=True))
+        values = self.formula(SoftCounts(rows))
+        if self.class_weight is not None and (weight := self.weights_for(values.shape[1], values)) is not None:
             values = values * weight
-        if keep is not None:  # 0/0 of a perfect voxel without smoothing
-            values = torch.where(keep[:, : values.shape[1]], values, 0)
-        return self.reduced_pairs(values, keep, inputs.scores.ndim - 2)
+        if in_mean is not None:  # 0/0 of a perfect voxel without smoothing
+            values = torch.where(in_mean[:, : values.shape[1]], values, 0)
+        return self.reduced_pairs(values, in_mean, inputs.axes)
 
-    def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
+    def pairs_in_mean(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
         """Which samples and classes enter the mean, from (B, C') sum g and sum 1; None for all."""
         if self.absent_class == "skip":
             return g > 0
-        return None if inputs.counts_all else n > 0
-
-    def _error_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        assert self.error_power is not None
-        return "activated", ErrorSums(self.activation(inputs), self.error_power)
-
-    def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        activation = self.activation(inputs)
-        # Sums of squares suit soft targets as they are, and with labels min(p, g) = pg for any p in [0, 1].
-        soft = self.soft_label and not self.squares and not (inputs.labels and activation != "none")
-        return "activated", CountSums(activation, squares=self.squares, soft_overlap=soft)
+        return None if inputs.data.counts_all else n > 0
 
 
 class DistributionLoss(SegmentationLoss):
@@ -568,15 +476,20 @@ class DistributionLoss(SegmentationLoss):
                 stacklevel=3,
             )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "formula" in vars(cls):  # its name in earlier versions; it would silently be that of the base
+            raise TypeError(f"expected {cls.__name__} to name its formula voxel_formula, got formula: rename it.")
+
     source: Source = "activated"
     every_channel = False  # whether every channel is a decision of its own under softmax too
 
     @property
     @abstractmethod
-    def formula(self) -> VoxelFormula:
+    def voxel_formula(self) -> VoxelFormula:
         """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise.
 
-        One of `ops.formulas`, or a method `formula(self, log_pt)`, which is differentiated.
+        One of `ops.formulas`, or a method `voxel_formula(self, log_pt)`, which is differentiated.
         """
 
     @property
@@ -588,72 +501,66 @@ class DistributionLoss(SegmentationLoss):
     def weighs_kept(self) -> bool:
         return super().weighs_kept and (self.every_channel or self.sigmoid)  # else the background counts
 
-    def one_vs_rest(self, inputs: LossInputs) -> bool:
-        """Whether every channel is a decision of its own."""
-        return self.every_channel or self.sigmoid or inputs.scores.shape[1] == 1
-
-    def terms(self, inputs: LossInputs) -> Terms:
-        return self._voxel_term(inputs), TARGET_SUMS
-
-    def value(self, inputs: LossInputs) -> Tensor:
-        result = inputs[self._voxel_term(inputs)]
-        if self.keeps_map:
-            return self.kept(result) if self.one_vs_rest(inputs) else result
-        return self._reduced(inputs, *result)
-
     @property
     def keeps_map(self) -> bool:
         """Whether the loss of every voxel is needed."""
-        return self.reduction == "none"
+        return bool(self.reduction == "none")
 
-    def sums(self, inputs: LossInputs) -> VoxelSums:
+    def one_vs_rest(self, inputs: LossInputs) -> bool:
+        """Whether every channel is a decision of its own."""
+        return self.every_channel or self.sigmoid or inputs.channels == 1
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        losses = self.voxel_map(inputs) if self.keeps_map else self.voxel_sums(inputs)
+        return {"losses": (self.source, losses), "target": TARGET_SUMS}
+
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        if self.keeps_map:
+            return self.without_background(sums["losses"]) if self.one_vs_rest(inputs) else sums["losses"]
+        return self.reduced(inputs, sums, *sums["losses"])
+
+    def voxel_sums(self, inputs: LossInputs) -> VoxelSums:
         """What is summed over the voxels."""
         activation = self.activation(inputs)
         if self.one_vs_rest(inputs):
-            return OutcomeSums(activation, self.formula)
-        return TrueClassSums(activation, self.formula, by_class=self.by_class)
+            return OutcomeSums(activation, self.voxel_formula)
+        return TrueClassSums(activation, self.voxel_formula, by_class=self.by_class)
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
         """The map of voxel losses, times the class weights."""
-        weight = self._weight_of_channels(inputs)
-        return VoxelMap(self.sums(inputs), weight, weight)
+        weight = self.weight_of_channels(inputs)
+        return VoxelMap(self.voxel_sums(inputs), weight, weight)
 
-    def _weight_of_channels(self, inputs: LossInputs) -> Tensor | None:
+    def weight_of_channels(self, inputs: LossInputs) -> Tensor | None:
         """(C,) weights of all channels; 1 for a background that is left out."""
-        channels = inputs.scores.shape[1]
-        dropped = self.one_vs_rest(inputs) and not self.include_background and channels > 1
-        weight = self.weights_for(channels - dropped, inputs.exact())
+        dropped = self.one_vs_rest(inputs) and not self.include_background and inputs.channels > 1
+        weight = self.weights_for(inputs.channels - dropped, inputs.exact())
         if weight is not None and dropped:
             weight = torch.cat([weight.new_ones(1), weight])
         return weight
 
-    def _voxel_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        if self.keeps_map:
-            return inputs.remember(self, lambda: (self.source, self.voxel_map(inputs)))
-        return self.source, self.sums(inputs)
-
-    def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
+    def reduced(self, inputs: LossInputs, sums: Sums, positive: Tensor, negative: Tensor) -> Tensor:
         """Reduce (B, C) sums of the losses of positive and negative decisions."""
         if self.one_vs_rest(inputs):
-            loss = self.kept(positive + negative)
+            loss = self.without_background(positive + negative)
         else:
             loss = positive.sum(1, keepdim=True) if self.class_weight is None else positive
         weight = self.weights_for(loss.shape[1], loss)
-        return self._mean_or_sum((loss if weight is None else loss * weight).sum(), self._count(inputs))
+        return self.mean_or_sum((loss if weight is None else loss * weight).sum(), self.divisor(inputs, sums))
 
-    def _count(self, inputs: LossInputs) -> Tensor:
+    def divisor(self, inputs: LossInputs, sums: Sums) -> Tensor:
         """What the mean divides by: the voxels that count, times their class weights."""
-        volumes, voxels = inputs[TARGET_SUMS]
+        volumes, voxels = sums["target"]
         if self.one_vs_rest(inputs):
-            counts = self.kept(voxels)
+            counts = self.without_background(voxels)
         else:
             counts = voxels[:, :1] if self.class_weight is None else volumes
         weight = self.weights_for(counts.shape[1], counts)
         return (counts if weight is None else counts * weight).sum()
 
-    def _mean_or_sum(self, total: Tensor, count: Tensor) -> Tensor:
-        total, count = self.summed_over_ranks(torch.stack([total, count]))
+    def mean_or_sum(self, total: Tensor, divisor: Tensor) -> Tensor:
+        """The reduced loss; 0, with zero gradient, where nothing counts."""
+        total, divisor = self.summed_over_ranks(torch.stack([total, divisor]))
         if self.reduction == "sum":
             return total
-        # Nothing kept: 0, with zero gradient.
-        return torch.where((count > 0) | total.isnan(), total / torch.where(count > 0, count, 1), 0)
+        return torch.where((divisor > 0) | total.isnan(), total / torch.where(divisor > 0, divisor, 1), 0)

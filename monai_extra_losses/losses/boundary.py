@@ -1,26 +1,24 @@
 """Boundary losses: formulas of p, g and a map of distances to the target's boundary, in mm where spacing is known."""
 
 from abc import abstractmethod
-from typing import ClassVar, Unpack
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.losses.base import (
-    TARGET_SUMS,
+from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, Sums, Terms
+from monai_extra_losses.losses.distribution import CrossEntropyLoss
+from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.options import (
     AbsentClass,
-    OtherAct,
-    Reduction,
-    SegmentationLoss,
+    DistanceOptions,
+    Positive,
     SegmentationOptions,
-    Terms,
-    Weight,
+    ValueRange,
     one_of,
     refuse_negative,
 )
-from monai_extra_losses.losses.distribution import CrossEntropyLoss
-from monai_extra_losses.losses.inputs import LossInputs, Source
 from monai_extra_losses.ops.contours import on_contour
 from monai_extra_losses.ops.distance import (
     SpacingOption,
@@ -29,14 +27,7 @@ from monai_extra_losses.ops.distance import (
     distance_to_mask,
     distance_to_other_label,
 )
-from monai_extra_losses.ops.terms import CountSums, MapSums, Term, probabilities, sum_dtype
-
-
-class DistanceOptions(SegmentationOptions, total=False):
-    """Options of every boundary loss; `DistanceLoss` says what they mean."""
-
-    batch: bool
-    spacing: SpacingOption
+from monai_extra_losses.ops.terms import CountSums, MapSums, probabilities, sum_dtype
 
 
 class DistanceLoss(SegmentationLoss):
@@ -60,12 +51,10 @@ class DistanceLoss(SegmentationLoss):
     target_gradient = False
     unsyncable = "it averages samples of its own"
 
-    def __init__(
-        self, *, batch: bool = False, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]
-    ) -> None:
-        super().__init__(**options)
-        self.batch = batch
-        self.spacing = checked_spacing(spacing)
+    keeps = DistanceOptions
+
+    def __init__(self, **options: Unpack[DistanceOptions]) -> None:
+        super().__init__(**options)  # type: ignore[misc]  # it keeps more than its base
 
     def forward(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
@@ -87,37 +76,33 @@ class DistanceLoss(SegmentationLoss):
         """
         return self.computed(self.prepare(input, target, mask, distance))
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        values, voxels = self.totals(inputs), inputs[TARGET_SUMS][1]
+    def terms(self, inputs: LossInputs) -> Terms:
+        return {"map": ("activated", self.map_sums(inputs)), "target": TARGET_SUMS}
+
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        values, voxels = self.totals(inputs, sums), sums["target"][1]
         if self.batch:
             values, voxels = values.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
-        values = self.kept(values / torch.where(voxels > 0, voxels, 1))
+        values = self.without_background(values / torch.where(voxels > 0, voxels, 1))
         weight = self.weights_for(values.shape[1], values)
         values = values if weight is None else values * weight
-        return self.reduced_pairs(values, voxels[:, :1] > 0, inputs.scores.ndim - 2)
+        return self.reduced_pairs(values, voxels[:, :1] > 0, inputs.axes)
 
-    def totals(self, inputs: LossInputs) -> Tensor:
+    def totals(self, inputs: LossInputs, sums: Sums) -> Tensor:
         """(B, C) sums over the voxels."""
-        return inputs[self.map_term(inputs)][0]
-
-    def signed_distance(self, inputs: LossInputs) -> Tensor:
-        """(B, C, *spatial) signed distance of the classes kept; 0 for a background that is left out."""
-        return inputs.signed_distance(self.spacing, self.first_kept(inputs))
-
-    def first_kept(self, inputs: LossInputs) -> int:
-        """The first class that counts."""
-        return 0 if self.include_background or inputs.scores.shape[1] == 1 else 1
-
-    def map_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        """The term of this call with the loss's map."""
-        return inputs.remember(self, lambda: ("activated", self.map_sums(inputs)))
+        return sums["map"][0]
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
         """What is summed with a map."""
         raise NotImplementedError
 
-    def terms(self, inputs: LossInputs) -> Terms:
-        return self.map_term(inputs), TARGET_SUMS
+    def signed_distance(self, inputs: LossInputs) -> Tensor:
+        """(B, C, *spatial) signed distance of the classes kept; 0 for a background that is left out."""
+        return inputs.geometry.signed_distance(self.spacing, self.first_kept(inputs))
+
+    def first_kept(self, inputs: LossInputs) -> int:
+        """The first class that counts."""
+        return 0 if self.include_background or inputs.channels == 1 else 1
 
 
 class SurfaceLoss(DistanceLoss):
@@ -156,38 +141,14 @@ class SurfaceLoss(DistanceLoss):
     Reference: Kervadec et al. 2019, arXiv:1812.07032; 2021, doi:10.1016/j.media.2020.101851.
     """
 
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        reduction: Reduction = "mean",
-        batch: bool = False,
-        *,
-        weight: Weight = None,
-        ignore_index: int | None = None,
-        spacing: SpacingOption = "auto",
-        sync_batch: bool = False,
-    ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-            spacing=spacing,
-            sync_batch=sync_batch,
-        )
+    in_order = "include_background to_onehot_y sigmoid softmax other_act reduction batch"
+
+    def __init__(self, **options: Unpack[DistanceOptions]) -> None:
+        super().__init__(**options)
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
         # An interpolated map has values between 0 and -1 voxel inside: they are 0, not outside.
-        inward = inputs.smallest_spacing(self.spacing).to(torch.float32)
+        inward = inputs.geometry.smallest_spacing(self.spacing).to(torch.float32)
         return MapSums(self.activation(inputs), self.signed_distance(inputs), "probability", inward)
 
 
@@ -243,17 +204,17 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "surface")
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return *super().terms(inputs), self._count_term(inputs)
+        counts = CountSums(self.activation(inputs), squares=True)
+        return {**super().terms(inputs), "counts": ("activated", counts)}
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        term = self.map_term(inputs)[1]
-        assert isinstance(term, MapSums)
-        _, p, p_squared, _ = inputs[self._count_term(inputs)]
-        parts = torch.stack([self.totals(inputs), inputs.sum_of_certain(term.map), p, p_squared, *inputs[TARGET_SUMS]])
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        denominator = inputs.geometry.sum_of_certain(self.signed_distance(inputs).square())
+        _, p, p_squared, _ = sums["counts"]
+        table = torch.stack([self.totals(inputs, sums), denominator, p, p_squared, *sums["target"]])
         if self.batch:
-            parts = parts.sum(1, keepdim=True)
+            table = table.sum(1, keepdim=True)
         # The difference of denominator and numerator is one sum: nothing cancels.
-        difference, denominator, p, p_squared, volumes, voxels = self.kept(parts, axis=2)
+        difference, denominator, p, p_squared, volumes, voxels = self.without_background(table, axis=2)
         present, bounded = volumes > 0, denominator > 0
         keep = (voxels > 0) if self.absent_class == "smooth" else present.any(1, keepdim=True)
         voxels = torch.where(voxels > 0, voxels, 1)
@@ -269,10 +230,7 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         if self.absent_class == "skip":
             w = torch.where(present, w, 0)
         values = (w * difference).sum(1) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
-        return self.reduced_pairs(values.unsqueeze(1), keep[:, :1], inputs.scores.ndim - 2)
-
-    def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        return "activated", CountSums(self.activation(inputs), squares=True)
+        return self.reduced_pairs(values.unsqueeze(1), keep[:, :1], inputs.axes)
 
 
 def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
@@ -319,38 +277,11 @@ class HausdorffLoss(DistanceLoss):
     Reference: Karimi and Salcudean 2020, arXiv:1904.10030.
     """
 
-    def __init__(
-        self,
-        alpha: float = 2.0,
-        include_background: bool = False,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        reduction: Reduction = "mean",
-        batch: bool = False,
-        *,
-        one_sided: bool = False,
-        weight: Weight = None,
-        ignore_index: int | None = None,
-        spacing: SpacingOption = "auto",
-        sync_batch: bool = False,
-    ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-            spacing=spacing,
-            sync_batch=sync_batch,
-        )
-        if not alpha > 0:
-            raise ValueError(f"expected alpha > 0, got {alpha}.")
+    defaults: ClassVar[dict[str, bool]] = {"include_background": False}
+    in_order = "alpha include_background to_onehot_y sigmoid softmax other_act reduction batch"
+
+    def __init__(self, *, alpha: Positive = 2.0, one_sided: bool = False, **options: Unpack[DistanceOptions]) -> None:
+        super().__init__(**options)
         self.alpha = alpha
         self.one_sided = one_sided
 
@@ -358,10 +289,10 @@ class HausdorffLoss(DistanceLoss):
         distances = self.signed_distance(inputs).abs() ** self.alpha
         if not self.one_sided:
             first = self.first_kept(inputs)
-            regions = inputs.predicted_regions(self.activation(inputs))
-            classes = None if regions.dtype == torch.bool else range(first, inputs.scores.shape[1])
+            regions = inputs.geometry.predicted_regions(self.activation(inputs))
+            classes = None if regions.dtype == torch.bool else range(first, inputs.channels)
             regions = regions[:, first:] if classes is None else regions
-            predicted = boundary_distance(regions, classes, inputs.spacing(self.spacing))
+            predicted = boundary_distance(regions, classes, inputs.geometry.spacing(self.spacing))
             distances[:, first:] += predicted**self.alpha
         return MapSums(self.activation(inputs), distances, "error")
 
@@ -389,8 +320,8 @@ class LogHausdorffLoss(HausdorffLoss):
     Reference: Karimi and Salcudean 2020, arXiv:1904.10030.
     """
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        return torch.log1p(super().value(inputs))
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        return torch.log1p(super().value(inputs, sums))
 
 
 class HausdorffERLoss(DistanceLoss):
@@ -430,11 +361,14 @@ class HausdorffERLoss(DistanceLoss):
 
     left_out: ClassVar[dict[str, str]] = {"spacing": "it counts erosions of voxels"}
 
-    def __init__(self, alpha: float = 2.0, erosions: int = 10, **options: Unpack[DistanceOptions]) -> None:
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        erosions: Annotated[int, ValueRange(">= 1", lambda k: k >= 1)] = 10,
+        **options: Unpack[DistanceOptions],
+    ) -> None:
         super().__init__(**options)
         refuse_negative(alpha=alpha)
-        if erosions < 1:
-            raise ValueError(f"expected erosions >= 1, got {erosions}.")
         self.alpha = alpha
         self.erosions = erosions
 
@@ -443,9 +377,9 @@ class HausdorffERLoss(DistanceLoss):
         return super().forward(input, target, mask)
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return (TARGET_SUMS,)  # counting finds wrong labels
+        return {"target": TARGET_SUMS}
 
-    def totals(self, inputs: LossInputs) -> Tensor:
+    def totals(self, inputs: LossInputs, sums: Sums) -> Tensor:
         v = inputs.whole()
         error = (probabilities(v.scores, self.activation(inputs)) - v.one_hot()) ** 2
         weight = torch.ones_like(error[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
@@ -493,13 +427,12 @@ class _DistanceCrossEntropy(CrossEntropyLoss):
     def keeps_map(self) -> bool:
         return True
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        losses = inputs[self._voxel_term(inputs)]
-        losses = losses * self.factors(inputs).to(losses)
-        losses = self.kept(losses) if self.one_vs_rest(inputs) else losses
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        losses = sums["losses"] * self.factors(inputs).to(sums["losses"])
+        losses = self.without_background(losses) if self.one_vs_rest(inputs) else losses
         if self.reduction == "none":
             return losses
-        return self._mean_or_sum(losses.sum(dtype=sum_dtype(losses.device)), self._count(inputs))
+        return self.mean_or_sum(losses.sum(dtype=sum_dtype(losses.device)), self.divisor(inputs, sums))
 
     @abstractmethod
     def factors(self, inputs: LossInputs) -> Tensor:
@@ -544,19 +477,20 @@ class DistancePenaltyCrossEntropyLoss(_DistanceCrossEntropy):
 
     @torch.no_grad()
     def factors(self, inputs: LossInputs) -> Tensor:
+        geometry = inputs.geometry
         if self.one_vs_rest(inputs):
-            signed = inputs.signed_distance(self.spacing, 0)
+            signed = geometry.signed_distance(self.spacing, 0)
             group = (signed < 0).to(torch.int64)
             return 1 + _penalty(signed.abs().flatten(0, 1), group.flatten(0, 1), 2).view_as(signed)
-        label = inputs.labels_of_voxels()
-        if inputs.distance is None:
-            d = distance_to_other_label(label, inputs.spacing(self.spacing))
+        label = geometry.labels()
+        if geometry.distance is None:
+            d = distance_to_other_label(label, geometry.spacing(self.spacing))
         else:
-            own = label.clamp_max(inputs.scores.shape[1] - 1).to(torch.int64).unsqueeze(1)
-            signed = inputs.signed_distance(self.spacing, 0).gather(1, own)[:, 0]
+            own = label.clamp_max(inputs.channels - 1).to(torch.int64).unsqueeze(1)
+            signed = geometry.signed_distance(self.spacing, 0).gather(1, own)[:, 0]
             # An interpolated map may change its sign half a voxel off the label; 0 is a class without a boundary.
             d = torch.where(signed == 0, 0, (-signed).clamp_min(1e-6))
-        return 1 + _penalty(d, label.to(torch.int64), inputs.scores.shape[1] + 1).unsqueeze(1)
+        return 1 + _penalty(d, label.to(torch.int64), inputs.channels + 1).unsqueeze(1)
 
 
 def _penalty(d: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -604,21 +538,21 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
 
     @torch.no_grad()
     def factors(self, inputs: LossInputs) -> Tensor:
-        one_vs_rest = self.one_vs_rest(inputs)
+        one_vs_rest, geometry = self.one_vs_rest(inputs), inputs.geometry
         if one_vs_rest:
-            target = inputs.target_regions()
-            predicted = inputs.predicted_masks(self.activation(inputs))
+            target = geometry.target_regions()
+            predicted = geometry.predicted_masks(self.activation(inputs))
             wrong = target != predicted
         else:
-            label, chosen = inputs.labels_of_voxels(), inputs.chosen_labels()
-            target, predicted = inputs.regions(label), inputs.regions(chosen)
+            label, chosen = geometry.labels(), geometry.chosen_labels()
+            target, predicted = geometry.regions(label), geometry.regions(chosen)
             wrong = (label != chosen).unsqueeze(1)
         target, predicted = (_contours(region) for region in (target, predicted))
-        distance = distance_to_mask(target, inputs.spacing(self.spacing)).flatten(2)
+        distance = distance_to_mask(target, geometry.spacing(self.spacing)).flatten(2)
         number = predicted.flatten(2).sum(2)
         total = torch.where(predicted.flatten(2), distance, 0).sum(2, dtype=sum_dtype(distance.device))
         mean = torch.where((number > 0) & total.isfinite(), total / number.clamp_min(1), 0).to(torch.float32)
-        shape = (*mean.shape, *[1] * (inputs.scores.ndim - 2))
+        shape = (*mean.shape, *[1] * inputs.axes)
         if one_vs_rest:
             return 1 + mean.view(shape) * wrong
         mean = F.pad(mean, (0, 1))  # no class: 0

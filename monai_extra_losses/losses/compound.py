@@ -1,28 +1,19 @@
-"""Compound losses: weighted sums whose parts share one pass over the data."""
+"""Compound losses with fixed parts: weighted sums in one pass over the data."""
 
-import inspect
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_extra_losses.losses.base import (
-    TARGET_SUMS,
-    AbsentClass,
     DistributionLoss,
-    OtherAct,
-    Reduction,
     RegionLoss,
-    RegionOptions,
     SegmentationLoss,
-    SegmentationOptions,
     SoftCounts,
+    Sums,
     Terms,
-    Weight,
-    class_weights,
-    refuse_negative,
 )
 from monai_extra_losses.losses.distribution import (
     BalancedCrossEntropyLoss,
@@ -30,19 +21,24 @@ from monai_extra_losses.losses.distribution import (
     FusedFocalLoss,
     TopKLoss,
 )
-from monai_extra_losses.losses.inputs import LossInputs, Source, plain_data
+from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.options import (
+    DiceOptions,
+    InnerShare,
+    Positive,
+    RegionOptions,
+    SegmentationOptions,
+    Share,
+    ShareBelowOne,
+    Weight,
+    chosen,
+    class_weights,
+    merged,
+    refuse_negative,
+)
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula
-from monai_extra_losses.ops.numbers import has_numbers, under_transform
-from monai_extra_losses.ops.terms import Activation, OutcomeSums, Term, TrueClassSums, VoxelFormula
-
-
-class _Unsmoothed(SegmentationOptions, total=False):
-    """Options of a region loss whose smoothing has other defaults."""
-
-    batch: bool
-    soft_label: bool
-    absent_class: AbsentClass
+from monai_extra_losses.ops.terms import Activation, OutcomeSums, TrueClassSums, VoxelFormula
 
 
 class _Dice(RegionLoss):
@@ -64,215 +60,58 @@ class _ScoreCrossEntropy(CrossEntropyLoss):
     def activation(self, inputs: LossInputs) -> Activation:
         return "sigmoid" if self.one_vs_rest(inputs) else "softmax"
 
-    def terms(self, inputs: LossInputs) -> Terms:
-        return self._voxel_term(inputs), TARGET_SUMS, *([self._log_term(inputs)] if self._smooths(inputs) else [])
+    def smooths(self, inputs: LossInputs) -> bool:
+        return super().smooths(inputs) and not self.one_vs_rest(inputs)
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        return super().value(inputs) if self._smooths(inputs) else DistributionLoss.value(self, inputs)
-
-    def _smooths(self, inputs: LossInputs) -> bool:
-        return self.label_smoothing > 0 and not self.one_vs_rest(inputs)
-
-    def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
+    def reduced(self, inputs: LossInputs, sums: Sums, positive: Tensor, negative: Tensor) -> Tensor:
         one_vs_rest = self.one_vs_rest(inputs)
         if inputs.labels and not one_vs_rest:
-            return super()._reduced(inputs, positive, negative)
-        voxels = inputs[TARGET_SUMS][1]
+            return super().reduced(inputs, sums, positive, negative)
+        voxels = sums["target"][1]
         if self.class_weight is not None:
             positive = positive * self.class_weight.to(positive)
-        loss, counts = (self.kept(positive + negative), self.kept(voxels)) if one_vs_rest else (positive, voxels[:, :1])
-        return self._mean_or_sum(loss.sum(), counts.sum())
+        loss, counts = positive, voxels[:, :1]
+        if one_vs_rest:
+            loss, counts = self.without_background(positive + negative), self.without_background(voxels)
+        return self.mean_or_sum(loss.sum(), counts.sum())
 
 
-class CompoundLoss(nn.Module):
-    """Weighted sum of losses.
-
-    sum_k lambda_k L_k
-
-    Losses of this package that read the target alike share one pass over the data.
-
-    Args:
-        losses: the parts: a list, or a dict of name and loss.
-        weights: lambda of each part, >= 0; 1 each by default. `weights` of the object may be set at any time, by a
-            schedule say, and is checked at the next call. A torch.nn.Parameter in the list, or one of shape (parts,)
-            for all of it, is a weight to be learnt: it is a parameter of this module, in its state, and keeps its
-            gradient. (Alone it falls to 0, where the sum is least.) The number in a weight on a GPU is not looked at.
-
-    Attributes:
-        components: dict of name and last value of each part, detached, before its weight.
-
-    Shapes: those of the parts, which must agree on the input.
-
-    Raises:
-        TypeError: a part that is no torch.nn.Module, a weight that is no number.
-        ValueError: no parts, a number of weights other than that of the parts, a weight that is negative, infinite or
-            NaN, a part with reduction="none".
-
-    Example:
-        >>> import torch
-        >>> from monai_extra_losses import CrossEntropyLoss, FusedDiceLoss
-        >>> options = {"to_onehot_y": True, "softmax": True}
-        >>> loss = CompoundLoss([FusedDiceLoss(**options), CrossEntropyLoss(**options)], weights=[1.0, 0.5])
-        >>> value = loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))
-        >>> sorted(loss.components)
-        ['CrossEntropyLoss', 'FusedDiceLoss']
-
-    Reference: none; compounds are compared in Ma et al. 2021, doi:10.1016/j.media.2021.102035.
-    """
-
-    def __init__(
-        self,
-        losses: Sequence[nn.Module] | Mapping[str, nn.Module],
-        weights: Sequence[float | Tensor] | Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        named = dict(losses) if isinstance(losses, Mapping) else _named(losses)
-        if not named:
-            raise ValueError("expected at least one loss, got none.")
-        for name, loss in named.items():
-            if not isinstance(loss, nn.Module):
-                raise TypeError(f"expected losses that are torch.nn.Module, got {type(loss).__name__} as {name}.")
-            if getattr(loss, "reduction", "mean") == "none":
-                raise ValueError(f"expected reduction 'mean' or 'sum' of every part, got 'none' of {name}.")
-        self.losses = nn.ModuleDict(named)
-        self.weights = _weights([1.0] * len(named) if weights is None else weights)
-        self._checked_weights()
-        self.components: dict[str, Tensor] = {}
-
-    def extra_repr(self) -> str:
-        """The weights, where any is not 1."""
-        return "" if all(weight == 1 for weight in self.weight_values) else f"weights={self.weight_values}"
-
-    def _checked_weights(self) -> list[float | Tensor]:
-        """The weights, which anybody may have set since the last call."""
-        weights = _as_list(self.weights)
-        if len(weights) != len(self.losses):
-            raise ValueError(f"expected {len(self.losses)} weights, one per loss, got {len(weights)}.")
-        if torch.compiler.is_compiling() or under_transform():
-            return weights
-        if isinstance(self.weights, list) and any(isinstance(weight, nn.Parameter) for weight in weights):
-            raise ValueError(
-                "expected a learnt weight to be registered, got a torch.nn.Parameter in a list: give it to the "
-                "constructor, or set `weights` to a torch.nn.ParameterList."
-            )
-        known = [_number(weight) for weight in weights if not isinstance(weight, Tensor) or _is_read(weight)]
-        if not all(0 <= weight < math.inf for weight in known):  # NaN is neither
-            raise ValueError(f"expected weights >= 0 and finite, got {known}.")
-        return weights
-
-    @property
-    def weight_values(self) -> list[float]:
-        """The weights as numbers, those that are learnt too."""
-        return [_number(weight) for weight in self.weights]
-
-    @property
-    def reads_distance(self) -> bool:
-        """Whether any part takes a map of distances."""
-        return any(map(_reads_distance, self.losses.values()))
-
-    def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
-    ) -> Tensor:
-        """The weighted sum; arguments as of the parts, `distance` for the parts that read one.
-
-        Raises:
-            ValueError: a `distance` that no part reads; else see the parts.
-        """
-        if distance is not None and not self.reads_distance:
-            raise ValueError(f"expected a part that reads `distance`, got {', '.join(self.losses)}: leave it out.")
-        weights = self._checked_weights()
-        own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
-        shared: dict[object, LossInputs] = {}
-        if own:
-            affine = getattr(target, "affine", None)  # of a MetaTensor
-            data = plain_data(input, target, mask, distance)
-            for part in own.values():
-                part.check(*data, stacklevel=6)
-            for part in own.values():
-                if (key := _reading(part)) not in shared:
-                    shared[key] = part.wrap(*data, affine)
-        for key, inputs in shared.items():
-            inputs.compute(term for part in own.values() if _reading(part) == key for term in part.terms(inputs))
-        values = {}
-        for name, loss in self.losses.items():
-            if isinstance(loss, SegmentationLoss):
-                values[name] = loss.value(shared[_reading(loss)])
-            else:
-                given = {"mask": mask, "distance": distance if _reads_distance(loss) else None}
-                values[name] = loss(input, target, **{key: value for key, value in given.items() if value is not None})
-        self.components = {name: value.detach() for name, value in values.items()}
-        total = torch.zeros((), device=input.device)
-        for weight, value in zip(weights, values.values(), strict=True):
-            total = total + (weight.reshape(()) if isinstance(weight, Tensor) else weight) * value
-        return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
-
-
-def _weights(given: Any) -> list[Any] | nn.Parameter | nn.ParameterList:
-    """The weights as a compound keeps them: numbers in a list, parameters where a module registers them."""
-    if isinstance(given, nn.Parameter):
-        return given
-    weights = [
-        weight if isinstance(weight, Tensor) and weight.requires_grad else _number(weight) for weight in _as_list(given)
-    ]
-    return nn.ParameterList(weights) if any(isinstance(weight, nn.Parameter) for weight in weights) else weights
-
-
-def _is_read(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and has_numbers(weight)
-
-
-def _as_list(weights: Any) -> list[Any]:
-    if isinstance(weights, str | Mapping) or not isinstance(weights, Iterable):
-        raise TypeError(f"expected a list of weights, one number per loss, got {weights!r}.")
-    return list(weights)
-
-
-def _number(weight: Any) -> float:
-    try:
-        return float(weight.detach() if isinstance(weight, Tensor) else weight)  # YAML reads 1e-3 as a string
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"expected weights that are one number each, got {weight!r}.") from None
-
-
-def _reading(loss: SegmentationLoss) -> object:
-    """Losses of which this is equal read the target alike: one `LossInputs` serves them."""
-    return loss.to_onehot_y, loss.ignore_index, loss.other_act
-
-
-def _reads_distance(loss: nn.Module) -> bool:
-    if isinstance(loss, CompoundLoss):
-        return loss.reads_distance
-    return "distance" in inspect.signature(loss.forward).parameters
-
-
-def _named(losses: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """Losses by class name; a second one of a class gets a number."""
-    named: dict[str, nn.Module] = {}
-    for loss in losses:
-        name = base = type(loss).__name__
-        number = 1
-        while name in named:
-            number += 1
-            name = f"{base}_{number}"
-        named[name] = loss
-    return named
+_OWN_WEIGHTS = "it weights the classes itself"
+_SMOOTHED_BY_ONE = {"smooth_nr": 1.0, "smooth_dr": 1.0}
+_NO_SOFT_LABEL = "as MONAI's; a CompoundLoss of a Dice loss that has it does"
 
 
 class _WeightedParts(SegmentationLoss):
     """Base of the compounds with fixed parts: a weighted sum in one pass.
 
-    `parts()` names the parts and their weights.
+    `parts()` names the parts and their weights. Their reductions are its own.
     """
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        """Weight and loss of each part."""
-        raise NotImplementedError
+    def __init__(self, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**chosen(options, SegmentationOptions, without=["weight"]))
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        """Name -> weight and loss of each part."""
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return tuple(term for _, part in self.parts() for term in part.terms(inputs))
+        return {
+            f"{part}.{name}": term
+            for part, (_, loss) in self.parts().items()
+            for name, term in loss.terms(inputs).items()
+        }
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        return sum((weight * part.value(inputs) for weight, part in self.parts()), torch.zeros(()))
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        parts = self.part_values(inputs, sums)
+        return sum((weight * parts[name] for name, (weight, _) in self.parts().items()), torch.zeros(()))
+
+    def part_values(self, inputs: LossInputs, sums: Sums) -> dict[str, Tensor]:
+        """The value of each part, from the answers to all."""
+        own: dict[str, dict[str, Tensor]] = {name: {} for name in self.parts()}
+        for name, answer in sums.items():
+            part, _, asked = name.partition(".")
+            own[part][asked] = answer
+        return {name: loss.value(inputs, own[name]) for name, (_, loss) in self.parts().items()}
 
 
 class FusedDiceCELoss(_WeightedParts):
@@ -313,88 +152,44 @@ class FusedDiceCELoss(_WeightedParts):
     Reference: Isensee et al. 2018, arXiv:1809.10486.
     """
 
+    left_out: ClassVar[dict[str, str]] = {"soft_label": _NO_SOFT_LABEL}
+    in_order = (
+        "include_background to_onehot_y sigmoid softmax other_act squared_pred jaccard reduction smooth_nr smooth_dr "
+        "batch weight lambda_dice lambda_ce label_smoothing"
+    )
+
     def __init__(
         self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Reduction = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        weight: Weight = None,
+        *,
         lambda_dice: float = 1.0,
         lambda_ce: float = 1.0,
         label_smoothing: float = 0.0,
-        *,
-        ignore_index: int | None = None,
-        absent_class: AbsentClass = "smooth",
-        sync_batch: bool = False,
+        **options: Unpack[DiceOptions],
     ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            sync_batch=sync_batch,
-        )
+        super().__init__(**options)  # type: ignore[misc]  # it hands on more than its base
         if self.reduction == "none":
             raise ValueError("expected reduction 'mean' or 'sum', got 'none': Dice has no loss per voxel.")
         refuse_negative(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-        class_weight = class_weights(weight)
-        per_class = class_weight is not None and class_weight.ndim > 0
-        self.dice = FusedDiceLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            squared_pred=squared_pred,
-            jaccard=jaccard,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=class_weight[1:]
-            if class_weight is not None and per_class and not include_background
-            else class_weight,
-            ignore_index=ignore_index,
-            absent_class=absent_class,
-            sync_batch=sync_batch,
-        )
-        self.cross_entropy = _ScoreCrossEntropy(
-            include_background=include_background or not sigmoid,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=not sigmoid,
-            reduction=reduction,
-            weight=class_weight,
-            ignore_index=ignore_index,
-            sync_batch=sync_batch,
-            label_smoothing=label_smoothing,
-        )
+        weight = class_weights(options.get("weight"))
+        of_dice = weight if weight is None or not weight.ndim or self.include_background else weight[1:]
+        self.dice = FusedDiceLoss(**merged(options, weight=of_dice))
+        of_scores = merged(_for_cross_entropy(options), softmax=not self.sigmoid, other_act=None)
+        self.cross_entropy = _ScoreCrossEntropy(label_smoothing, weight=weight, **of_scores)
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        return (self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        return {"dice": (self.lambda_dice, self.dice), "cross_entropy": (self.lambda_ce, self.cross_entropy)}
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        weight, channels = self.cross_entropy.class_weight, inputs.scores.shape[1]
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        weight, channels = self.cross_entropy.class_weight, inputs.channels
         if weight is not None and weight.ndim and weight.shape[0] != channels:
             background = "" if self.dice.include_background else ", with the background, which only Dice leaves out"
             raise ValueError(
                 f"The length of the `weight` sequence should be the same as the number of classes{background}: "
                 f"expected {channels} numbers, got {weight.shape[0]}."
             )
-        return super().value(inputs)
+        return super().value(inputs, sums)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take the state of MONAI's class, too, which has the weights in one cross-entropy for each activation."""
@@ -439,95 +234,49 @@ class FusedDiceFocalLoss(_WeightedParts):
     Reference: Zhu et al. 2018 (AnatomyNet), arXiv:1808.05238.
     """
 
+    left_out: ClassVar[dict[str, str]] = {"soft_label": _NO_SOFT_LABEL}
+    in_order = (
+        "include_background to_onehot_y sigmoid softmax other_act squared_pred jaccard reduction smooth_nr smooth_dr "
+        "batch gamma weight lambda_dice lambda_focal alpha"
+    )
+
     def __init__(
         self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Reduction = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
+        *,
         gamma: float = 2.0,
-        weight: Weight = None,
         lambda_dice: float = 1.0,
         lambda_focal: float = 1.0,
         alpha: float | None = None,
-        *,
-        ignore_index: int | None = None,
-        absent_class: AbsentClass = "smooth",
-        sync_batch: bool = False,
+        **options: Unpack[DiceOptions],
     ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            sync_batch=sync_batch,
-        )
+        super().__init__(**options)  # type: ignore[misc]  # it hands on more than its base
         refuse_negative(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-        self.dice = FusedDiceLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            squared_pred=squared_pred,
-            jaccard=jaccard,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-            absent_class=absent_class,
-            sync_batch=sync_batch,
-        )
-        self.focal = FusedFocalLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            gamma=gamma,
-            alpha=alpha,
-            weight=weight,
-            reduction=reduction,
-            use_softmax=softmax,
-            ignore_index=ignore_index,
-            sync_batch=sync_batch,
-        )
+        self.dice = FusedDiceLoss(**options)
+        of_focal = chosen(options, SegmentationOptions, without=FusedFocalLoss.left_out)
+        self.focal = FusedFocalLoss(gamma=gamma, alpha=alpha, use_softmax=self.softmax, **of_focal)
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        return (self.lambda_dice, self.dice), (self.lambda_focal, self.focal)
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        return {"dice": (self.lambda_dice, self.dice), "focal": (self.lambda_focal, self.focal)}
 
-    def value(self, inputs: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         if self.reduction != "none":
-            return super().value(inputs)
-        focal = self.focal.value(inputs)  # in place: a second map would be as large as the logits
+            return super().value(inputs, sums)
+        parts = self.part_values(inputs, sums)
+        focal = parts["focal"]  # in place: a second map would be as large as the logits
         if self.lambda_focal != 1:
             focal.mul_(self.lambda_focal)
-        return focal.add_((self.lambda_dice * self.dice.value(inputs)).to(focal.dtype))
+        return focal.add_((self.lambda_dice * parts["dice"]).to(focal.dtype))
 
 
 class _RegionCompound(_WeightedParts):
     """Base of the compounds that take the options of their region part."""
 
-    options_of = RegionLoss
-
     def __init__(self, **options: Unpack[RegionOptions]) -> None:
-        super().__init__(**_segmentation_options(options))
+        super().__init__(**options)
         if self.reduction == "none":
             raise ValueError("expected reduction 'mean' or 'sum', got 'none': a region part has no loss per voxel.")
-
-
-_OWN_WEIGHTS = "it weights the classes itself"
 
 
 class DiceTopKLoss(_RegionCompound):
@@ -574,12 +323,12 @@ class DiceTopKLoss(_RegionCompound):
         super().__init__(**options)
         refuse_negative(lambda_dice=lambda_dice, lambda_topk=lambda_topk)
         self.dice = _Dice(**options)
-        self.topk = TopKLoss(k=k, batch=options.get("batch", False), **_for_cross_entropy(options))
+        self.topk = TopKLoss(k=k, batch=self.dice.batch, **_for_cross_entropy(options))
         self.lambda_dice = lambda_dice
         self.lambda_topk = lambda_topk
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        return (self.lambda_dice, self.dice), (self.lambda_topk, self.topk)
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        return {"dice": (self.lambda_dice, self.dice), "topk": (self.lambda_topk, self.topk)}
 
 
 class ComboLoss(_RegionCompound):
@@ -595,7 +344,7 @@ class ComboLoss(_RegionCompound):
         alpha: in [0, 1], share of the cross-entropy; 0.5 as in the paper.
         beta: in (0, 1); above 0.5 missed voxels cost more than false positives; 0.5 as in the paper.
         smooth_nr: s of Dice's numerator; 1 as in the paper.
-        smooth_dr: s of its denominator; likewise.
+        smooth_dr: s of its denominator; 1 as in the paper.
         **options: see `RegionLoss`.
 
     Shapes: see `SegmentationLoss`.
@@ -613,35 +362,25 @@ class ComboLoss(_RegionCompound):
     """
 
     left_out: ClassVar[dict[str, str]] = {"weight": _OWN_WEIGHTS}
+    defaults = _SMOOTHED_BY_ONE
 
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        beta: float = 0.5,
-        *,
-        smooth_nr: float = 1.0,
-        smooth_dr: float = 1.0,
-        **options: Unpack[_Unsmoothed],
-    ) -> None:
+    def __init__(self, alpha: Share = 0.5, beta: InnerShare = 0.5, **options: Unpack[RegionOptions]) -> None:
         super().__init__(**options)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"expected alpha in [0, 1], got {alpha}.")
-        if not 0 < beta < 1:
-            raise ValueError(f"expected beta in (0, 1), got {beta}.")
-        self.dice = _Dice(smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
-        self.cross_entropy = BalancedCrossEntropyLoss((beta, beta), **_segmentation_options(options))
+        self.dice = _Dice(**merged(self.defaults, **options))
+        of_voxels = chosen(options, SegmentationOptions)
+        self.cross_entropy = BalancedCrossEntropyLoss((beta, beta), **of_voxels)
         self.alpha = alpha
         self.beta = beta
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        return (self.alpha, self.cross_entropy), (1 - self.alpha, self.dice)
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        return {"cross_entropy": (self.alpha, self.cross_entropy), "dice": (1 - self.alpha, self.dice)}
 
 
 class _LogDice(RegionLoss):
     """(-ln D)^gamma of each class present in the sample."""
 
     def __init__(self, gamma: float, **options: Unpack[RegionOptions]) -> None:
-        super().__init__(**(options | {"absent_class": "skip"}))
+        super().__init__(**merged(options, absent_class="skip"))
         self.gamma = gamma
 
     def formula(self, c: SoftCounts) -> Tensor:
@@ -662,22 +401,22 @@ class _FrequencyCrossEntropy(DistributionLoss):
         self._shares = self.class_frequencies is None or bool(self.class_frequencies.max() <= 1)
 
     @property
-    def formula(self) -> VoxelFormula:
+    def voxel_formula(self) -> VoxelFormula:
         return PowerFormula(self.gamma)
 
-    def _reduced(self, inputs: LossInputs, positive: Tensor, negative: Tensor) -> Tensor:
-        volumes, voxels = inputs[TARGET_SUMS]
+    def reduced(self, inputs: LossInputs, sums: Sums, positive: Tensor, negative: Tensor) -> Tensor:
+        volumes, voxels = sums["target"]
         one_vs_rest = self.one_vs_rest(inputs)
         frequencies, every = self._frequencies(volumes, voxels)
         if one_vs_rest:
             if not self._shares:
                 raise ValueError("expected class_frequencies in [0, 1], the share of each channel, got larger numbers.")
             positive = positive * _root_ratio(every, frequencies)
-            loss = self.kept(positive + negative * _root_ratio(every, every - frequencies))
+            loss = self.without_background(positive + negative * _root_ratio(every, every - frequencies))
         else:
             loss = positive * _root_ratio(frequencies.sum(), frequencies)
-        counts = self.kept(voxels) if one_vs_rest else voxels[:, :1]
-        return self._mean_or_sum(loss.sum(), counts.sum())
+        counts = self.without_background(voxels) if one_vs_rest else voxels[:, :1]
+        return self.mean_or_sum(loss.sum(), counts.sum())
 
     def _frequencies(self, volumes: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
         """(C,) how often each class is there, of how many voxels."""
@@ -710,11 +449,11 @@ class ExponentialLogarithmicLoss(_RegionCompound):
         weight_dice: 0.8 as in the paper.
         weight_cross_entropy: 0.2 as in the paper.
         gamma_dice: exponent, > 0; 0.3 as in the paper. Below 1 gradients grow for nearly right classes.
-        gamma_cross_entropy: likewise; 0.3.
+        gamma_cross_entropy: exponent, > 0; 0.3 as in the paper.
         class_frequencies: f, one number >= 0 per channel, one-vs-rest its share of the voxels; None: those of the batch
             (of all ranks with `sync_batch`).
         smooth_nr: s of Dice's numerator; 1 as in the paper.
-        smooth_dr: s of its denominator; likewise.
+        smooth_dr: s of its denominator; 1 as in the paper.
         **options: see `RegionLoss`.
 
     Shapes: see `SegmentationLoss`.
@@ -738,33 +477,28 @@ class ExponentialLogarithmicLoss(_RegionCompound):
         "weight": _OWN_WEIGHTS,
         "absent_class": "a class that is absent leaves its mean of Dice always",
     }
+    defaults = _SMOOTHED_BY_ONE
 
     def __init__(
         self,
         weight_dice: float = 0.8,
         weight_cross_entropy: float = 0.2,
-        gamma_dice: float = 0.3,
-        gamma_cross_entropy: float = 0.3,
+        gamma_dice: Positive = 0.3,
+        gamma_cross_entropy: Positive = 0.3,
         class_frequencies: Weight = None,
-        *,
-        smooth_nr: float = 1.0,
-        smooth_dr: float = 1.0,
-        **options: Unpack[_Unsmoothed],
+        **options: Unpack[RegionOptions],
     ) -> None:
         super().__init__(**options)
         refuse_negative(weight_dice=weight_dice, weight_cross_entropy=weight_cross_entropy)
-        for name, gamma in (("gamma_dice", gamma_dice), ("gamma_cross_entropy", gamma_cross_entropy)):
-            if not gamma > 0:
-                raise ValueError(f"expected {name} > 0, got {gamma}.")
-        self.dice = _LogDice(gamma_dice, smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
+        self.dice = _LogDice(gamma_dice, **merged(self.defaults, **options))
         self.cross_entropy = _FrequencyCrossEntropy(
             gamma_cross_entropy, class_frequencies, **_for_cross_entropy(options)
         )
         self.weight_dice = weight_dice
         self.weight_cross_entropy = weight_cross_entropy
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        return (self.weight_dice, self.dice), (self.weight_cross_entropy, self.cross_entropy)
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        return {"dice": (self.weight_dice, self.dice), "cross_entropy": (self.weight_cross_entropy, self.cross_entropy)}
 
 
 class _UnifiedTversky(RegionLoss):
@@ -787,26 +521,26 @@ class _UnifiedFocal(DistributionLoss):
         self.delta, self.gamma, self.asymmetric = delta, gamma, asymmetric
 
     @property
-    def formula(self) -> VoxelFormula:
+    def voxel_formula(self) -> VoxelFormula:
         return FocalFormula(self.gamma)
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return *super().terms(inputs), *([self._plain_term(inputs)] if self.asymmetric else [])
+        terms = super().terms(inputs)
+        if not self.asymmetric:
+            return terms
+        kind = OutcomeSums if self.one_vs_rest(inputs) else TrueClassSums
+        return {**terms, "plain": (self.source, kind(self.activation(inputs), CrossEntropyFormula()))}
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        focal = inputs[self._voxel_term(inputs)]
-        plain = inputs[self._plain_term(inputs)] if self.asymmetric else focal
-        voxels = inputs[TARGET_SUMS][1]
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        focal, voxels = sums["losses"], sums["target"][1]
+        plain = sums["plain"] if self.asymmetric else focal
         if self.one_vs_rest(inputs):
-            loss, counts = self.kept(self.delta * plain[0] + (1 - self.delta) * focal[1]), self.kept(voxels)
+            loss = self.without_background(self.delta * plain[0] + (1 - self.delta) * focal[1])
+            counts = self.without_background(voxels)
         else:
             foreground, background = self.delta * plain[0][:, 1:], (1 - self.delta) * focal[0][:, :1]
             loss, counts = torch.cat([background, foreground], 1), voxels[:, :1]
-        return self._mean_or_sum(loss.sum(), counts.sum())
-
-    def _plain_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        kind = OutcomeSums if self.one_vs_rest(inputs) else TrueClassSums
-        return self.source, kind(self.activation(inputs), CrossEntropyFormula())
+        return self.mean_or_sum(loss.sum(), counts.sum())
 
 
 class UnifiedFocalLoss(_RegionCompound):
@@ -851,36 +585,22 @@ class UnifiedFocalLoss(_RegionCompound):
 
     def __init__(
         self,
-        weight_focal: float = 0.5,
-        delta: float = 0.6,
-        gamma: float = 0.5,
+        weight_focal: Share = 0.5,
+        delta: InnerShare = 0.6,
+        gamma: ShareBelowOne = 0.5,
         asymmetric: bool = False,
         **options: Unpack[RegionOptions],
     ) -> None:
         super().__init__(**options)
-        if not 0 <= weight_focal <= 1:
-            raise ValueError(f"expected weight_focal in [0, 1], got {weight_focal}.")
-        if not 0 < delta < 1:
-            raise ValueError(f"expected delta in (0, 1), got {delta}.")
-        if not 0 <= gamma < 1:
-            raise ValueError(f"expected gamma in [0, 1), got {gamma}.")
         self.focal = _UnifiedFocal(delta, gamma, asymmetric, **_for_cross_entropy(options))
         self.tversky = _UnifiedTversky(delta, gamma, asymmetric, **options)
         self.weight_focal = weight_focal
 
-    def parts(self) -> Iterable[tuple[float, SegmentationLoss]]:
-        return (self.weight_focal, self.focal), (1 - self.weight_focal, self.tversky)
+    def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
+        return {"focal": (self.weight_focal, self.focal), "tversky": (1 - self.weight_focal, self.tversky)}
 
 
-def _segmentation_options(options: RegionOptions | _Unsmoothed) -> SegmentationOptions:
-    """The options that are not those of region losses alone, nor `weight`, which is for the region part."""
-    names = SegmentationOptions.__optional_keys__ - {"weight"}
-    return {name: value for name, value in options.items() if name in names}  # type: ignore[return-value]
-
-
-def _for_cross_entropy(options: RegionOptions | _Unsmoothed) -> SegmentationOptions:
-    """Options of a cross-entropy part: a softmax one keeps the background."""
-    shared = _segmentation_options(options)
-    if not shared.get("sigmoid", False):
-        shared["include_background"] = True
-    return shared
+def _for_cross_entropy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a cross-entropy part but its weight: a softmax one keeps the background."""
+    shared = chosen(options, SegmentationOptions, without=["weight"])
+    return shared if shared.get("sigmoid", False) else {**shared, "include_background": True}

@@ -5,23 +5,15 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Literal, Unpack
+from typing import Annotated, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.losses.base import (
-    TARGET_SUMS,
-    DistributionLoss,
-    Reduction,
-    SegmentationLoss,
-    SegmentationOptions,
-    Terms,
-    Weight,
-    one_of,
-)
-from monai_extra_losses.losses.inputs import LossInputs, Source
+from monai_extra_losses.losses.base import TARGET_SUMS, DistributionLoss, SegmentationLoss, Sums, Terms
+from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.options import Positive, SegmentationOptions, Share, ValueRange, merged, one_of
 from monai_extra_losses.ops.formulas import (
     CrossEntropyFormula,
     GeneralizedCrossEntropyFormula,
@@ -37,7 +29,6 @@ from monai_extra_losses.ops.terms import (
     LogSums,
     MarginSums,
     OutcomeLogSums,
-    Term,
     VoxelFormula,
     VoxelMap,
     VoxelSums,
@@ -77,34 +68,33 @@ class CrossEntropyLoss(DistributionLoss):
     Reference: as torch.nn.CrossEntropyLoss and torch.nn.BCEWithLogitsLoss.
     """
 
-    formula: VoxelFormula = CrossEntropyFormula()
+    voxel_formula: VoxelFormula = CrossEntropyFormula()
 
-    def __init__(self, label_smoothing: float = 0.0, **options: Unpack[SegmentationOptions]) -> None:
+    def __init__(self, label_smoothing: Share = 0.0, **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def terms(self, inputs: LossInputs) -> Terms:
-        if not self.label_smoothing or self.keeps_map:
-            return super().terms(inputs)
-        return *super().terms(inputs), self._log_term(inputs)
+        terms = dict(super().terms(inputs))
+        if self.smooths(inputs):
+            kind = OutcomeLogSums if self.one_vs_rest(inputs) else LogSums
+            terms["logs"] = self.source, kind(self.activation(inputs))
+        return terms
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        if not self.label_smoothing or self.keeps_map:
-            return super().value(inputs)
-        share = self.label_smoothing / (2 if self.one_vs_rest(inputs) else inputs.scores.shape[1])
-        keep = 1 - self.label_smoothing
-        positive, negative = inputs[self._voxel_term(inputs)]
-        log_p = inputs[self._log_term(inputs)][0]
-        return self._reduced(inputs, keep * positive - share * log_p, keep * negative)
+    def smooths(self, inputs: LossInputs) -> bool:
+        """Whether sums are smoothed; a map is by its own definition."""
+        return self.label_smoothing > 0 and not self.keeps_map
+
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        if self.smooths(inputs):
+            share = self.label_smoothing / (2 if self.one_vs_rest(inputs) else inputs.channels)
+            keep, (positive, negative) = 1 - self.label_smoothing, sums["losses"]
+            losses = torch.stack([keep * positive - share * sums["logs"][0], keep * negative])
+            sums = {**sums, "losses": losses}
+        return super().value(inputs, sums)
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
         return dataclasses.replace(super().voxel_map(inputs), smoothing=self.label_smoothing)
-
-    def _log_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        kind = OutcomeLogSums if self.one_vs_rest(inputs) else LogSums
-        return self.source, kind(self.activation(inputs))
 
 
 class FusedFocalLoss(DistributionLoss):
@@ -151,75 +141,58 @@ class FusedFocalLoss(DistributionLoss):
     source = "scores"
     _spatial = range(0, 4)
 
+    left_out: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("sigmoid", "softmax", "other_act"), "it reads raw scores, by `use_softmax`"
+    )
+    in_order = "include_background to_onehot_y gamma alpha weight reduction use_softmax ignore_index"
+
     def __init__(
         self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        gamma: float = 2.0,
-        alpha: float | Sequence[float] | None = None,
-        weight: Weight = None,
-        reduction: Reduction = "mean",
-        use_softmax: bool = False,
-        ignore_index: int | None = None,
         *,
-        sync_batch: bool = False,
+        gamma: Annotated[float, ValueRange(">= 0", lambda x: x >= 0)] = 2.0,
+        alpha: float | Sequence[float] | None = None,
+        use_softmax: bool = False,
+        **options: Unpack[SegmentationOptions],
     ) -> None:
-        SegmentationLoss.__init__(
-            self,
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=not use_softmax,
-            softmax=use_softmax,
-            weight=weight,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            sync_batch=sync_batch,
-        )
-        if not gamma >= 0:
-            raise ValueError(f"expected gamma >= 0, got {gamma}.")
+        # Of the softmax and the background DistributionLoss would warn.
+        SegmentationLoss.__init__(self, **merged(options, sigmoid=not use_softmax, softmax=use_softmax))
         self.alpha = tuple(map(float, alpha)) if isinstance(alpha, Iterable) else alpha
         _refuse_sign(self.alpha)
-        if use_softmax and not include_background and isinstance(self.alpha, int | float):
-            warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=2)
+        if use_softmax and not self.include_background and isinstance(self.alpha, int | float):
+            warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=3)
         self.gamma = gamma
         self.use_softmax = use_softmax
 
     @property
-    def formula(self) -> VoxelFormula:
+    def voxel_formula(self) -> VoxelFormula:
         return SoftFocalFormula(self.gamma)
 
     def one_vs_rest(self, inputs: LossInputs) -> bool:
         return self.activation(inputs) == "sigmoid"
 
     def activation(self, inputs: LossInputs) -> Activation:
-        return "softmax" if self.use_softmax and inputs.scores.shape[1] > 1 else "sigmoid"
+        return "softmax" if self.use_softmax and inputs.channels > 1 else "sigmoid"
 
     @property
     def by_class(self) -> bool:
         return True
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        result = inputs[self._voxel_term(inputs)]
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         if self.keeps_map:
-            return self.kept(result)
-        positive, negative = result
-        positive_factor, negative_factor = self._factors(inputs, result)
-        loss = self.kept(positive * positive_factor + negative * negative_factor)
-        voxels = self.kept(inputs[TARGET_SUMS][1])
+            return self.without_background(sums["losses"])
+        positive_factor, negative_factor = self._factors(inputs, sums["losses"])
+        positive, negative = sums["losses"]
+        loss = self.without_background(positive * positive_factor + negative * negative_factor)
+        voxels = self.without_background(sums["target"][1])
         if self.reduction == "sum":
             return self.summed_over_ranks((loss / voxels.clamp_min(1e-7)).sum())
-        return self._mean_or_sum(loss.sum(), voxels.sum())
+        return self.mean_or_sum(loss.sum(), voxels.sum())
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
-        return VoxelMap(self.sums(inputs), *self._factors(inputs, inputs.exact()), spread=True)
+        return VoxelMap(self.voxel_sums(inputs), *self._factors(inputs, inputs.exact()), spread=True)
 
     def wrap(
-        self,
-        scores: Tensor,
-        target: Tensor,
-        mask: Tensor | None,
-        distance: Tensor | None,
-        affine: Tensor | None,
+        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, affine: Tensor | None
     ) -> LossInputs:
         if scores.ndim == 2:  # (B, C): one voxel per sample
             scores, target = scores.unsqueeze(-1), target.unsqueeze(-1)
@@ -232,7 +205,7 @@ class FusedFocalLoss(DistributionLoss):
 
     def _factors(self, inputs: LossInputs, like: Tensor) -> tuple[Tensor, Tensor]:
         """(C,) factors of the losses of positive and negative decisions: alpha times weight."""
-        channels = inputs.scores.shape[1]
+        channels = inputs.channels
         kept = channels if self.include_background or channels == 1 else channels - 1
         positive, negative = like.new_ones(kept), like.new_ones(kept)
         if isinstance(self.alpha, tuple):
@@ -291,14 +264,16 @@ class PolyLoss(DistributionLoss):
     Reference: Leng et al. 2022, arXiv:2204.12511.
     """
 
-    def __init__(self, epsilon: float = 1.0, **options: Unpack[SegmentationOptions]) -> None:
+    def __init__(
+        self,
+        epsilon: Annotated[float, ValueRange(">= -1", lambda x: x >= -1)] = 1.0,
+        **options: Unpack[SegmentationOptions],
+    ) -> None:
         super().__init__(**options)
-        if not epsilon >= -1:
-            raise ValueError(f"expected epsilon >= -1, got {epsilon}.")
         self.epsilon = epsilon
 
     @property
-    def formula(self) -> VoxelFormula:
+    def voxel_formula(self) -> VoxelFormula:
         return PolyFormula(self.epsilon)
 
 
@@ -327,14 +302,16 @@ class GeneralizedCrossEntropyLoss(DistributionLoss):
     Reference: Zhang and Sabuncu 2018, arXiv:1805.07836.
     """
 
-    def __init__(self, q: float = 0.7, **options: Unpack[SegmentationOptions]) -> None:
+    def __init__(
+        self,
+        q: Annotated[float, ValueRange("in (0, 1]", lambda x: 0 < x <= 1)] = 0.7,
+        **options: Unpack[SegmentationOptions],
+    ) -> None:
         super().__init__(**options)
-        if not 0 < q <= 1:
-            raise ValueError(f"expected q in (0, 1], got {q}.")
         self.q = q
 
     @property
-    def formula(self) -> VoxelFormula:
+    def voxel_formula(self) -> VoxelFormula:
         return GeneralizedCrossEntropyFormula(self.q)
 
 
@@ -342,22 +319,28 @@ class _OneVsRestCrossEntropy(DistributionLoss):
     """Base of the cross-entropies that weight positives and negatives of each class, under softmax too."""
 
     every_channel = True
-    formula: VoxelFormula = CrossEntropyFormula()
+    voxel_formula: VoxelFormula = CrossEntropyFormula()
 
     @abstractmethod
-    def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    def factors(self, sums: Sums) -> tuple[Tensor, Tensor]:
         """(B, C) factors of positives and negatives, without gradient."""
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        if self.keeps_map:
-            return super().value(inputs)
-        losses, factors = inputs[self._voxel_term(inputs)], self.factors(inputs)
-        return self._reduced(inputs, losses[0] * factors[0], losses[1] * factors[1])
+    def read_by_factors(self, inputs: LossInputs) -> Terms:
+        """What the factors follow from."""
+        return {"target": TARGET_SUMS}
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return {**super().terms(inputs), **self.read_by_factors(inputs)}
+
+    def reduced(self, inputs: LossInputs, sums: Sums, positive: Tensor, negative: Tensor) -> Tensor:
+        positive_factor, negative_factor = self.factors(sums)
+        return super().reduced(inputs, sums, positive * positive_factor, negative * negative_factor)
 
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
-        weight = self._weight_of_channels(inputs)
-        positive, negative = (f if weight is None else f * weight for f in self.factors(inputs))
-        return VoxelMap(self.sums(inputs), positive, negative)
+        weight = self.weight_of_channels(inputs)
+        factors = self.factors(inputs.compute(self.read_by_factors(inputs)))
+        positive, negative = (factor if weight is None else factor * weight for factor in factors)
+        return VoxelMap(self.voxel_sums(inputs), positive, negative)
 
 
 class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
@@ -387,27 +370,23 @@ class WeightedCrossEntropyLoss(_OneVsRestCrossEntropy):
     Reference: Jadon 2020, arXiv:2006.14822; Sudre et al. 2017, arXiv:1707.03237.
     """
 
-    def __init__(self, beta: float = 1.0, mode: BetaMode = "fixed", **options: Unpack[SegmentationOptions]) -> None:
+    def __init__(self, beta: Positive = 1.0, mode: BetaMode = "fixed", **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
-        if not beta > 0:
-            raise ValueError(f"expected beta > 0, got {beta}.")
         self.beta = beta
         self.mode = one_of("mode", mode, BetaMode)
 
-    def terms(self, inputs: LossInputs) -> Terms:
-        return *super().terms(inputs), *([self._count_term(inputs)] if self.mode == "prediction" else [])
+    def read_by_factors(self, inputs: LossInputs) -> Terms:
+        counts = {"counts": (self.source, CountSums(self.activation(inputs)))} if self.mode == "prediction" else {}
+        return {**super().read_by_factors(inputs), **counts}
 
-    def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        volumes, voxels = inputs[TARGET_SUMS]
+    def factors(self, sums: Sums) -> tuple[Tensor, Tensor]:
+        volumes, voxels = sums["target"]
         if self.mode == "prediction":
-            volumes = inputs[self._count_term(inputs)][1].detach()
+            volumes = sums["counts"][1].detach()
         if self.mode == "fixed":
             return torch.full_like(volumes, self.beta), torch.ones_like(volumes)
         beta = ((voxels - volumes) / volumes).clamp(1e-3, 1e3).nan_to_num(1.0)  # 0/0 where nothing is kept
         return beta, torch.ones_like(beta)
-
-    def _count_term(self, inputs: LossInputs) -> tuple[Source, Term]:
-        return self.source, CountSums(self.activation(inputs))
 
 
 class BalancedCrossEntropyLoss(_OneVsRestCrossEntropy):
@@ -444,8 +423,8 @@ class BalancedCrossEntropyLoss(_OneVsRestCrossEntropy):
             raise ValueError(f"expected beta_range (low, high) with 0 <= low <= high <= 1, got {beta_range}.")
         self.beta_range = (float(low), float(high))
 
-    def factors(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        volumes, voxels = inputs[TARGET_SUMS]
+    def factors(self, sums: Sums) -> tuple[Tensor, Tensor]:
+        volumes, voxels = sums["target"]
         beta = (1 - volumes / torch.where(voxels > 0, voxels, 1)).clamp(*self.beta_range)
         return beta, 1 - beta
 
@@ -482,13 +461,16 @@ class TopKLoss(DistributionLoss):
     Reference: Wu et al. 2016, arXiv:1605.06885.
     """
 
-    formula: VoxelFormula = CrossEntropyFormula()
+    voxel_formula: VoxelFormula = CrossEntropyFormula()
     unsyncable = "the largest losses of ranks cannot be added up"
 
-    def __init__(self, k: float = 10.0, batch: bool = False, **options: Unpack[SegmentationOptions]) -> None:
+    def __init__(
+        self,
+        k: Annotated[float, ValueRange("in (0, 100] per cent", lambda k: 0 < k <= 100)] = 10.0,
+        batch: bool = False,
+        **options: Unpack[SegmentationOptions],
+    ) -> None:
         super().__init__(**options)
-        if not 0 < k <= 100:
-            raise ValueError(f"expected k in (0, 100] per cent, got {k}.")
         self.k = k
         self.batch = batch
 
@@ -496,8 +478,8 @@ class TopKLoss(DistributionLoss):
     def keeps_map(self) -> bool:
         return True
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        loss = super().value(inputs)
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        loss = super().value(inputs, sums)
         if self.reduction == "none":
             return loss
         losses = loss.reshape(1, -1) if self.batch else loss.flatten(1)
@@ -515,11 +497,11 @@ class TopKLoss(DistributionLoss):
 
     def _number(self, inputs: LossInputs, loss: Tensor) -> Tensor:
         """(B,) or with `batch` (1,) number of voxel losses that count, in float64."""
-        counted = inputs.counted()
-        if counted is None:
+        counts = inputs.data.voxels_that_count()
+        if counts is None:
             number = torch.full((loss.shape[0],), math.prod(loss.shape[2:]), device=loss.device)
         else:
-            number = counted.flatten(1).sum(1)
+            number = counts.flatten(1).sum(1)
         number = loss.shape[1] * number.to(sum_dtype(number.device))
         return number.sum(0, keepdim=True) if self.batch else number
 
@@ -530,8 +512,8 @@ class _MarginLoss(DistributionLoss):
     source = "scores"
     left_out = dict.fromkeys(("sigmoid", "softmax", "other_act"), "it reads raw scores")
 
-    def sums(self, inputs: LossInputs) -> VoxelSums:
-        return MarginSums(self.formula) if self.one_vs_rest(inputs) else LeadSums(self.formula)
+    def voxel_sums(self, inputs: LossInputs) -> VoxelSums:
+        return MarginSums(self.voxel_formula) if self.one_vs_rest(inputs) else LeadSums(self.voxel_formula)
 
 
 class HingeLoss(_MarginLoss):
@@ -557,7 +539,7 @@ class HingeLoss(_MarginLoss):
     """
 
     every_channel = True
-    formula: VoxelFormula = HingeFormula()
+    voxel_formula: VoxelFormula = HingeFormula()
 
 
 class SquaredHingeLoss(HingeLoss):
@@ -582,7 +564,7 @@ class SquaredHingeLoss(HingeLoss):
     Reference: Cortes and Vapnik 1995, doi:10.1007/BF00994018.
     """
 
-    formula: VoxelFormula = SquaredHingeFormula()
+    voxel_formula: VoxelFormula = SquaredHingeFormula()
 
 
 class CategoricalHingeLoss(_MarginLoss):
@@ -610,9 +592,9 @@ class CategoricalHingeLoss(_MarginLoss):
     Reference: Crammer and Singer 2001, JMLR 2:265-292.
     """
 
-    formula: VoxelFormula = HingeFormula()
+    voxel_formula: VoxelFormula = HingeFormula()
 
     def one_vs_rest(self, inputs: LossInputs) -> bool:
-        if inputs.scores.shape[1] == 1:
+        if inputs.channels == 1:
             raise ValueError("expected at least two channels, got one: HingeLoss takes one.")
         return False

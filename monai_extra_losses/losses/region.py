@@ -1,25 +1,16 @@
 """Region losses: formulas of the soft counts of each sample and class."""
 
 import math
-from typing import ClassVar, Literal, Unpack
+from typing import Annotated, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from monai.utils import Weight as WeightType
 from torch import Tensor
 
-from monai_extra_losses.losses.base import (
-    AbsentClass,
-    OtherAct,
-    Reduction,
-    RegionLoss,
-    RegionOptions,
-    SoftCounts,
-    Weight,
-    one_of,
-    refuse_negative,
-)
+from monai_extra_losses.losses.base import Reads, RegionLoss, SoftCounts
 from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.options import DiceOptions, RegionOptions, Share, ValueRange, one_of, refuse_negative
 
 WeightChoice = Literal["square", "simple", "uniform"]
 
@@ -64,54 +55,19 @@ class FusedDiceLoss(RegionLoss):
     soft labels: Wang et al. 2023, arXiv:2303.16296.
     """
 
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Reduction = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        weight: Weight = None,
-        soft_label: bool = False,
-        ignore_index: int | None = None,
-        *,
-        absent_class: AbsentClass = "smooth",
-        sync_batch: bool = False,
-    ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-            soft_label=soft_label,
-            ignore_index=ignore_index,
-            absent_class=absent_class,
-            sync_batch=sync_batch,
-        )
-        self.squared_pred = squared_pred
-        self.jaccard = jaccard
+    keeps = DiceOptions
+    in_order = (
+        "include_background to_onehot_y sigmoid softmax other_act squared_pred jaccard reduction smooth_nr smooth_dr "
+        "batch weight soft_label ignore_index"
+    )
 
-    @property
-    def squares(self) -> bool:
-        return self.squared_pred
+    def __init__(self, **options: Unpack[DiceOptions]) -> None:
+        super().__init__(**options)  # type: ignore[misc]  # it keeps more than its base
+        self.reads = Reads(squares=self.squared_pred)
 
     def formula(self, c: SoftCounts) -> Tensor:
-        if c.p_squared is not None and c.g_squared is not None:
-            errors = c.p_squared + c.g_squared - 2 * c.tp  # FP + FN of the squared counts
-        else:
-            errors = c.fp + c.fn
+        # FP + FN, of the squared counts or of the counts.
+        errors = c.p_squared + c.g_squared - 2 * c.tp if self.squared_pred else c.fp + c.fn
         return 1 - self.ratio(2 * c.tp, 2 * c.tp + (2 * errors if self.jaccard else errors))
 
 
@@ -171,45 +127,15 @@ class FusedTverskyLoss(RegionLoss):
     Reference: Salehi et al. 2017, arXiv:1706.05721.
     """
 
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        alpha: float = 0.5,
-        beta: float = 0.5,
-        reduction: Reduction = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        soft_label: bool = False,
-        ignore_index: int | None = None,
-        *,
-        weight: Weight = None,
-        absent_class: AbsentClass = "smooth",
-        sync_batch: bool = False,
-    ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-            soft_label=soft_label,
-            ignore_index=ignore_index,
-            absent_class=absent_class,
-            sync_batch=sync_batch,
-        )
+    in_order = (
+        "include_background to_onehot_y sigmoid softmax other_act alpha beta reduction smooth_nr smooth_dr batch "
+        "soft_label ignore_index"
+    )
+
+    def __init__(self, *, alpha: float = 0.5, beta: float = 0.5, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**options)
         refuse_negative(alpha=alpha, beta=beta)
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha, self.beta = alpha, beta
 
     def formula(self, c: SoftCounts) -> Tensor:
         return 1 - self.ratio(c.tp, c.tp + self.alpha * c.fp + self.beta * c.fn)
@@ -245,11 +171,13 @@ class FocalTverskyLoss(RegionLoss):
     """
 
     def __init__(
-        self, alpha: float = 0.3, beta: float = 0.7, gamma: float = 4 / 3, **options: Unpack[RegionOptions]
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: Annotated[float, ValueRange("> 0", lambda x: x > 0, "the exponent is 1/gamma")] = 4 / 3,
+        **options: Unpack[RegionOptions],
     ) -> None:
         super().__init__(**options)
-        if not gamma > 0:
-            raise ValueError(f"expected gamma > 0, got {gamma}: the exponent is 1/gamma.")
         refuse_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
@@ -321,39 +249,13 @@ class FusedGeneralizedDiceLoss(RegionLoss):
     Reference: Sudre et al. 2017, arXiv:1707.03237; Crum et al. 2006, doi:10.1109/TMI.2006.880587.
     """
 
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        w_type: WeightType | str = WeightType.SQUARE,
-        reduction: Reduction = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        soft_label: bool = False,
-        *,
-        ignore_index: int | None = None,
-        absent_class: AbsentClass = "smooth",
-        sync_batch: bool = False,
-    ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            soft_label=soft_label,
-            ignore_index=ignore_index,
-            absent_class=absent_class,
-            sync_batch=sync_batch,
-        )
+    left_out: ClassVar[dict[str, str]] = {"weight": "it weights the classes itself"}
+    in_order = (
+        "include_background to_onehot_y sigmoid softmax other_act w_type reduction smooth_nr smooth_dr batch soft_label"
+    )
+
+    def __init__(self, *, w_type: WeightType | str = WeightType.SQUARE, **options: Unpack[RegionOptions]) -> None:
+        super().__init__(**options)
         self.w_type = one_of("w_type", w_type, WeightChoice)
 
     def formula(self, c: SoftCounts) -> Tensor:
@@ -375,10 +277,10 @@ class FusedGeneralizedDiceLoss(RegionLoss):
             weight = torch.where(present, weight, 0)
         return weight / torch.where(largest > 0, largest, 1)
 
-    def counted(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
+    def pairs_in_mean(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
         if self.absent_class == "skip":
             return (g > 0).any(1, keepdim=True).expand_as(g)
-        return None if inputs.counts_all else n > 0
+        return super().pairs_in_mean(inputs, g, n)
 
 
 class SensitivitySpecificityLoss(RegionLoss):
@@ -407,18 +309,14 @@ class SensitivitySpecificityLoss(RegionLoss):
     Reference: Brosch et al. 2015, doi:10.1007/978-3-319-24574-4_1; Sudre et al. 2017, arXiv:1707.03237.
     """
 
-    error_power = 2.0
+    reads = Reads(error_power=2.0)
     left_out = _NO_NUMERATOR
 
-    def __init__(self, sensitivity_weight: float = 0.05, **options: Unpack[RegionOptions]) -> None:
+    def __init__(self, sensitivity_weight: Share = 0.05, **options: Unpack[RegionOptions]) -> None:
         super().__init__(**options)
-        if not 0 <= sensitivity_weight <= 1:
-            raise ValueError(f"expected sensitivity_weight in [0, 1], got {sensitivity_weight}.")
         self.sensitivity_weight = sensitivity_weight
 
     def formula(self, c: SoftCounts) -> Tensor:
-        assert c.positive_error is not None
-        assert c.negative_error is not None
         sensitivity = _quotient(c.positive_error, c.tp + c.fn + self.smooth_dr)
         specificity = _quotient(c.negative_error, c.tn + c.fp + self.smooth_dr)
         return self.sensitivity_weight * sensitivity + (1 - self.sensitivity_weight) * specificity
@@ -485,22 +383,18 @@ class NoiseRobustDiceLoss(RegionLoss):
 
     left_out = _NO_NUMERATOR
 
-    def __init__(self, gamma: float = 1.5, **options: Unpack[RegionOptions]) -> None:
+    def __init__(
+        self,
+        gamma: Annotated[float, ValueRange("in [1, 2]", lambda x: 1 <= x <= 2)] = 1.5,
+        **options: Unpack[RegionOptions],
+    ) -> None:
         super().__init__(**options)
-        if not 1 <= gamma <= 2:
-            raise ValueError(f"expected gamma in [1, 2], got {gamma}.")
-        self.gamma = self.error_power = gamma
-
-    @property
-    def squares(self) -> bool:
-        return True
+        self.gamma = gamma
+        self.reads = Reads(squares=True, error_power=gamma)
 
     def formula(self, c: SoftCounts) -> Tensor:
-        assert c.positive_error is not None
-        assert c.negative_error is not None
-        assert c.p_squared is not None
-        assert c.g_squared is not None
-        return (c.positive_error + c.negative_error) / (c.p_squared + c.g_squared + self.smooth_dr)
+        squares: Tensor = c.p_squared + c.g_squared + self.smooth_dr
+        return (c.positive_error + c.negative_error) / squares
 
 
 class BoundaryDoULoss(RegionLoss):
@@ -527,17 +421,10 @@ class BoundaryDoULoss(RegionLoss):
     Reference: Sun et al. 2023, arXiv:2308.00220.
     """
 
-    contours = True
+    reads = Reads(squares=True, contours=True)
     left_out: ClassVar[dict[str, str]] = {"soft_label": "its squares suit soft targets as they are"}
 
-    @property
-    def squares(self) -> bool:
-        return True
-
     def formula(self, c: SoftCounts) -> Tensor:
-        assert c.p_squared is not None
-        assert c.g_squared is not None
-        assert c.contour is not None
         volume = c.tp + c.fn
         squares = c.p_squared + c.g_squared
         a = (1 - 2 * self.ratio(c.contour, volume)).clamp_max(0.8).detach()

@@ -1,25 +1,16 @@
 """Voxel-wise regression losses, for heat maps, distance maps and intensities."""
 
 import math
-from typing import ClassVar, TypedDict, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.losses.base import OtherAct, Reduction, SegmentationLoss, Terms
+from monai_extra_losses.losses.base import SegmentationLoss, Sums, Terms
 from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.options import Positive, RegressionOptions
 from monai_extra_losses.ops.terms import log_probabilities, probabilities, sum_dtype, where_counted
-
-
-class RegressionOptions(TypedDict, total=False):
-    """Options of every regression loss; `RegressionLoss` says what they mean."""
-
-    include_background: bool
-    sigmoid: bool
-    softmax: bool
-    other_act: OtherAct
-    reduction: Reduction
 
 
 class RegressionLoss(SegmentationLoss):
@@ -36,27 +27,13 @@ class RegressionLoss(SegmentationLoss):
         TypeError, ValueError, ShapeMismatchError: see `SegmentationLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        include_background: bool = True,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: OtherAct = None,
-        reduction: Reduction = "mean",
-    ) -> None:
-        super().__init__(
-            include_background=include_background,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-        )
+    def __init__(self, **options: Unpack[RegressionOptions]) -> None:
+        super().__init__(**options)
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return ()
+        return {}
 
-    def value(self, inputs: LossInputs) -> Tensor:
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         v = inputs.whole(any_target=True)
         loss = self.loss_map(v.scores, v.one_hot(), inputs)
         if v.weight is not None:
@@ -74,7 +51,7 @@ class RegressionLoss(SegmentationLoss):
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
         """(B, C', M) loss of each voxel."""
-        return self.kept(self.formula(probabilities(scores, self.activation(inputs)), y))
+        return self.without_background(self.formula(probabilities(scores, self.activation(inputs)), y))
 
     def formula(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Loss of each voxel and channel; a loss over the channels of a voxel defines `loss_map` instead."""
@@ -173,10 +150,8 @@ class MeanAbsolutePercentageErrorLoss(RegressionLoss):
     Reference: as MeanAbsolutePercentageError of Keras 3.15.1.
     """
 
-    def __init__(self, epsilon: float = 1e-7, **options: Unpack[RegressionOptions]) -> None:
+    def __init__(self, epsilon: Positive = 1e-7, **options: Unpack[RegressionOptions]) -> None:
         super().__init__(**options)
-        if not epsilon > 0:
-            raise ValueError(f"expected epsilon > 0, got {epsilon}.")
         self.epsilon = epsilon
 
     def formula(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -210,7 +185,7 @@ class KLDivergenceLoss(RegressionLoss):
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
         log_p = where_counted(log_probabilities(scores, self.activation(inputs)), y)
-        return self.kept(torch.xlogy(y, y) - y * log_p).sum(1, keepdim=True)
+        return self.without_background(torch.xlogy(y, y) - y * log_p).sum(1, keepdim=True)
 
 
 class PoissonLoss(RegressionLoss):
@@ -238,10 +213,8 @@ class PoissonLoss(RegressionLoss):
     Reference: as torch.nn.PoissonNLLLoss(log_input=False).
     """
 
-    def __init__(self, epsilon: float = 1e-7, **options: Unpack[RegressionOptions]) -> None:
+    def __init__(self, epsilon: Positive = 1e-7, **options: Unpack[RegressionOptions]) -> None:
         super().__init__(**options)
-        if not epsilon > 0:
-            raise ValueError(f"expected epsilon > 0, got {epsilon}.")
         self.epsilon = epsilon
 
     def formula(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -298,7 +271,7 @@ class CosineSimilarityLoss(RegressionLoss):
 
     def loss_map(self, scores: Tensor, y: Tensor, inputs: LossInputs) -> Tensor:
         prediction = probabilities(scores, self.activation(inputs))
-        vectors = _scaled_to_one(self.kept(prediction)), _scaled_to_one(self.kept(y))
+        vectors = _scaled_to_one(self.without_background(prediction)), _scaled_to_one(self.without_background(y))
         return 1 - F.cosine_similarity(*vectors, dim=1).unsqueeze(1)
 
 
@@ -331,10 +304,8 @@ class HuberLoss(RegressionLoss):
     Reference: Huber 1964, doi:10.1214/aoms/1177703732.
     """
 
-    def __init__(self, delta: float = 1.0, **options: Unpack[RegressionOptions]) -> None:
+    def __init__(self, delta: Positive = 1.0, **options: Unpack[RegressionOptions]) -> None:
         super().__init__(**options)
-        if not delta > 0:
-            raise ValueError(f"expected delta > 0, got {delta}.")
         self.delta = delta
 
     def formula(self, prediction: Tensor, y: Tensor) -> Tensor:

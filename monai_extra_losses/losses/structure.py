@@ -12,15 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from monai_extra_losses.losses.base import (
-    TARGET_SUMS,
-    AbsentClass,
-    SegmentationLoss,
-    SegmentationOptions,
-    Terms,
-    one_of,
-)
+from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, Sums, Terms
 from monai_extra_losses.losses.inputs import LossInputs
+from monai_extra_losses.losses.options import AbsentClass, Positive, SegmentationOptions, Share, ShareBelowOne, one_of
 from monai_extra_losses.ops.numbers import has_numbers
 from monai_extra_losses.ops.terms import outcome_log_probabilities, probabilities, sum_dtype
 
@@ -35,20 +29,19 @@ class _StructureLoss(SegmentationLoss):
     unsyncable = "it is no sum over voxels"
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return (TARGET_SUMS,)  # counting finds wrong labels
+        return {"target": TARGET_SUMS}  # counting finds wrong labels
 
-    def value(self, inputs: LossInputs) -> Tensor:
-        values, counted = self.values(inputs)
-        values, counted = self.kept(values), self.kept(counted)
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        values, in_mean = map(self.without_background, self.values(inputs))
         weight = self.weights_for(values.shape[1], values)
         if weight is not None:
             values = values * weight
-        values = torch.where(counted | values.isnan(), values, 0)
+        values = torch.where(in_mean | values.isnan(), values, 0)
         if self.reduction == "none":
-            return values[(..., *[None] * (inputs.scores.ndim - 2))]
+            return values[(..., *[None] * inputs.axes)]
         if self.reduction == "sum":
             return values.sum()
-        classes = counted.sum(1)
+        classes = in_mean.sum(1)
         return (values.sum(1) / classes.clamp_min(1)).sum() / (classes > 0).sum().clamp_min(1)
 
     @abstractmethod
@@ -92,18 +85,12 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
 
     def __init__(
         self,
-        weight_cross_entropy: float = 0.5,
-        threshold: float = 0.1,
-        stability: float = 0.01,
+        weight_cross_entropy: Share = 0.5,
+        threshold: ShareBelowOne = 0.1,
+        stability: Positive = 0.01,
         **options: Unpack[SegmentationOptions],
     ) -> None:
         super().__init__(**options)
-        if not 0 <= weight_cross_entropy <= 1:
-            raise ValueError(f"expected weight_cross_entropy in [0, 1], got {weight_cross_entropy}.")
-        if not 0 <= threshold < 1:
-            raise ValueError(f"expected threshold in [0, 1), got {threshold}.")
-        if not stability > 0:
-            raise ValueError(f"expected stability > 0, got {stability}.")
         self.weight_cross_entropy = weight_cross_entropy
         self.threshold = threshold
         self.stability = stability

@@ -1,8 +1,8 @@
 """The tensors of one call, and how they are read slab by slab."""
 
+import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Piece:
 
     samples: slice
     voxels: slice
+    is_whole: bool = False  # the call itself
 
     def flat(self, tensor: Tensor) -> Tensor | None:
         """The piece of a (B, C, *spatial) tensor as a (b, C, m) view, or None where the strides do not allow one."""
@@ -79,9 +80,9 @@ class Piece:
         return tensor[self.samples, :, self.voxels.start // row : self.voxels.stop // row]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CallData:
-    """The tensors of one call.
+    """The tensors of one call; it does not change.
 
     Attributes:
         scores: (B, C, *spatial) of any float dtype.
@@ -89,6 +90,9 @@ class CallData:
         mask: (B, 1, *spatial) bool or float, or None.
         labels: whether `target` holds labels.
         ignore_index: label, or with a target of C channels the channel, whose voxels do not count.
+        dtype: precision of the maps: float32, or float64 when the scores are.
+        ignores: whether `ignore_index` can leave out a voxel.
+        counts_all: whether every voxel counts 1, and there is any.
     """
 
     scores: Tensor
@@ -96,27 +100,25 @@ class CallData:
     mask: Tensor | None
     labels: bool
     ignore_index: int | None
+    dtype: torch.dtype = field(init=False)
+    ignores: bool = field(init=False)
+    counts_all: bool = field(init=False)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the maps: float32, or float64 when the scores are."""
-        return torch.float64 if self.scores.dtype == torch.float64 else torch.float32
+    def __post_init__(self) -> None:
+        self.dtype = torch.float64 if self.scores.dtype == torch.float64 else torch.float32
+        self.ignores = self.ignore_index is not None and self._holds(self.ignore_index)
+        self.counts_all = self.mask is None and not self.ignores and self.scores.shape[0] > 0
 
-    @property
-    def counts_all(self) -> bool:
-        """Whether every voxel counts 1."""
-        return self.mask is None and not self.ignores
-
-    @property
-    def ignores(self) -> bool:
-        """Whether `ignore_index` can leave out a voxel."""
-        if self.ignore_index is None:
-            return False
+    def _holds(self, ignore_index: int) -> bool:
         if self.labels or self.target.shape[1] == 1:
             # Comparing uint8 labels with -1 would find 255.
-            return self.target.dtype.is_floating_point or holds_value(self.target.dtype, self.ignore_index)
+            return self.target.dtype.is_floating_point or holds_value(self.target.dtype, ignore_index)
         # A sentinel (255, -1) has no channel: in a target of C channels it ignores nothing.
-        return 0 <= self.ignore_index < self.target.shape[1]
+        return 0 <= ignore_index < self.target.shape[1]
+
+    def with_scores(self, scores: Tensor) -> "CallData":
+        """The same call with other scores."""
+        return dataclasses.replace(self, scores=scores)
 
     def voxels_that_count(self) -> Tensor | None:
         """(B, 1, *spatial) bool; None where all do."""
@@ -140,21 +142,24 @@ class CallData:
         mask = None if self.mask is None else piece.read(self.mask)
         return self._voxels(piece.read(self.scores), piece.read(self.target), mask)
 
-    def pieces(self, length: int) -> Iterator[Piece]:
+    def pieces(self, length: int) -> list[Piece]:
         """The pieces of slabs of about `length` voxels: whole samples where these are short, else parts of one."""
         batch, voxels = self.scores.shape[0], math.prod(self.scores.shape[2:])
         if length >= voxels:
             step = max(length // max(voxels, 1), 1)
-            for first in range(0, batch, step):
-                yield Piece(slice(first, min(first + step, batch)), slice(0, voxels))
-            return
+            return [
+                Piece(slice(first, min(first + step, batch)), slice(0, voxels), is_whole=step >= batch)
+                for first in range(0, batch, step)
+            ]
         tensors = (self.scores, self.target) if self.mask is None else (self.scores, self.target, self.mask)
         if not all(_has_flat_view(tensor) for tensor in tensors):  # cut between rows of the first spatial axis only
             row = math.prod(self.scores.shape[3:])
             length = max(length // row, 1) * row
-        for sample in range(batch):
-            for start in range(0, voxels, length):
-                yield Piece(slice(sample, sample + 1), slice(start, min(start + length, voxels)))
+        return [
+            Piece(slice(sample, sample + 1), slice(start, min(start + length, voxels)))
+            for sample in range(batch)
+            for start in range(0, voxels, length)
+        ]
 
     def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         scores = scores.to(self.dtype)

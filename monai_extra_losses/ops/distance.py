@@ -52,7 +52,7 @@ def spacing_of_affine(affine: Tensor, axes: int, *, to_measure: bool = True) -> 
         (..., axes) float64.
     """
     columns = affine[..., :-1, :axes].detach().to("cpu", torch.float64)
-    spacing = columns.norm(dim=-2)
+    spacing: Tensor = columns.norm(dim=-2)
     if not to_measure:
         return spacing
     cosines = (columns.mT @ columns) / (spacing.unsqueeze(-1) * spacing.unsqueeze(-2)).clamp_min(1e-12)
@@ -275,7 +275,8 @@ def _without_zero(array: np.ndarray, lowest: int, highest: int) -> np.ndarray:
     sizes = (np.uint8, np.uint16, np.uint32, np.uint64)
     dtype = next(dtype for dtype in sizes if highest - lowest < np.iinfo(dtype).max)
     shifted = array.astype(dtype)  # modulo the dtype's range, as the sum is: the result is exact
-    return np.add(shifted, dtype((1 - lowest) % (np.iinfo(dtype).max + 1)), out=shifted)
+    whole: np.ndarray = np.add(shifted, dtype((1 - lowest) % (np.iinfo(dtype).max + 1)), out=shifted)
+    return whole
 
 
 def _with_torch(values: Tensor, spacing: list[float], *, zero_at_zero: bool) -> Tensor:

@@ -13,7 +13,7 @@ from monai_extra_losses.ops.numbers import has_numbers, numbers_of, under_transf
 from monai_extra_losses.ops.plan import Plan, plan
 from monai_extra_losses.ops.slab_pass import without_autocast
 from monai_extra_losses.ops.terms import ForeignTerm, Term
-from monai_extra_losses.ops.wrong_targets import WrongLabelsError, told_in_full
+from monai_extra_losses.ops.wrong_targets import WrongLabelsError, wrong_target
 
 NO_FORWARD_MODE = (
     "these losses have no forward-mode derivative for dual tensors: expected backward(), or torch.func.jvp or jacfwd."
@@ -25,7 +25,7 @@ def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
 
     Args:
         data: scores, target and mask.
-        terms: what to compute.
+        terms: what to compute; equal ones are computed once.
 
     Returns:
         One tensor per term: (rows, B, C) sums in float64, or a (B, channels, *spatial) map. Differentiable once, with
@@ -44,15 +44,19 @@ def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
         if _stays_torch():
             return _definitions(data, terms)
         return _definitions(library.checked(data), terms) if differentiates_target else _in_a_graph(data, terms)
-    with told_in_full(data):
+    try:
         if not has_numbers(data.scores):
             _check_known(data)
         elif not differentiates_target:
             keeps_softmax = data.scores.requires_grad and torch.is_grad_enabled()
-            chosen = plan(data, terms, keeps_softmax=keeps_softmax)
-            return list(_FusedSums.apply(data.scores, data, tuple(terms), chosen))
+            different = tuple(dict.fromkeys(terms))
+            chosen = plan(data, different, keeps_softmax=keeps_softmax)
+            results = dict(zip(different, _FusedSums.apply(data.scores, data, different, chosen), strict=True))
+            return [results[term] for term in terms]
         else:
             slab_pass.check_target(data)
+    except WrongLabelsError:
+        raise ValueError(wrong_target(data)) from None
     return _definitions(data, terms)
 
 
@@ -96,11 +100,11 @@ def _check_known(data: CallData) -> None:
 def _in_a_graph(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
     """One operator for the terms that have a text, the plain definitions of the others."""
     texts = [library.encode(term) for term in terms]
-    known = [text for text in texts if text is not None]
+    known = list(dict.fromkeys([text for text in texts if text is not None]))
     others = [term for term, text in zip(terms, texts, strict=True) if text is None]
-    sums = iter(library.sums(data, known) if known else [])
+    sums = dict(zip(known, library.sums(data, known) if known else [], strict=True))
     rest = iter(_definitions(library.checked(data), others) if others else [])
-    return [next(rest if text is None else sums) for text in texts]
+    return [next(rest) if text is None else sums[text] for text in texts]
 
 
 def _definitions(data: CallData, terms: Sequence[Term]) -> list[Tensor]:

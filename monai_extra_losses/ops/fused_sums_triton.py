@@ -241,7 +241,7 @@ def _kind(term: VoxelSums, labels: bool) -> int | None:
     if isinstance(formula, SoftFocalFormula) and term.one_vs_rest and not labels:
         return _FOCAL_BINARY.value if term.activation == "sigmoid" else None
     squared = isinstance(formula, FocalFormula) and formula.gamma == 2
-    return (_FOCAL_SQUARED if squared else _KINDS[type(formula)]).value
+    return int((_FOCAL_SQUARED if squared else _KINDS[type(formula)]).value)
 
 
 def _result(rows: Tensor, first: int, number: int, term: Term) -> Tensor:
@@ -263,7 +263,7 @@ def _in_first_column(term: Term) -> bool:
 
 
 def _block(channels: int) -> int:
-    return min(max(_TILE // triton.next_power_of_2(channels), _FEWEST), _MOST)
+    return int(min(max(_TILE // triton.next_power_of_2(channels), _FEWEST), _MOST))
 
 
 def _flat(tensor: Tensor) -> Tensor | None:
@@ -358,7 +358,7 @@ def _log1p(u):
 
 @triton.jit
 def _expm1(x):
-    """exp(x) - 1 for x <= 0, likewise."""
+    """exp(x) - 1 for x <= 0, without cancellation."""
     u = tl.exp(x)
     inner = (u < 1.0) & (u > 1e-30)
     safe = tl.where(inner, u, 0.5)
@@ -581,7 +581,7 @@ def _true_class(x, g, e, highest, total):
 
 @triton.jit
 def _every_class(x, p, e, highest, total, top):
-    """(C, m) log p and 1 - p of all classes under a softmax, likewise."""
+    """(C, m) log p and 1 - p of all classes under a softmax."""
     rest = tl.sum(tl.where(top, 0.0, e), 0)
     log_p = x - highest[None, :] - _log1p(rest)[None, :]
     return log_p, tl.where(top, (rest / total)[None, :], 1.0 - p)

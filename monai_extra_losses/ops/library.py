@@ -18,7 +18,7 @@ from monai_extra_losses.ops.call_data import CallData, refuse_negative_weights
 from monai_extra_losses.ops.formulas import Spelled
 from monai_extra_losses.ops.plan import plan
 from monai_extra_losses.ops.terms import Term, sum_dtype
-from monai_extra_losses.ops.wrong_targets import told_in_full
+from monai_extra_losses.ops.wrong_targets import WrongLabelsError, wrong_target
 
 NO_SECOND_DERIVATIVE = (
     "these losses have no second derivative: expected backward() without create_graph=True "
@@ -61,7 +61,7 @@ def sums(data: CallData, texts: Sequence[str]) -> list[Tensor]:
     """The sums of the terms with these texts, by one operator."""
     tensors = data.scores, data.target, data.mask
     with torch._C.DisableTorchFunctionSubclass():  # else the sums of a MetaTensor would be MetaTensors
-        return torch.ops.monai_extra_losses.fused_sums(*tensors, data.labels, data.ignore_index, "; ".join(texts))
+        return list(torch.ops.monai_extra_losses.fused_sums(*tensors, data.labels, data.ignore_index, "; ".join(texts)))
 
 
 def checked(data: CallData, *, any_target: bool = False) -> CallData:
@@ -108,9 +108,11 @@ def _sums(
     scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None, terms: str
 ) -> list[Tensor]:
     data = _data(scores, target, mask, labels, ignore_index)
-    with told_in_full(data):
-        wanted = decode(terms)
+    wanted = decode(terms)
+    try:
         return list(slab_pass.forward(data, wanted, plan(data, wanted, keeps_softmax=False)))
+    except WrongLabelsError:
+        raise ValueError(wrong_target(data)) from None
 
 
 @_sums.register_fake
@@ -162,8 +164,10 @@ def _checked_target(
     scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None
 ) -> Tensor:
     data = _data(scores, target, mask, labels, ignore_index)
-    with told_in_full(data):
+    try:
         slab_pass.check_target(data)
+    except WrongLabelsError:
+        raise ValueError(wrong_target(data)) from None
     return data.target.clone()
 
 

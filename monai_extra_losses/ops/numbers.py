@@ -23,7 +23,7 @@ def is_fake(tensor: Tensor) -> bool:
 
 def has_numbers(tensor: Tensor) -> bool:
     """Whether a tensor can be read on the host and decide what is computed."""
-    return not (torch.compiler.is_compiling() or under_transform() or tensor.is_meta or is_fake(tensor))
+    return not (torch.compiler.is_compiling() or _transforms_active() or tensor.is_meta or is_fake(tensor))
 
 
 def numbers_of(tensor: Tensor) -> Tensor | None:

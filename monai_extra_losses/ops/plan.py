@@ -22,7 +22,7 @@ from monai_extra_losses.ops.terms import Term
 # The first that computes all terms of a call does; without one the definitions do.
 _SLABS: tuple[type[Slab], ...] = (TwoClassSlab, SoftmaxSlab, SigmoidSlab, MarginSlab)
 # Elements (channels x voxels) of one slab. On the CPU shorter ones stay nearer in the cache, but each operation starts
-# its threads anew: measured, 2^20 is best from 2 classes on. On a GPU a slab only has to keep the device busy.
+# its threads again: measured, 2^20 is best from 2 classes on. On a GPU a slab only has to keep the device busy.
 _CPU_SLAB = 1 << 20
 _GPU_SLAB = 1 << 24
 # So that the buffers of a slab stay small beside the scores of a small patch, too.
@@ -42,7 +42,7 @@ class Plan:
         softmax: "recomputed" by the backward; or the forward leaves it where the backward writes the gradient, "kept by
             slab" or, where a softmax of the whole call goes straight to that place, "kept whole".
         gpu: the module that computes everything on a GPU instead.
-        by_index: whether the kernels read the labels as an index always.
+        by_index: whether the kernels read the labels as an index, else as a one-hot.
     """
 
     slab: type[Slab] | None
@@ -69,10 +69,12 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps_softmax: bool) -> Plan:
         return Plan(None, 0, gpu=gpu)
     channels = data.scores.shape[1]
     slab = next((slab for slab in _SLABS if slab.computes(terms, channels)), None) if data.labels else None
+    by_index = not few_classes(data.scores)
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
     if keeps_softmax and slab is SoftmaxSlab and _softmax_pays(data, terms):
         softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
-    return Plan(slab, slab_length(data, _floats(data, terms, slab, in_place=softmax == "kept whole")), softmax)
+    floats = _floats(data, terms, slab, by_index=by_index, in_place=softmax == "kept whole")
+    return Plan(slab, slab_length(data, floats), softmax, by_index=by_index)
 
 
 def _softmax_pays(data: CallData, terms: Sequence[Term]) -> bool:
@@ -86,16 +88,16 @@ def _softmax_pays(data: CallData, terms: Sequence[Term]) -> bool:
     return wide and reads and data.scores.device.type == "cpu" and not any(term.is_map for term in terms)
 
 
-def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, in_place: bool) -> int:
+def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, by_index: bool, in_place: bool) -> int:
     """How many float32 numbers per voxel of a slab are alive at a time, at most."""
     channels = data.scores.shape[1]
     copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
     if slab is None:
         return (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
-    own = slab.floats(terms, channels)
+    own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient
     if slab is TwoClassSlab:
         return copies * channels + own
-    labels = 2 * channels if few_classes(data.scores) else 4  # as g, or as an index
+    labels = 4 if by_index else 2 * channels  # as an index, or as g
     probabilities = 2 * channels if slab is SoftmaxSlab and not in_place else 0
     gradient = 0 if slab is SoftmaxSlab else channels
     return copies * channels + labels + probabilities + gradient + own

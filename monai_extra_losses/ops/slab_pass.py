@@ -36,8 +36,9 @@ def forward(
     # Autocast would take the matrix products of the kernels, which are sums over voxels, in half precision.
     with without_autocast(data.scores.device):
         if plan.gpu is not None:
-            return plan.gpu.forward(data, terms)
-        outs = tuple(_empty(data, term) for term in terms)
+            return tuple(plan.gpu.forward(data, terms))
+        sums, scores = sum_dtype(data.scores.device), data.scores
+        outs = tuple(scores.new_zeros(term.shape(scores), dtype=data.dtype if term.is_map else sums) for term in terms)
         if plan.slab is None:
             _add_definitions(data, terms, plan, outs)
             return outs
@@ -57,9 +58,9 @@ def _fill(
     """Add up the terms, slab by slab, by kernels."""
     assert plan.slab is not None
     for piece in data.pieces(plan.length):
-        slab = plan.slab(data.slab(piece), _kept_softmax(probabilities, piece, plan), by_index=plan.by_index)
-        own = [term.in_piece(piece) for term in terms]
-        slab.forward(own, [term.view(out, piece) for term, out in zip(terms, outs, strict=True)])
+        kept = piece.flat(probabilities) if probabilities is not None and plan.softmax == "kept whole" else None
+        slab = plan.slab(data.slab(piece), kept, by_index=plan.by_index)
+        slab.forward(*_in_piece(piece, terms, outs))
         if probabilities is not None and plan.softmax == "kept by slab":
             piece.write(probabilities, slab.p)  # type: ignore[attr-defined]
 
@@ -90,11 +91,11 @@ def backward(
     terms, wanted_grads = [term for term, _ in wanted], [grad for _, grad in wanted]
     with without_autocast(data.scores.device):
         if plan.gpu is not None:
-            return plan.gpu.backward(data, terms, wanted_grads)
+            of_gpu: Tensor = plan.gpu.backward(data, terms, wanted_grads)
+            return of_gpu
         gradient = torch.empty_like(data.scores) if probabilities is None else probabilities
         for piece in data.pieces(plan.length):
-            own = [term.in_piece(piece) for term in terms]
-            slab_grads = [term.view(grad, piece) for term, grad in zip(terms, wanted_grads, strict=True)]
+            own, slab_grads = _in_piece(piece, terms, wanted_grads)
             if plan.slab is None:
                 piece.write(gradient, _differentiate(data.slab(piece), own, slab_grads))
                 continue
@@ -102,7 +103,7 @@ def backward(
             kept = None
             if probabilities is not None:
                 kept = piece.read(probabilities) if view is None else view
-            slab = plan.slab(data.slab(piece), kept)
+            slab = plan.slab(data.slab(piece), kept, by_index=plan.by_index)
             out = torch.empty_like(slab.x) if view is None else view
             slab.backward(own, slab_grads, out)
             if view is None:
@@ -112,7 +113,8 @@ def backward(
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast switched off, on a device that has it."""
-    if torch.amp.is_autocast_available(device.type):
+    # Torch 2.8 cannot trace the question; what is compiled for has autocast.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
@@ -135,8 +137,14 @@ def _refuse_wrong(slab: Voxels) -> None:
         refuse_outside(slab.target, 2)
 
 
-def _kept_softmax(probabilities: Tensor | None, piece: Piece, plan: Plan) -> Tensor | None:
-    return piece.flat(probabilities) if probabilities is not None and plan.softmax == "kept whole" else None
+def _in_piece(
+    piece: Piece, terms: Sequence[Term], results: Sequence[Tensor]
+) -> tuple[Sequence[Term], Sequence[Tensor]]:
+    """The terms, and the views of their results or of the gradients of these, of one piece."""
+    if piece.is_whole and not any(term.holds_voxels for term in terms):
+        return terms, results
+    own = [term.in_piece(piece) for term in terms]
+    return own, [term.view(result, piece) for term, result in zip(terms, results, strict=True)]
 
 
 def _add_definitions(data: CallData, terms: Sequence[Term], plan: Plan, outs: Sequence[Tensor]) -> None:
@@ -144,13 +152,8 @@ def _add_definitions(data: CallData, terms: Sequence[Term], plan: Plan, outs: Se
     check_target(data)
     for piece in data.pieces(plan.length):
         slab = data.slab(piece)
-        for term, out in zip(terms, outs, strict=True):
-            term.view(out, piece).add_(term.in_piece(piece).definition(slab))
-
-
-def _empty(data: CallData, term: Term) -> Tensor:
-    dtype = data.dtype if term.is_map else sum_dtype(data.scores.device)
-    return data.scores.new_zeros(term.shape(data.scores), dtype=dtype)
+        for term, out in zip(*_in_piece(piece, terms, outs), strict=True):
+            out.add_(term.definition(slab))
 
 
 def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:

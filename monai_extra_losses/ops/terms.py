@@ -34,11 +34,13 @@ class Term(Spelled, ABC):
         activation: how the scores become probabilities.
         reads_scores: whether the result depends on the scores.
         is_map: whether the result is a map (B, channels, *spatial); else it is sums (rows, B, C).
+        holds_voxels: whether term or result has something of each voxel, or of each sample.
     """
 
     __slots__ = ()
     reads_scores: ClassVar[bool] = True
     is_map: ClassVar[bool] = False
+    holds_voxels: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # a field of most terms; dataclasses would take a property here for its default
 
@@ -70,13 +72,15 @@ class ForeignTerm(Term):
 
     @property
     def activation(self) -> Activation:
-        return self.term.activation
+        activation: Activation = self.term.activation
+        return activation
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
-        return self.term.shape(scores)
+        return tuple(self.term.shape(scores))
 
     def definition(self, v: Voxels) -> Tensor:
-        return self.term.definition(v)
+        result: Tensor = self.term.definition(v)
+        return result
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,7 @@ class VoxelMap(Term):
     spread: bool = False
     smoothing: float = 0.0
     is_map: ClassVar[bool] = True
+    holds_voxels: ClassVar[bool] = True
 
     @property
     def activation(self) -> Activation:
@@ -322,6 +327,7 @@ class MapSums(Term):
     map: Tensor
     of: MapOf
     inward: Tensor | None = None
+    holds_voxels: ClassVar[bool] = True
 
     def shape(self, scores: Tensor) -> tuple[int, ...]:
         return 1, scores.shape[0], scores.shape[1]

@@ -1,7 +1,4 @@
-"""What is said of a target that a loss cannot mean anything with."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Error messages for invalid targets."""
 
 from torch import Tensor
 
@@ -13,20 +10,8 @@ class WrongLabelsError(ValueError):
     """A label outside 0..C-1, or no whole number; in a target of C channels a value outside [0, 1]."""
 
 
-@contextmanager
-def told_in_full(data: CallData) -> Iterator[None]:
-    """Say of wrong labels what they are, and what to do.
-
-    Raises:
-        ValueError: for a `WrongLabelsError` inside.
-    """
-    try:
-        yield
-    except WrongLabelsError:
-        raise ValueError(_wrong_target(data)) from None
-
-
-def _wrong_target(data: CallData) -> str:
+def wrong_target(data: CallData) -> str:
+    """The sentence about a target for which `WrongLabelsError` was raised."""
     channels = data.scores.shape[1]
     if data.labels:
         return wrong_labels(data.target, channels, data.ignore_index)

@@ -90,7 +90,8 @@ class SignedDistance(Transform):
         regions, classes = self._regions(label.as_subclass(Tensor))
         distance = signed_distance(regions, classes, self._spacing_of(label, spatial))[0]
         limit = min(self.max_distance or math.inf, torch.finfo(self.dtype).max)
-        return convert_to_dst_type(distance.clamp_(-limit, limit), dst=label, dtype=self.dtype)[0]
+        converted: Tensor = convert_to_dst_type(distance.clamp_(-limit, limit), dst=label, dtype=self.dtype)[0]
+        return converted
 
     def _regions(self, label: Tensor) -> tuple[Tensor, range | None]:
         """What `signed_distance` takes: labels and the classes to measure, or a mask."""

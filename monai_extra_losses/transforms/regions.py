@@ -64,7 +64,8 @@ class LabelsToRegions(Transform):
             regions = regions.to(dtype)
             if values.is_floating_point() or holds_value(values.dtype, self.ignore_index):  # 255 is not -1
                 regions = regions.masked_fill(values == self.ignore_index, self.ignore_index)
-        return convert_to_dst_type(regions, dst=label, dtype=dtype)[0]
+        converted: Tensor = convert_to_dst_type(regions, dst=label, dtype=dtype)[0]
+        return converted
 
 
 class LabelsToRegionsd(MapTransform):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.call_data import Voxels
-from monai_extra_losses.ops.kernels.labels import IndexedLabels, read_labels
+from monai_extra_losses.ops.kernels.labels import FewLabels, IndexedLabels
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -44,13 +44,13 @@ class Kernel:
             added, and the slab's `write_gradient` says what they are. None: the result does not depend on the scores.
         floats: how many float32 numbers per voxel the term keeps, given the number of channels (measured; tests hold
             the memory).
-        takes: which terms of the type have the kernel.
+        takes: which terms of the type have the kernel; None: all.
     """
 
     forward: Callable[[Any, Any, Tensor], None]
     backward: Callable[[Any, Any, Tensor], Parts] | None
     floats: Callable[[Any, int], int] = lambda term, channels: 0
-    takes: Callable[[Any], bool] = lambda term: True
+    takes: Callable[[Any], bool] | None = None
 
 
 class Slab(ABC):
@@ -59,7 +59,7 @@ class Slab(ABC):
     Args:
         v: the slab.
         p: (b, C, m) probabilities of the slab, where they are known; the gradient may be written over them.
-        by_index: read the labels as an index, which leaves out what is infinite, too.
+        by_index: read the labels as an index, which leaves out what is infinite, too; else as a one-hot.
     """
 
     activation: ClassVar[Activation]
@@ -67,21 +67,20 @@ class Slab(ABC):
 
     def __init__(self, v: Voxels, p: Tensor | None = None, *, by_index: bool = False) -> None:
         self.x, self.w = v.scores, v.weight
-        self.labels = IndexedLabels(v) if by_index else read_labels(v)
+        self.labels = IndexedLabels(v) if by_index else FewLabels(v)
+        if p is not None:
+            vars(self)["p"] = p  # in place of what it would compute
 
     @classmethod
     def computes(cls, terms: Sequence[Term], channels: int) -> bool:
         """Whether every term has a kernel here."""
         for term in terms:
             kernel = cls.kernels.get(type(term))
-            if kernel is None or not kernel.takes(term) or (term.reads_scores and term.activation != cls.activation):
+            if kernel is None or (kernel.takes is not None and not kernel.takes(term)):
+                return False
+            if term.reads_scores and term.activation != cls.activation:
                 return False
         return True
-
-    @classmethod
-    def floats(cls, terms: Sequence[Term], channels: int) -> int:
-        """How many float32 numbers per voxel the terms keep at a time, at most, beside scores, labels and gradient."""
-        return max(cls.kernels[type(term)].floats(term, channels) for term in terms)
 
     def forward(self, terms: Sequence[Term], outs: Sequence[Tensor]) -> None:
         """Add the slab to the sums of the terms, and fill its part of their maps.
@@ -110,16 +109,7 @@ class Slab(ABC):
     def check(self) -> None:
         """Refuse wrong labels before they are used as an index."""
         if self.x.device.type == "cpu":
-            self.volumes  # noqa: B018  counting finds them
-
-    @property
-    def volumes(self) -> Tensor:
-        """(b, C) number of voxels of each label."""
-        return self.labels.volumes
-
-    def weighted_volumes(self) -> Tensor:
-        """(b, C) what the voxels of each label count together."""
-        return self.volumes if self.w is None else self.labels.sums(self.w)
+            self.labels.volumes  # noqa: B018  counting finds them
 
     def sum(self, values: Tensor) -> Tensor:
         """(b, C) weighted sums over the voxels. Float32 within a slab (pairwise in torch), float64 across slabs."""
@@ -157,7 +147,7 @@ class ProbabilitySlab(Slab):
 
 def target_sums(slab: Slab, term: TargetSums, out: Tensor) -> None:
     """sum g, sum 1."""
-    out[0] += slab.weighted_volumes()
+    out[0] += slab.labels.volumes if slab.w is None else slab.labels.sums(slab.w)
     out[1] += slab.x.shape[2] if slab.w is None else slab.w.sum(1, keepdim=True, dtype=out.dtype)
 
 
@@ -167,7 +157,7 @@ def count_sums(slab: ProbabilitySlab, term: CountSums, out: Tensor) -> None:
     out[1] += slab.sum(slab.p)
     if term.squares:
         out[2] += slab.sum(slab.p * slab.p)
-        out[3] += slab.weighted_volumes()  # g^2 = g
+        out[3] += slab.labels.volumes if slab.w is None else slab.labels.sums(slab.w)  # g^2 = g
 
 
 def map_sums(slab: ProbabilitySlab, term: MapSums, out: Tensor) -> None:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
@@ -51,11 +50,6 @@ class SoftmaxSlab(ProbabilitySlab):
     """
 
     activation: ClassVar[Activation] = "softmax"
-
-    def __init__(self, v: Voxels, p: Tensor | None = None, *, by_index: bool = False) -> None:
-        super().__init__(v, by_index=by_index)
-        if p is not None:
-            self.p = p
 
     @cached_property
     def p(self) -> Tensor:

@@ -101,7 +101,8 @@ class TwoClassSlab(Slab):
 
 def _rows(*rows: Tensor) -> Tensor:
     """(rows, b, 2) of the (b,) sums of class 0 and class 1, row after row."""
-    return torch.stack(rows, -1).unflatten(-1, (-1, 2)).movedim(1, 0)
+    stacked: Tensor = torch.stack(rows, -1).unflatten(-1, (-1, 2))
+    return stacked.movedim(1, 0)
 
 
 def _target_sums(slab: TwoClassSlab, term: TargetSums, out: Tensor) -> None:

@@ -21,9 +21,8 @@ from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
 from monai_extra_losses.data.intensities import blanked_channels, intensity_problem
 from monai_extra_losses.data.label_ids import count_ids, label_ids_of, refusals_of
-from monai_extra_losses.data.layouts import CASE, channels_of_cases, patterns_of
+from monai_extra_losses.data.layouts import CASE, CHANNEL_FILE, channels_of_cases, patterns_of
 from monai_extra_losses.data.nifti import is_nifti, is_one_grid, open_nifti, regular_size
-from monai_extra_losses.data.pairing import CHANNEL_FILE
 from monai_extra_losses.data.remarks import orientation_hint
 from monai_extra_losses.data.text_headers import data_files
 from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES

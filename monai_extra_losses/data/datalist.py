@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_nifti_name, is_volume_name, named
 from monai_extra_losses.data.ignore_label import split_ignore_label
 from monai_extra_losses.data.json_file import quoted, read_json
-from monai_extra_losses.data.layouts import layout_hint, prepare_command
+from monai_extra_losses.data.layouts import CHANNEL_FILE, layout_hint, prepare_command
 
 # (images, labels) folders looked for without a list in dataset.json; the first that exists counts.
 _TRAINING_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -34,7 +33,6 @@ _VALIDATION_FOLDERS = (("imagesVa", "labelsVa"), ("imagesVal", "labelsVal"))
 _TEST_FOLDERS = (("imagesTs", "labelsTs"),)
 # Lists of cases in dataset.json; Auto3DSeg calls that of the test cases `testing`.
 _LISTS = ("training", "validation", "test", "testing")
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _FOLDS = 5
 _SHOWN = 20  # folds in a sentence, and characters of one
 
@@ -287,7 +285,7 @@ def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path, files: Fo
             )
         found = tuple(files.find(folder / name) for name in names)
         stem = file_stem(names[0])
-        channel = _CHANNEL.fullmatch(stem) if len(names) > 1 else None
+        channel = CHANNEL_FILE.fullmatch(stem) if len(names) > 1 else None
         if len(found) == 1 and found[0].name not in files.names_in(found[0].parent):
             found = files.channels_of(found[0]) or found  # nnU-Net 1 lists NAME for NAME_0000, NAME_0001, ...
         cases.append(
@@ -506,7 +504,7 @@ def _further_cases(
 
 def _base(stem: str) -> str:
     """NAME of NAME_0000."""
-    channel = _CHANNEL.fullmatch(stem)
+    channel = CHANNEL_FILE.fullmatch(stem)
     return channel["case"] if channel else stem
 
 
@@ -514,7 +512,7 @@ def _group_channels(images: Mapping[str, Path], labels: Mapping[str, Path]) -> d
     """Case name -> its files: `NAME`, or `NAME_0000`, `NAME_0001`, ... unless a label has that very name."""
     grouped: dict[str, tuple[Path, ...]] = {}
     for stem in sorted(images):
-        channel = None if stem in labels else _CHANNEL.fullmatch(stem)
+        channel = None if stem in labels else CHANNEL_FILE.fullmatch(stem)
         name = channel["case"] if channel else stem
         grouped[name] = (*grouped.get(name, ()), images[stem])
         if channel and int(channel["channel"]) != len(grouped[name]) - 1:

@@ -15,6 +15,8 @@ from pathlib import Path
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES, composed
 
+CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # nnU-Net's name of a channel, without its suffix
+
 CASE = "{case}"
 """Stands for the name of the case in a pattern."""
 

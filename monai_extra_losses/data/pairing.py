@@ -1,7 +1,6 @@
 """Pair images and labels of any format by name, never by position. Opens no volume."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,19 @@ from pathlib import Path
 from monai_extra_losses.data.dicom import is_dicom
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
-from monai_extra_losses.data.layouts import CASE, LABEL, channels_of_cases, find_files, layout_hint, patterns_of
+from monai_extra_losses.data.layouts import (
+    CASE,
+    CHANNEL_FILE,
+    LABEL,
+    channels_of_cases,
+    find_files,
+    layout_hint,
+    patterns_of,
+)
 from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES
 
 LABEL_SUFFIXES = ("_seg", "_label", "_mask", "-label", "_gt", ".seg", "-seg")
 """What the name of a label may have after the name of its image."""
-
-CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ FOR_TESTS := $(VENV)/.installed_dev
 TORCH_INDEX ?=
 LOSS ?= dice_ce
 # Two processes of one thread each use two cores better than one process of two threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-all lint bench clean
 

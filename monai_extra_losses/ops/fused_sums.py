@@ -81,7 +81,6 @@ def _stays_torch() -> bool:
     """Whether the graph is to have operations of torch alone.
 
     An exported program runs without this package, and a function transform (vmap, say) needs a rule for each operation.
-    Torch 2.8 says of every graph that it is exported: there the losses compile to their definitions.
     """
     return torch.compiler.is_exporting() or under_transform()
 

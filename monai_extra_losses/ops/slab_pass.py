@@ -113,8 +113,7 @@ def backward(
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast switched off, on a device that has it."""
-    # Torch 2.8 cannot trace the question; what is compiled for has autocast.
-    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
+    if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

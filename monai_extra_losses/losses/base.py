@@ -287,6 +287,16 @@ class SegmentationLoss(nn.Module):
         return total
 
 
+def joined(parts: Mapping[str, Terms]) -> Terms:
+    """What several losses ask, as one loss asks it."""
+    return {f"{part}.{name}": term for part, terms in parts.items() for name, term in terms.items()}
+
+
+def answers_to(part: str, sums: Sums) -> Sums:
+    """The answers to what one of them asks."""
+    return {name.removeprefix(f"{part}."): answer for name, answer in sums.items() if name.startswith(f"{part}.")}
+
+
 class _SumOverRanks(torch.autograd.Function):
     """The sum over all processes. The loss of each depends on it: their gradients are added, too."""
 

@@ -201,14 +201,17 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         self.absent_class = one_of("absent_class", absent_class, AbsentClass)
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
-        return MapSums(self.activation(inputs), self.signed_distance(inputs).square(), "surface")
+        return MapSums(self.activation(inputs), self._squared_distance(inputs), "surface")
+
+    def _squared_distance(self, inputs: LossInputs) -> Tensor:
+        return inputs.geometry.squared_distance(self.spacing, self.first_kept(inputs))
 
     def terms(self, inputs: LossInputs) -> Terms:
         counts = CountSums(self.activation(inputs), squares=True)
         return {**super().terms(inputs), "counts": ("activated", counts)}
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
-        denominator = inputs.geometry.sum_of_certain(self.signed_distance(inputs).square())
+        denominator = inputs.geometry.sum_of_certain(self._squared_distance(inputs))
         _, p, p_squared, _ = sums["counts"]
         table = torch.stack([self.totals(inputs, sums), denominator, p, p_squared, *sums["target"]])
         if self.batch:

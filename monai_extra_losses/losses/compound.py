@@ -14,6 +14,8 @@ from monai_extra_losses.losses.base import (
     SoftCounts,
     Sums,
     Terms,
+    answers_to,
+    joined,
 )
 from monai_extra_losses.losses.distribution import (
     BalancedCrossEntropyLoss,
@@ -95,11 +97,7 @@ class _WeightedParts(SegmentationLoss):
         """Name -> weight and loss of each part."""
 
     def terms(self, inputs: LossInputs) -> Terms:
-        return {
-            f"{part}.{name}": term
-            for part, (_, loss) in self.parts().items()
-            for name, term in loss.terms(inputs).items()
-        }
+        return joined({name: loss.terms(inputs) for name, (_, loss) in self.parts().items()})
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         parts = self.part_values(inputs, sums)
@@ -107,11 +105,7 @@ class _WeightedParts(SegmentationLoss):
 
     def part_values(self, inputs: LossInputs, sums: Sums) -> dict[str, Tensor]:
         """The value of each part, from the answers to all."""
-        own: dict[str, dict[str, Tensor]] = {name: {} for name in self.parts()}
-        for name, answer in sums.items():
-            part, _, asked = name.partition(".")
-            own[part][asked] = answer
-        return {name: loss.value(inputs, own[name]) for name, (_, loss) in self.parts().items()}
+        return {name: loss.value(inputs, answers_to(name, sums)) for name, (_, loss) in self.parts().items()}
 
 
 class FusedDiceCELoss(_WeightedParts):

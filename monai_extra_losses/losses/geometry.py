@@ -103,6 +103,13 @@ class Geometry:
             self._distances[key] = torch.cat([left_out, known], 1) if first else known
         return self._distances[key]
 
+    def squared_distance(self, option: SpacingOption, first: int) -> Tensor:
+        """The squares of `signed_distance`."""
+        key = ("squared", option, first)
+        if key not in self._distances:
+            self._distances[key] = self.signed_distance(option, first).square()
+        return self._distances[key]
+
     def labels(self) -> Tensor:
         """(B, *spatial) class of each voxel, uint8 or int32; C where it does not count.
 

@@ -1,7 +1,7 @@
 """The data of one call, shared by the parts of a compound loss: checked once, each sum computed once."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from monai_extra_losses.ops.terms import Term, sum_dtype
 
 Source = Literal["scores", "activated"]
 Asked = tuple[Source, Term]
-_Name = TypeVar("_Name")
 
 
 class LossInputs:
@@ -42,17 +41,17 @@ class LossInputs:
         self._contour_sizes: Tensor | None = None
         self._activated: CallData | None = None
 
-    def compute(self, asked: Mapping[_Name, Asked]) -> dict[_Name, Tensor]:
+    def compute(self, asked: Mapping[str, Asked]) -> dict[str, Tensor]:
         """The results of what is asked, by its name, in one pass for each source; equal terms are computed once."""
         if self.other_act is None:  # both sources read the same
             return self._answers(self.data, asked)
-        answers: dict[_Name, Tensor] = {}
+        answers: dict[str, Tensor] = {}
         for source in ("scores", "activated"):
             of_source = {name: term for name, term in asked.items() if term[0] == source}
             answers |= self._answers(self.read(source), of_source) if of_source else {}
         return answers
 
-    def _answers(self, data: CallData, asked: Mapping[_Name, Asked]) -> dict[_Name, Tensor]:
+    def _answers(self, data: CallData, asked: Mapping[str, Asked]) -> dict[str, Tensor]:
         return dict(zip(asked, fused_sums(data, [term for _, term in asked.values()]), strict=True))
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.base import SegmentationLoss, Sums, Terms
+from monai_extra_losses.losses.base import SegmentationLoss, answers_to, joined
 from monai_extra_losses.losses.checks import plain_data
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.ops.numbers import has_numbers, under_transform
@@ -113,7 +113,7 @@ class CompoundLoss(nn.Module):
         weights = self._checked_weights()
         own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
         shared: dict[object, LossInputs] = {}
-        sums: dict[str, Sums] = {}
+        sums: dict[str, Tensor] = {}
         if own:
             affine = getattr(target, "affine", None)  # of a MetaTensor
             data = plain_data(input, target, mask, distance)
@@ -124,11 +124,11 @@ class CompoundLoss(nn.Module):
                     shared[key] = part.wrap(*data, affine)
         for key, inputs in shared.items():
             parts = {name: part.terms(inputs) for name, part in own.items() if _reading(part) == key}
-            sums |= _computed(inputs, parts)
+            sums |= inputs.compute(joined(parts))
         values = {}
         for name, loss in self.losses.items():
             if isinstance(loss, SegmentationLoss):
-                values[name] = loss.value(shared[_reading(loss)], sums[name])
+                values[name] = loss.value(shared[_reading(loss)], answers_to(name, sums))
             else:
                 given = {"mask": mask, "distance": distance if _reads_distance(loss) else None}
                 values[name] = loss(input, target, **{key: value for key, value in given.items() if value is not None})
@@ -164,13 +164,6 @@ def _number(weight: Any) -> float:
         return float(weight.detach() if isinstance(weight, Tensor) else weight)  # YAML reads 1e-3 as a string
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"expected weights that are one number each, got {weight!r}.") from None
-
-
-def _computed(inputs: LossInputs, parts: Mapping[str, Terms]) -> dict[str, Sums]:
-    """The answers to what each part asks, in one pass."""
-    asked = {(part, name): term for part, terms in parts.items() for name, term in terms.items()}
-    answers = inputs.compute(asked)
-    return {part: {name: answers[part, name] for name in terms} for part, terms in parts.items()}
 
 
 def _reading(loss: SegmentationLoss) -> object:

@@ -157,20 +157,26 @@ def test_a_case_is_checked_as_it_is_loaded(changes: dict[str, torch.Tensor], sen
             check(item)
 
 
+def damaged_after(patch: pytest.MonkeyPatch, setup: type, method: str, data: Path, accident: str, cases: str) -> str:
+    """Let a file of the second of `cases` have an accident once a method of the set-up was called; the sentence."""
+    folder, happens, words = ACCIDENTS[accident]
+    called = getattr(setup, method)
+
+    def call_and_damage(self: Any) -> None:
+        called(self)
+        happens(data / folder / f"{getattr(self.record, cases)[1]}.nii.gz")
+
+    patch.setattr(setup, method, call_and_damage)
+    return rf"{folder}/phantom_00\d\.nii\.gz: .*{words}"
+
+
 @pytest.mark.parametrize("accident", ["cut off", "NaN", "place"])
 def test_a_file_that_changes_while_it_is_read_is_named_at_the_start(
     phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accident: str
 ) -> None:
     data = Path(shutil.copytree(phantom_folder, tmp_path / "data"))
-    folder, happens, words = ACCIDENTS[accident]
-    opened = TrainingSetUp.open_run
-
-    def open_and_damage(self: TrainingSetUp) -> None:
-        opened(self)
-        happens(data / folder / f"{self.record.training[1]}.nii.gz")
-
-    monkeypatch.setattr(TrainingSetUp, "open_run", open_and_damage)
-    with pytest.raises(StartUpRefused, match=rf"{folder}/phantom_00\d\.nii\.gz: .*{words}"):
+    sentence = damaged_after(monkeypatch, TrainingSetUp, "open_run", data, accident, "training")
+    with pytest.raises(StartUpRefused, match=sentence):
         train(data, tmp_path / "run", **TINY)
 
 
@@ -179,15 +185,8 @@ def test_a_file_that_changes_before_it_is_evaluated_is_named(
     trained: RunFolder, phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accident: str
 ) -> None:
     data = Path(shutil.copytree(phantom_folder, tmp_path / "data"))
-    folder, happens, words = ACCIDENTS[accident]
-    opened = EvaluationSetUp.open_results
-
-    def open_and_damage(self: EvaluationSetUp) -> None:
-        opened(self)
-        happens(data / folder / f"{self.record.validation[1]}.nii.gz")
-
-    monkeypatch.setattr(EvaluationSetUp, "open_results", open_and_damage)
-    with pytest.raises(CasesFailed, match=rf"{folder}/phantom_00\d\.nii\.gz: .*{words}"):
+    sentence = damaged_after(monkeypatch, EvaluationSetUp, "open_results", data, accident, "validation")
+    with pytest.raises(CasesFailed, match=sentence):
         evaluate(trained, dataset_dir=str(data), output_dir=str(tmp_path / "out"))
 
 

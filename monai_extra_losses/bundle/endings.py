@@ -1,4 +1,4 @@
-"""TODO"""
+"""How an engine ends where the storage takes no more."""
 
 from pathlib import Path
 

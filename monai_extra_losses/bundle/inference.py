@@ -24,7 +24,6 @@ from monai_extra_losses.bundle.run_folder import RunFolder, longest_name, open_f
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.run_setup import problems_as_refusal
 from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, open_unfinished
-from monai_extra_losses.bundle.tensor_files import sha256
 from monai_extra_losses.bundle.training import refuse_other_metadata
 from monai_extra_losses.bundle.volumes_to_segment import find_inputs, input_stamp, refuse_unlike
 from monai_extra_losses.bundle.weights import state_dict_of, trained_weights
@@ -32,7 +31,7 @@ from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRef
 from monai_extra_losses.data.geometry import LARGEST_AUTOMATIC_PATCH
 from monai_extra_losses.data.remarks import remark_sentences
 from monai_extra_losses.data.sides import AXES_OF_MIRRORS, bound_to_direction, listed
-from monai_extra_losses.data.storage import remove_drafts
+from monai_extra_losses.data.storage import remove_drafts, sha256
 
 logger = logging.getLogger(__name__)
 

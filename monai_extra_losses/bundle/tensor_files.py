@@ -1,6 +1,5 @@
 """Files of tensors, which are refused where anything in them has changed since they were written."""
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.data.storage import write_whole
+from monai_extra_losses.data.storage import sha256, write_whole
 
 CHECKSUMS = "checksums.json"
 """Beside files of tensors: file name -> the SHA-256 that it may have."""
@@ -75,12 +74,6 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
         and (value.is_floating_point() or value.is_complex())
         and not value.isfinite().all()
     ]
-
-
-def sha256(file: str | Path) -> str:
-    """Checksum of a file."""
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _checksums(folder: Path) -> dict[str, list[str]]:

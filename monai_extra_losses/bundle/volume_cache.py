@@ -1,5 +1,6 @@
 """Where prepared volumes wait for their next epoch: in memory, on disk, or nowhere."""
 
+import contextlib
 import enum
 import hashlib
 import inspect
@@ -8,7 +9,7 @@ import os
 import pickle
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,22 @@ def prepared_cases(
         raise StartUpRefused(str(failed)) from None
 
 
+@contextlib.contextmanager
+def _named(item: Any) -> Iterator[None]:
+    """Turns whatever is raised while a case is prepared into a sentence about it."""
+    try:
+        yield
+    except Exception as error:
+        logger.debug("The error behind the sentence", exc_info=True)
+        raise CaseFailed(sentence_of(error, item)) from error
+
+
 class _NamedFailures(Dataset):
     """Turns whatever a transform raises into a sentence about the case."""
 
     def _transform(self, index: int) -> Any:
-        try:
+        with _named(self.data[index]):
             return super()._transform(index)
-        except Exception as error:
-            logger.debug("The error behind the sentence", exc_info=True)
-            raise CaseFailed(sentence_of(error, self.data[index])) from error
 
 
 class _ReadCases(_NamedFailures):
@@ -98,11 +106,8 @@ class _ReadCases(_NamedFailures):
 
 class _CasesInMemory(_NamedFailures, CacheDataset):
     def _load_cache_item(self, idx: int) -> Any:
-        try:
+        with _named(self.data[idx]):
             return super()._load_cache_item(idx)
-        except Exception as error:
-            logger.debug("The error behind the sentence", exc_info=True)
-            raise CaseFailed(sentence_of(error, self.data[idx])) from error
 
 
 class _CasesOnDisk(_NamedFailures, PersistentDataset):

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.fact_cache import FactCache, state_of
+from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.ignore_label import hint_to_ignore
 from monai_extra_losses.data.intensities import BlankedIntensities, blanked_intensities, deviation, too_large
 from monai_extra_losses.data.label_ids import MOST_IDS, LabelCount, count_ids, listed_ids, refusals_of, remarks_of
@@ -230,8 +231,8 @@ def _label_problems(
         )
     foreign = {value: count for value, count in annotated if (value not in declared if declared else value < 0)}
     if foreign:
-        shown = _first_of([f"{value} ({count} voxels)" for value, count in foreign.items()])
-        names = _first_of([f"{value} {name}" for value, name in declared.items()])
+        shown = first_of([f"{value} ({count} voxels)" for value, count in foreign.items()], _SHOWN)
+        names = first_of([f"{value} {name}" for value, name in declared.items()], _SHOWN)
         hint = hint_to_ignore(foreign, case_list.folder / "dataset.json")
         yield (
             f"{case.label}: expected the declared label values ({names}), got {shown}; "
@@ -294,7 +295,7 @@ def _found_labels(case_list: CaseList, labelled: Iterable[CaseSummary]) -> dict[
                 "%s: no case has a voxel of the declared label%s %s.",
                 case_list.folder,
                 "s" if len(missing) > 1 else "",
-                _first_of(missing),
+                first_of(missing, _SHOWN),
             )
         return dict(case_list.labels)
     names = {value: f"label_{value}" if value else "background" for value in sorted({0, *found})}
@@ -329,11 +330,6 @@ def _all_empty(folder: Path, number: int) -> str:
         f"{folder}: expected a structure in some label, got the background 0 in every voxel of all {number} labels; "
         "are these the labels, and do they hold label values and not grey values below 1?"
     )
-
-
-def _first_of(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _scan_files(

@@ -122,9 +122,9 @@ def named(names: Collection[str]) -> str:
     return first_of([printable(name) for name in sorted(names)])
 
 
-def first_of(texts: Sequence[str]) -> str:
+def first_of(texts: Sequence[str], shown: int = _SHOWN) -> str:
     """The first of some texts, and how many more there are."""
-    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
 
 
 def is_volume_name(name: str) -> bool:

@@ -1,7 +1,6 @@
 """The record of a prepared data set: which file was made of what. It tells a later call what is left to do."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.storage import sha256
 
 PARTS = ("imagesTr", "labelsTr", "imagesTs")
 """The folders of a prepared data set."""
@@ -203,8 +203,7 @@ def refuse_foreign_files(folder: Path, planned: Manifest, earlier: Manifest | No
 
 def stamp_of(file: Path) -> Stamp:
     """Size and checksum of a file."""
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def write_through(folder: Path, name: str, write: Callable[[Path], object]) -> Stamp:

@@ -23,10 +23,8 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import ArrayLike, NDArray
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES
 from monai_extra_losses.data.remarks import LONE_INTERCEPT, NO_ORIENTATION, OTHER_QFORM, OTHER_SPACING, SKEWED
-
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-"""Names of NIfTI files, in lower or upper case."""
 
 TOLERANCE = 0.05
 """Two grids are one when no corner of the volume moves by more than this fraction of the smallest voxel spacing."""
@@ -36,9 +34,6 @@ RIGHT_ANGLES = 0.01
 
 DEFLATE_RATIO = 1032
 """Bytes that a byte of a deflate stream can stand for, at most (RFC 1951: 258 bytes in two bits)."""
-
-LARGEST_INTENSITY = float(np.finfo(np.float32).max)
-"""Training and inference compute in float32."""
 
 _GZIP = b"\x1f\x8b"
 _LARGEST_AXIS = (1 << 15) - 1  # of NIfTI-1, in which results are written

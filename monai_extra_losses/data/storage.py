@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -184,3 +185,9 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that neither a reader nor a killed process ever leaves half of it."""
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def sha256(file: str | Path) -> str:
+    """Checksum of a file."""
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

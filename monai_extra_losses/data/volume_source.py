@@ -12,10 +12,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.nifti import NIFTI_SUFFIXES, TOLERANCE, NiftiFile, corner_distance_mm, is_skewed
+from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES
+from monai_extra_losses.data.nifti import TOLERANCE, NiftiFile, corner_distance_mm, is_skewed
 from monai_extra_losses.data.quiet import quiet_itk
 
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *OTHER_SUFFIXES)
 """File names that `read_volume` takes, in lower or upper case; a DICOM series is a folder."""
 
 

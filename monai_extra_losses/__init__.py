@@ -31,6 +31,8 @@ __all__ = [
     "GeneralizedSurfaceLoss",
     "HausdorffERLoss",
     "HausdorffLoss",
+    "HeadLoss",
+    "HeadlessNetwork",
     "HingeLoss",
     "HuberLoss",
     "JaccardLoss",

@@ -318,7 +318,7 @@ def test_real_slabs(activation: Activation, num_classes: int) -> None:
     """Volumes of several slabs with the real constants."""
     scores, labels = scores_and_labels((1, num_classes, 37, 41, 43), activation, torch.float32)
     data = CallData(scores, labels, None, True, None)
-    assert len(list(data.pieces(plans.plan(data, terms_of(activation)["counts"], keeps_softmax=False).length))) > 4
+    assert len(list(data.pieces(plans.plan(data, terms_of(activation)["counts"], keeps=False).length))) > 4
     for name in ("Dice and cross-entropy", "squares, focal and smoothing"):
         assert_equal_to_the_definition(data, terms_of(activation)[name])
 
@@ -361,7 +361,7 @@ def test_nothing_waits_for_a_gpu(activation: Activation, num_classes: int, monke
     for name, terms in terms_of(activation).items():
         for data in (CallData(scores, labels, None, True, None), CallData(scores, labels, mask, True, 1)):
             with told(name):
-                chosen = plans.plan(data, terms, keeps_softmax=True)
+                chosen = plans.plan(data, terms, keeps=True)
                 results = slab_pass.forward(data, terms, chosen)
                 assert slab_pass.backward(data, terms, results, chosen).shape == scores.shape
 

@@ -86,7 +86,8 @@ def loss_for_training(
 
 def trainable_parameters(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
     """Parameters for the optimizer, of the network and of a loss that learns some."""
-    return [parameter for module in modules for parameter in module.parameters()]
+    # A loss may hold a part of the network: HeadLoss does.
+    return list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
 
 
 def intensity_scaling(keys: str, hu_window: Sequence[float] | None) -> MapTransform:

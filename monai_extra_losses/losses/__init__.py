@@ -30,6 +30,7 @@ from monai_extra_losses.losses.distribution import (
     TopKLoss,
     WeightedCrossEntropyLoss,
 )
+from monai_extra_losses.losses.head import HeadlessNetwork, HeadLoss
 from monai_extra_losses.losses.region import (
     BoundaryDoULoss,
     FocalTverskyLoss,
@@ -82,6 +83,8 @@ __all__ = [
     "GeneralizedSurfaceLoss",
     "HausdorffERLoss",
     "HausdorffLoss",
+    "HeadLoss",
+    "HeadlessNetwork",
     "HingeLoss",
     "HuberLoss",
     "JaccardLoss",

@@ -24,6 +24,7 @@ from monai_extra_losses.losses.options import (
     signature_of,
 )
 from monai_extra_losses.ops.call_data import CallData
+from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -34,7 +35,6 @@ from monai_extra_losses.ops.terms import (
     VoxelFormula,
     VoxelMap,
     VoxelSums,
-    sum_dtype,
 )
 
 # What a loss asks of the pass over the voxels, by the name under which it reads the answer.

@@ -27,7 +27,8 @@ from monai_extra_losses.ops.distance import (
     distance_to_mask,
     distance_to_other_label,
 )
-from monai_extra_losses.ops.terms import CountSums, MapSums, probabilities, sum_dtype
+from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.terms import CountSums, MapSums, probabilities
 
 
 class DistanceLoss(SegmentationLoss):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.numbers import has_numbers, is_fake
 from monai_extra_losses.ops.wrong_targets import expected_labels, wrong_labels
 
@@ -15,7 +16,7 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself of a MetaTensor or another subclass; autograd goes through."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a tensor, got {type(tensor).__name__}.")
-    if type(tensor) is Tensor or torch.compiler.is_compiling() or is_fake(tensor):
+    if type(tensor) in (Tensor, HeadScores) or torch.compiler.is_compiling() or is_fake(tensor):
         return tensor  # a tracer's own tensors must stay what they are
     return tensor.as_subclass(Tensor)
 

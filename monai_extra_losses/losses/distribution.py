@@ -22,6 +22,7 @@ from monai_extra_losses.ops.formulas import (
     SoftFocalFormula,
     SquaredHingeFormula,
 )
+from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -32,7 +33,6 @@ from monai_extra_losses.ops.terms import (
     VoxelFormula,
     VoxelMap,
     VoxelSums,
-    sum_dtype,
 )
 
 BetaMode = Literal["fixed", "prediction", "target"]

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, MutableMapping, Sequence
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
-from monai_extra_losses.ops.numbers import has_numbers
-from monai_extra_losses.ops.terms import Activation, probabilities, sum_dtype
+from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
+from monai_extra_losses.ops.terms import Activation, probabilities
 
 
 class Geometry:
@@ -180,16 +181,26 @@ def _size_before_levels() -> torch.Size | None:
     Nothing in an interpolated MetaTensor says that its affine is no longer that of its grid, so the callers are asked;
     a compiled graph has none.
     """
+    frame = _frame_of_levels()
+    # Asking a frame for its locals keeps them alive with it: of this one alone.
+    target = None if frame is None else frame.f_locals.get("target")
+    return target.shape[2:] if isinstance(target, Tensor) else None
+
+
+def in_deep_supervision() -> bool:
+    """Whether MONAI's DeepSupervisionLoss calls."""
+    return _frame_of_levels() is not None
+
+
+def _frame_of_levels() -> FrameType | None:
     module = sys.modules.get("monai.losses.ds_loss")
     if module is None or torch.compiler.is_compiling():
         return None
     code = module.DeepSupervisionLoss.forward.__code__
     frame = inspect.currentframe()
     while frame is not None:
-        # Asking a frame for its locals keeps them alive with it: of this one alone.
         if (frame.f_code.co_name, frame.f_code.co_filename) == (code.co_name, code.co_filename):
-            target = frame.f_locals.get("target")
-            return target.shape[2:] if isinstance(target, Tensor) else None
+            return frame
         frame = frame.f_back
     return None
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from monai_extra_losses.losses.checks import ShapeMismatchError, plain
@@ -10,7 +11,8 @@ from monai_extra_losses.losses.geometry import Geometry
 from monai_extra_losses.ops.call_data import CallData, Voxels
 from monai_extra_losses.ops.contours import contour_sizes
 from monai_extra_losses.ops.fused_sums import fused_sums, whole
-from monai_extra_losses.ops.terms import Term, sum_dtype
+from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.terms import Term
 
 Source = Literal["scores", "activated"]
 Asked = tuple[Source, Term]
@@ -63,7 +65,7 @@ class LossInputs:
 
     def exact(self) -> Tensor:
         """An empty tensor on the device, in the dtype of sums: what factors of voxels are made like."""
-        return self.scores.new_empty(0, dtype=sum_dtype(self.scores.device))
+        return torch.empty(0, dtype=sum_dtype(self.scores.device), device=self.scores.device)
 
     def contour_sizes(self) -> Tensor:
         """(B, C) number of target voxels with a face neighbour outside their class, the border counting as outside."""

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from monai_extra_losses.losses.checks import refuse_gradient
 from monai_extra_losses.ops.distance import SpacingOption, checked_spacing
-from monai_extra_losses.ops.numbers import has_numbers
-from monai_extra_losses.ops.terms import sum_dtype
+from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
 
 Reduction = Literal["mean", "sum", "none"]
 AbsentClass = Literal["smooth", "skip"]

@@ -10,7 +10,8 @@ from torch import Tensor
 from monai_extra_losses.losses.base import SegmentationLoss, Sums, Terms
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.losses.options import Positive, RegressionOptions
-from monai_extra_losses.ops.terms import log_probabilities, probabilities, sum_dtype, where_counted
+from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.terms import log_probabilities, probabilities, where_counted
 
 
 class RegressionLoss(SegmentationLoss):

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, Sums, Terms
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.losses.options import AbsentClass, Positive, SegmentationOptions, Share, ShareBelowOne, one_of
-from monai_extra_losses.ops.numbers import has_numbers
-from monai_extra_losses.ops.terms import outcome_log_probabilities, probabilities, sum_dtype
+from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
+from monai_extra_losses.ops.terms import outcome_log_probabilities, probabilities
 
 
 class _StructureLoss(SegmentationLoss):

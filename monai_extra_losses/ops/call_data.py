@@ -1,13 +1,17 @@
 """The tensors of one call, and how they are read slab by slab."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.numbers import numbers_of
+from monai_extra_losses.ops.pieces import Piece, has_flat_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,47 +49,12 @@ class Voxels:
         return values if self.weight is None else values * self.weight.unsqueeze(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Which part of a call a slab is: a range of samples, and one of flat voxel positions."""
-
-    samples: slice
-    voxels: slice
-    is_whole: bool = False  # the call itself
-
-    def flat(self, tensor: Tensor) -> Tensor | None:
-        """The piece of a (B, C, *spatial) tensor as a (b, C, m) view, or None where the strides do not allow one."""
-        own = tensor[self.samples]
-        try:
-            return own.view(own.shape[0], own.shape[1], -1)[..., self.voxels]
-        except RuntimeError:
-            return None
-
-    def read(self, tensor: Tensor) -> Tensor:
-        """The piece of a (B, C, *spatial) tensor as (b, C, m); copied where there is no flat view."""
-        view = self.flat(tensor)
-        return self._rows(tensor).flatten(2) if view is None else view
-
-    def write(self, tensor: Tensor, values: Tensor) -> None:
-        """Store (b, C, m) values in a (B, C, *spatial) tensor of any strides and dtype."""
-        view = self.flat(tensor)
-        if view is not None:
-            view.copy_(values)
-        else:
-            rows = self._rows(tensor)
-            rows.copy_(values.reshape(rows.shape))
-
-    def _rows(self, tensor: Tensor) -> Tensor:
-        row = math.prod(tensor.shape[3:])
-        return tensor[self.samples, :, self.voxels.start // row : self.voxels.stop // row]
-
-
 @dataclass(slots=True, eq=False)
 class CallData:
     """The tensors of one call; it does not change.
 
     Attributes:
-        scores: (B, C, *spatial) of any float dtype.
+        scores: (B, C, *spatial) of any float dtype; `HeadScores` where there are features and a head.
         target: (B, 1, *spatial) labels of any dtype when `labels`, else (B, C, *spatial).
         mask: (B, 1, *spatial) bool or float, or None.
         labels: whether `target` holds labels.
@@ -135,12 +104,17 @@ class CallData:
     def whole(self) -> Voxels:
         """Everything at once, as the plain definitions want it."""
         mask = None if self.mask is None else self.mask.flatten(2)
-        return self._voxels(self.scores.flatten(2), self.target.flatten(2), mask)
+        scores = self.scores.flatten(2)
+        return self._voxels(lambda weight: scores, self.target.flatten(2), mask)
 
     def slab(self, piece: Piece) -> Voxels:
         """One piece of the call."""
         mask = None if self.mask is None else piece.read(self.mask)
-        return self._voxels(piece.read(self.scores), piece.read(self.target), mask)
+        return self._voxels(functools.partial(self._read_scores, piece), piece.read(self.target), mask)
+
+    def _read_scores(self, piece: Piece, weight: Tensor | None) -> Tensor:
+        scores = self.scores
+        return scores.read(piece, weight) if isinstance(scores, HeadScores) else piece.read(scores)
 
     def pieces(self, length: int) -> list[Piece]:
         """The pieces of slabs of about `length` voxels: whole samples where these are short, else parts of one."""
@@ -151,8 +125,9 @@ class CallData:
                 Piece(slice(first, min(first + step, batch)), slice(0, voxels), is_whole=step >= batch)
                 for first in range(0, batch, step)
             ]
-        tensors = (self.scores, self.target) if self.mask is None else (self.scores, self.target, self.mask)
-        if not all(_has_flat_view(tensor) for tensor in tensors):  # cut between rows of the first spatial axis only
+        source = self.scores.features if isinstance(self.scores, HeadScores) else self.scores
+        tensors = (source, self.target) if self.mask is None else (source, self.target, self.mask)
+        if not all(has_flat_view(tensor) for tensor in tensors):  # cut between rows of the first spatial axis only
             row = math.prod(self.scores.shape[3:])
             length = max(length // row, 1) * row
         return [
@@ -161,14 +136,15 @@ class CallData:
             for start in range(0, voxels, length)
         ]
 
-    def _voxels(self, scores: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
-        scores = scores.to(self.dtype)
+    def _voxels(self, read: Callable[[Tensor | None], Tensor], target: Tensor, mask: Tensor | None) -> Voxels:
+        """The voxels of a target and a mask; `read` gives their scores, and is told what each voxel counts."""
         weight = None if mask is None else mask[:, 0].to(self.dtype)
         if weight is not None:
             refuse_negative_weights(weight)
         if self.ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
+        scores = read(weight).to(self.dtype)
         if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
             deleted = weight.unsqueeze(1) == 0
             target, scores = target.masked_fill(deleted, 0), scores.masked_fill(deleted, 0)
@@ -182,11 +158,6 @@ class CallData:
         if self.labels or target.shape[1] == 1:
             return torch.ne(target[:, 0], self.ignore_index)
         return 1 - target[:, self.ignore_index].to(self.dtype)
-
-
-def _has_flat_view(tensor: Tensor) -> bool:
-    """Whether the spatial axes of each sample can be seen as one."""
-    return tensor.is_contiguous() or Piece(slice(0, 1), slice(0, 0)).flat(tensor) is not None
 
 
 def refuse_negative_weights(weight: Tensor) -> None:

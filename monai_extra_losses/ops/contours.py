@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.call_data import CallData
-from monai_extra_losses.ops.numbers import has_numbers
-from monai_extra_losses.ops.terms import sum_dtype
+from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
 
 
 def contour_sizes(data: CallData) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from monai_extra_losses.ops import library, slab_pass
 from monai_extra_losses.ops.call_data import CallData, Voxels
+from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import refuse_outside
 from monai_extra_losses.ops.numbers import has_numbers, numbers_of, under_transform
 from monai_extra_losses.ops.plan import Plan, plan
@@ -48,16 +49,25 @@ def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
         if not has_numbers(data.scores):
             _check_known(data)
         elif not differentiates_target:
-            keeps_softmax = data.scores.requires_grad and torch.is_grad_enabled()
             different = tuple(dict.fromkeys(terms))
-            chosen = plan(data, different, keeps_softmax=keeps_softmax)
-            results = dict(zip(different, _FusedSums.apply(data.scores, data, different, chosen), strict=True))
+            results = dict(zip(different, _fused(data, different), strict=True))
             return [results[term] for term in terms]
         else:
             slab_pass.check_target(data)
     except WrongLabelsError:
         raise ValueError(wrong_target(data)) from None
     return _definitions(data, terms)
+
+
+def _fused(data: CallData, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
+    scores = data.scores
+    if isinstance(scores, HeadScores):
+        chosen = plan(data, terms, keeps=False)
+        of_head: tuple[Tensor, ...] = _HeadSums.apply(scores.features, scores.weight, scores.bias, data, terms, chosen)
+        return of_head
+    chosen = plan(data, terms, keeps=scores.requires_grad and torch.is_grad_enabled())
+    results: tuple[Tensor, ...] = _FusedSums.apply(scores, data, terms, chosen)
+    return results
 
 
 def whole(data: CallData, *, any_target: bool = False) -> Voxels:
@@ -124,8 +134,8 @@ class _FusedSums(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, data.target, data.mask)
         ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
-        ctx.probabilities = None if chosen.softmax == "recomputed" else torch.empty_like(scores)
-        return slab_pass.forward(data, terms, chosen, ctx.probabilities)
+        ctx.kept = slab_pass.Kept()
+        return _marked(ctx, terms, slab_pass.forward(data, terms, chosen, ctx.kept))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
@@ -138,5 +148,44 @@ class _FusedSums(torch.autograd.Function):
         scores, target, mask = ctx.saved_tensors
         data = CallData(scores, target, mask, ctx.labels, ctx.ignore_index)
         # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
-        probabilities, ctx.probabilities = ctx.probabilities, None
-        return slab_pass.backward(data, ctx.terms, grads, ctx.plan, probabilities), None, None, None
+        kept, ctx.kept = ctx.kept, slab_pass.Kept()
+        return slab_pass.backward(data, ctx.terms, grads, ctx.plan, kept), None, None, None
+
+
+class _HeadSums(torch.autograd.Function):
+    """The pass over the slabs of a head: neither its scores nor their gradient are there as a whole."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        data: CallData,
+        terms: tuple[Term, ...],
+        chosen: Plan,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(features, weight, bias, data.target, data.mask)
+        ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
+        return _marked(ctx, terms, slab_pass.forward(data, terms, chosen))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        raise RuntimeError(NO_FORWARD_MODE)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(library.NO_SECOND_DERIVATIVE)
+        features, weight, bias, target, mask = ctx.saved_tensors
+        scores = HeadScores.of(features, weight, bias)
+        data = CallData(scores, target, mask, ctx.labels, ctx.ignore_index)
+        gradients = slab_pass.backward_through_head(data, ctx.terms, grads, ctx.plan, ctx.needs_input_grad[:3])
+        return *gradients, None, None, None
+
+
+def _marked(ctx: Any, terms: Sequence[Term], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The results; autograd keeps no graph of those that do not depend on the scores."""
+    ctx.mark_non_differentiable(*(out for term, out in zip(terms, results, strict=True) if not term.reads_scores))
+    return results

@@ -35,6 +35,7 @@ from monai_extra_losses.ops.formulas import (
     PowerFormula,
     SoftFocalFormula,
 )
+from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import (
     CountSums,
     LogSums,
@@ -44,7 +45,6 @@ from monai_extra_losses.ops.terms import (
     Term,
     TrueClassSums,
     VoxelSums,
-    sum_dtype,
 )
 
 # Formulas of a log-probability, as the kernels know them.

@@ -16,8 +16,9 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 from monai_extra_losses.ops import slab_pass
 from monai_extra_losses.ops.call_data import CallData, refuse_negative_weights
 from monai_extra_losses.ops.formulas import Spelled
+from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.plan import plan
-from monai_extra_losses.ops.terms import Term, sum_dtype
+from monai_extra_losses.ops.terms import Term
 from monai_extra_losses.ops.wrong_targets import WrongLabelsError, wrong_target
 
 NO_SECOND_DERIVATIVE = (
@@ -110,7 +111,7 @@ def _sums(
     data = _data(scores, target, mask, labels, ignore_index)
     wanted = decode(terms)
     try:
-        return list(slab_pass.forward(data, wanted, plan(data, wanted, keeps_softmax=False)))
+        return list(slab_pass.forward(data, wanted, plan(data, wanted, keeps=False)))
     except WrongLabelsError:
         raise ValueError(wrong_target(data)) from None
 
@@ -143,7 +144,7 @@ def _gradient(
     autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     with torch.no_grad(), autograd:
         wanted = decode(terms)
-        return slab_pass.backward(data, wanted, grads, plan(data, wanted, keeps_softmax=False))
+        return slab_pass.backward(data, wanted, grads, plan(data, wanted, keeps=False))
 
 
 @_gradient.register_fake

@@ -1,5 +1,6 @@
-"""What can be looked at in a tensor: not all of them have numbers."""
+"""What can be looked at in a tensor, not all of them have numbers, and in what precision a device adds up."""
 
+import functools
 import sys
 
 import torch
@@ -33,3 +34,21 @@ def numbers_of(tensor: Tensor) -> Tensor | None:
     while _functorch is not None and _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return None if tensor.is_meta or is_fake(tensor) else tensor.detach()
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Precision of sums over voxels: float64, or float32 on devices without it (Apple's GPUs, some of Intel's)."""
+    known = _WITH_FLOAT64.get(device.type)
+    return torch.float64 if (_has_float64(device) if known is None else known) else torch.float32
+
+
+_WITH_FLOAT64 = {"cpu": True, "cuda": True, "meta": True, "mps": False}
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    """Whether another device adds up in float64."""
+    try:
+        return torch.ones(2, dtype=torch.float64, device=device).sum().item() == 2
+    except (RuntimeError, TypeError, AssertionError):  # no float64, or no such device in this torch
+        return False

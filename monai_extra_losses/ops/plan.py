@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from monai_extra_losses.ops.call_data import CallData
+from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import few_classes
 from monai_extra_losses.ops.kernels.margin import MarginSlab
 from monai_extra_losses.ops.kernels.sigmoid import SigmoidSlab
@@ -25,8 +26,10 @@ _SLABS: tuple[type[Slab], ...] = (TwoClassSlab, SoftmaxSlab, SigmoidSlab, Margin
 # its threads again: measured, 2^20 is best from 2 classes on. On a GPU a slab only has to keep the device busy.
 _CPU_SLAB = 1 << 20
 _GPU_SLAB = 1 << 24
-# So that the buffers of a slab stay small beside the scores of a small patch, too.
+# What the buffers of a slab may take beside the gradient: a share of the scores, or so many bytes where that is more.
 _CPU_SHARE = 0.2
+_HEAD_SHARE = 0.02  # of scores that are never there as a whole
+_FEW_BYTES = 7 << 19  # 3.5 MiB
 # Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run
 # in the interpreter only, so a user has to ask for them until a GPU has proved them.
 _TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "0") == "1"
@@ -43,6 +46,7 @@ class Plan:
             slab" or, where a softmax of the whole call goes straight to that place, "kept whole".
         gpu: the module that computes everything on a GPU instead.
         by_index: whether the kernels read the labels as an index, else as a one-hot.
+        keeps_slab: whether all of a small call is one slab, with which the backward goes on.
     """
 
     slab: type[Slab] | None
@@ -50,19 +54,20 @@ class Plan:
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
     gpu: ModuleType | None = None
     by_index: bool = False
+    keeps_slab: bool = False
 
     def for_infinite_scores(self) -> "Plan":
         """The plan whose kernels leave out infinite numbers, which those of few classes multiply by 0."""
         return replace(self, slab=SoftmaxSlab if self.slab is TwoClassSlab else self.slab, by_index=True)
 
 
-def plan(data: CallData, terms: Sequence[Term], *, keeps_softmax: bool) -> Plan:
+def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     """Decide how a call is computed.
 
     Args:
         data: the call.
         terms: what to compute.
-        keeps_softmax: whether the forward may leave its softmax for the backward.
+        keeps: whether the forward may leave a slab, or its softmax, for the backward.
     """
     gpu = _gpu_kernels(data, terms)
     if gpu is not None:
@@ -70,8 +75,13 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps_softmax: bool) -> Plan:
     channels = data.scores.shape[1]
     slab = next((slab for slab in _SLABS if slab.computes(terms, channels)), None) if data.labels else None
     by_index = not few_classes(data.scores)
+    voxels = data.scores.numel() // channels
+    if keeps and slab is not None:
+        floats = _floats(data, terms, slab, by_index=by_index, in_place=False)
+        if 4 * floats * voxels <= _FEW_BYTES:
+            return Plan(slab, max(voxels, 1), by_index=by_index, keeps_slab=True)
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
-    if keeps_softmax and slab is SoftmaxSlab and _softmax_pays(data, terms):
+    if keeps and slab is SoftmaxSlab and _softmax_pays(data, terms):
         softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
     floats = _floats(data, terms, slab, by_index=by_index, in_place=softmax == "kept whole")
     return Plan(slab, slab_length(data, floats), softmax, by_index=by_index)
@@ -91,32 +101,38 @@ def _softmax_pays(data: CallData, terms: Sequence[Term]) -> bool:
 def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, by_index: bool, in_place: bool) -> int:
     """How many float32 numbers per voxel of a slab are alive at a time, at most."""
     channels = data.scores.shape[1]
+    head = 0
+    if isinstance(data.scores, HeadScores):  # scores and their gradient, features and theirs
+        head = 2 * channels + 2 * data.scores.features.shape[1]
     copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
     if slab is None:
-        return (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
+        return head + (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient
     if slab is TwoClassSlab:
-        return copies * channels + own
+        return head + copies * channels + own
     labels = 4 if by_index else 2 * channels  # as an index, or as g
     probabilities = 2 * channels if slab is SoftmaxSlab and not in_place else 0
     gradient = 0 if slab is SoftmaxSlab else channels
-    return copies * channels + labels + probabilities + gradient + own
+    return head + copies * channels + labels + probabilities + gradient + own
 
 
 def slab_length(data: CallData, floats: int) -> int:
     """Voxels of a slab whose buffers hold so many float32 numbers per voxel."""
     scores = data.scores
-    if scores.device.type != "cpu":
+    of_head = isinstance(scores, HeadScores)
+    if scores.device.type != "cpu" and not of_head:
         return max(_GPU_SLAB // scores.shape[1], 1)
     # The buffers are float32 at least, whatever the scores are.
-    share = int(_CPU_SHARE * scores.numel() * scores.element_size() / (4 * floats))
-    return max(min(_CPU_SLAB // scores.shape[1], share), 128)
+    share = _HEAD_SHARE if of_head else _CPU_SHARE
+    least = _FEW_BYTES if scores.device.type == "cpu" else 4 * _GPU_SLAB
+    allowed = max(share * scores.numel() * scores.element_size(), least)
+    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (4 * floats))), 128)
 
 
 def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:
     """The kernels that compute all of a call on a GPU; None where there are none."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if _TRITON and (data.scores.device.type == "cuda" or interpreted):
+    if _TRITON and not isinstance(data.scores, HeadScores) and (data.scores.device.type == "cuda" or interpreted):
         kernels = _working_triton(data.scores.device)
         if kernels is not None and kernels.supports(data, terms):
             return kernels

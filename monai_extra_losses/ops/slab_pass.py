@@ -4,28 +4,45 @@ The backward recomputes each slab and writes the gradient of all terms together,
 a compound loss too, is the gradient of its logits and one slab.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops.call_data import CallData, Piece, Voxels
+from monai_extra_losses.ops.call_data import CallData, Voxels
+from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import read_labels, refuse_outside
+from monai_extra_losses.ops.kernels.slab import Slab
+from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.pieces import Piece
 from monai_extra_losses.ops.plan import Plan, slab_length
-from monai_extra_losses.ops.terms import Term, sum_dtype
+from monai_extra_losses.ops.terms import Term
 
 
-def forward(
-    data: CallData, terms: Sequence[Term], plan: Plan, probabilities: Tensor | None = None
-) -> tuple[Tensor, ...]:
+@dataclass(slots=True)
+class Kept:
+    """What a forward leaves for its backward, as the plan says.
+
+    Attributes:
+        probabilities: (B, C, *spatial) softmax, which becomes the gradient.
+        slab: the only slab of a small call, with all that it has computed.
+    """
+
+    probabilities: Tensor | None = None
+    slab: Slab | None = None
+
+
+def forward(data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept | None = None) -> tuple[Tensor, ...]:
     """Compute `terms`.
 
     Args:
         data: the call.
         terms: what to compute.
         plan: of the call.
-        probabilities: (B, C, *spatial), filled for the backward where the plan keeps the softmax.
+        kept: filled for the backward.
 
     Returns:
         One tensor per term: (rows, B, C) sums, or a (B, channels, *spatial) map.
@@ -37,40 +54,44 @@ def forward(
     with without_autocast(data.scores.device):
         if plan.gpu is not None:
             return tuple(plan.gpu.forward(data, terms))
-        sums, scores = sum_dtype(data.scores.device), data.scores
-        outs = tuple(scores.new_zeros(term.shape(scores), dtype=data.dtype if term.is_map else sums) for term in terms)
+        device, dtype = data.scores.device, sum_dtype(data.scores.device)
+        outs = tuple(
+            torch.zeros(term.shape(data.scores), dtype=data.dtype if term.is_map else dtype, device=device)
+            for term in terms
+        )
         if plan.slab is None:
             _add_definitions(data, terms, plan, outs)
             return outs
-        if probabilities is not None and plan.softmax == "kept whole":
-            torch.softmax(data.scores, 1, out=probabilities)
-        _fill(outs, data, terms, plan, probabilities)
-        if data.scores.device.type == "cpu" and not all(out.sum().isfinite() for out in outs):
+        kept = Kept() if kept is None else kept
+        if plan.softmax != "recomputed":
+            kept.probabilities = torch.empty_like(data.scores)
+        if plan.softmax == "kept whole":
+            torch.softmax(data.scores, 1, out=kept.probabilities)
+        _fill(outs, data, terms, plan, kept)
+        if device.type == "cpu" and not all(math.isfinite(out.sum().item()) for out in outs):
             for out in outs:
                 out.zero_()
-            _fill(outs, data, terms, plan.for_infinite_scores(), probabilities)
+            _fill(outs, data, terms, plan.for_infinite_scores(), kept)
         return outs
 
 
-def _fill(
-    outs: Sequence[Tensor], data: CallData, terms: Sequence[Term], plan: Plan, probabilities: Tensor | None
-) -> None:
+def _fill(outs: Sequence[Tensor], data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept) -> None:
     """Add up the terms, slab by slab, by kernels."""
     assert plan.slab is not None
     for piece in data.pieces(plan.length):
-        kept = piece.flat(probabilities) if probabilities is not None and plan.softmax == "kept whole" else None
-        slab = plan.slab(data.slab(piece), kept, by_index=plan.by_index)
+        known = None
+        if plan.softmax == "kept whole" and kept.probabilities is not None:
+            known = piece.flat(kept.probabilities)
+        slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
         slab.forward(*_in_piece(piece, terms, outs))
-        if probabilities is not None and plan.softmax == "kept by slab":
-            piece.write(probabilities, slab.p)  # type: ignore[attr-defined]
+        if plan.softmax == "kept by slab" and kept.probabilities is not None:
+            piece.write(kept.probabilities, slab.p)  # type: ignore[attr-defined]
+        if plan.keeps_slab:
+            kept.slab = slab
 
 
 def backward(
-    data: CallData,
-    terms: Sequence[Term],
-    grads: Sequence[Tensor | None],
-    plan: Plan,
-    probabilities: Tensor | None = None,
+    data: CallData, terms: Sequence[Term], grads: Sequence[Tensor | None], plan: Plan, kept: Kept | None = None
 ) -> Tensor:
     """The gradient of the scores.
 
@@ -79,31 +100,28 @@ def backward(
         terms: as of the forward.
         grads: those of the results, None for 0.
         plan: as of the forward.
-        probabilities: filled by the forward: it becomes the gradient.
+        kept: filled by the forward.
     """
-    wanted = [
-        (term, grad.contiguous())  # a map's may be an expanded scalar
-        for term, grad in zip(terms, grads, strict=True)
-        if grad is not None and term.reads_scores
-    ]
+    kept = Kept() if kept is None else kept
+    wanted = _wanted(terms, grads)
     if not wanted:
         return torch.zeros_like(data.scores)
-    terms, wanted_grads = [term for term, _ in wanted], [grad for _, grad in wanted]
     with without_autocast(data.scores.device):
         if plan.gpu is not None:
-            of_gpu: Tensor = plan.gpu.backward(data, terms, wanted_grads)
+            of_gpu: Tensor = plan.gpu.backward(data, *zip(*wanted, strict=True))
             return of_gpu
-        gradient = torch.empty_like(data.scores) if probabilities is None else probabilities
-        for piece in data.pieces(plan.length):
-            own, slab_grads = _in_piece(piece, terms, wanted_grads)
+        gradient = torch.empty_like(data.scores) if kept.probabilities is None else kept.probabilities
+        for piece, own, slab_grads in _pieces_of(data, plan, wanted):
             if plan.slab is None:
                 piece.write(gradient, _differentiate(data.slab(piece), own, slab_grads))
                 continue
             view = piece.flat(gradient) if gradient.dtype == data.dtype else None
-            kept = None
-            if probabilities is not None:
-                kept = piece.read(probabilities) if view is None else view
-            slab = plan.slab(data.slab(piece), kept, by_index=plan.by_index)
+            slab = kept.slab
+            if slab is None:
+                known = None
+                if kept.probabilities is not None:
+                    known = piece.read(kept.probabilities) if view is None else view
+                slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
             out = torch.empty_like(slab.x) if view is None else view
             slab.backward(own, slab_grads, out)
             if view is None:
@@ -111,9 +129,59 @@ def backward(
     return gradient
 
 
+def backward_through_head(
+    data: CallData,
+    terms: Sequence[Term],
+    grads: Sequence[Tensor | None],
+    plan: Plan,
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of features, weight and bias, of data whose scores are `HeadScores`.
+
+    Args:
+        data, terms, grads, plan: as of `backward`.
+        needed: which of the three are needed; the others are None.
+    """
+    scores = data.scores
+    assert isinstance(scores, HeadScores)
+    into, wanted = scores.gradients(needed), _wanted(terms, grads)
+    if not wanted and into.features is not None:
+        into.features.zero_()
+    with without_autocast(scores.device):
+        for piece, own, slab_grads in _pieces_of(data, plan, wanted):
+            v = data.slab(piece)
+            if plan.slab is None:
+                d = _differentiate(v, own, slab_grads)
+            else:
+                d = torch.empty_like(v.scores)
+                plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
+            into.add(piece, v.weight, d)
+    return into.result()
+
+
+def _wanted(terms: Sequence[Term], grads: Sequence[Tensor | None]) -> list[tuple[Term, Tensor]]:
+    """The terms through which the scores get a gradient, and that of their results."""
+    return [
+        (term, grad.contiguous())  # a map's may be an expanded scalar
+        for term, grad in zip(terms, grads, strict=True)
+        if grad is not None and term.reads_scores
+    ]
+
+
+def _pieces_of(
+    data: CallData, plan: Plan, wanted: Sequence[tuple[Term, Tensor]]
+) -> Iterator[tuple[Piece, Sequence[Term], Sequence[Tensor]]]:
+    """The pieces of a backward, each with its part of the terms and of the gradients of their results."""
+    if wanted:
+        terms, grads = zip(*wanted, strict=True)
+        for piece in data.pieces(plan.length):
+            yield piece, *_in_piece(piece, terms, grads)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast switched off, on a device that has it."""
-    if torch.amp.is_autocast_available(device.type):
+    """Autocast switched off, where it is on."""
+    # Neither question nor answer is free: a context of its own takes as long as five operations on a small patch.
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -5,7 +5,6 @@ term that no kernel has in its table, and what the kernels are tested against.
 """
 
 import dataclasses
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_extra_losses.ops.call_data import Piece, Voxels
+from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.formulas import SoftFocalFormula, Spelled
+from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.pieces import Piece
 
 Activation = Literal["softmax", "sigmoid", "none"]
 # An elementwise loss: one of `formulas.py`, or any function, which is then differentiated.
@@ -361,24 +362,6 @@ def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:
 def _total(values: Tensor) -> Tensor:
     """Sum over the voxels, in float64 where the device has it."""
     return values.sum(-1, dtype=sum_dtype(values.device))
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """Precision of sums over voxels: float64, or float32 on devices without it (Apple's GPUs, some of Intel's)."""
-    known = _WITH_FLOAT64.get(device.type)
-    return torch.float64 if (_has_float64(device) if known is None else known) else torch.float32
-
-
-_WITH_FLOAT64 = {"cpu": True, "cuda": True, "meta": True, "mps": False}
-
-
-@functools.cache
-def _has_float64(device: torch.device) -> bool:
-    """Whether another device adds up in float64."""
-    try:
-        return torch.ones(2, dtype=torch.float64, device=device).sum().item() == 2
-    except (RuntimeError, TypeError, AssertionError):  # no float64, or no such device in this torch
-        return False
 
 
 def probabilities(scores: Tensor, activation: Activation) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.call_data import Voxels
-from monai_extra_losses.ops.terms import sum_dtype
+from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.wrong_targets import WrongLabelsError
 
 _FEW = 10

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.kernels.labels import FewLabels, IndexedLabels
+from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -28,7 +29,6 @@ from monai_extra_losses.ops.terms import (
     VoxelFormula,
     VoxelMap,
     VoxelSums,
-    sum_dtype,
 )
 
 Parts = Mapping[str, Tensor]

@@ -26,7 +26,7 @@ from monai_extra_losses.losses import (
     SurfaceLoss,
 )
 from monai_extra_losses.losses.checks import CudaLabelCheck
-from monai_extra_losses.ops import fused_sums, terms
+from monai_extra_losses.ops import fused_sums, numbers
 
 SHAPE = (2, 3, 4, 5)
 CLOSE: dict[str, float] = {"atol": 1e-9, "rtol": 1e-9}
@@ -224,7 +224,7 @@ def doubles_on_meta(loss: nn.Module, *data: Tensor) -> set[str]:
 @pytest.fixture
 def meta_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the meta device stand for Apple's: no float64, no reading on the host, the same kernels as on a GPU."""
-    monkeypatch.setitem(terms._WITH_FLOAT64, "meta", False)
+    monkeypatch.setitem(numbers._WITH_FLOAT64, "meta", False)
     monkeypatch.setattr(fused_sums, "has_numbers", lambda tensor: True)
 
 
@@ -253,14 +253,14 @@ def test_nothing_else_is_float64_where_the_device_has_none(meta_without_float64:
 
 
 def test_the_trace_would_find_float64(meta_without_float64: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(terms._WITH_FLOAT64, "meta", True)
+    monkeypatch.setitem(numbers._WITH_FLOAT64, "meta", True)
     assert doubles_on_meta(FusedDiceLoss(**SOFTMAX), torch.randn(SHAPE), torch.zeros(2, 1, 4, 5))
 
 
 def test_the_precision_of_sums_is_that_of_the_device() -> None:
-    assert terms.sum_dtype(torch.device("mps")) == torch.float32
-    assert terms.sum_dtype(torch.device("cuda", 1)) == terms.sum_dtype(torch.device("cpu")) == torch.float64
-    assert terms.sum_dtype(torch.device("xpu")) in (torch.float32, torch.float64)  # asked, and none is there
+    assert numbers.sum_dtype(torch.device("mps")) == torch.float32
+    assert numbers.sum_dtype(torch.device("cuda", 1)) == numbers.sum_dtype(torch.device("cpu")) == torch.float64
+    assert numbers.sum_dtype(torch.device("xpu")) in (torch.float32, torch.float64)  # asked, and none is there
 
 
 # --- labels on a GPU ---

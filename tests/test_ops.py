@@ -143,6 +143,7 @@ def assert_equal_to_the_definition(data: CallData, terms: list[Term]) -> None:
 def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even a small volume into many slabs, with a remainder."""
     monkeypatch.setattr(plans, "slab_length", lambda data, floats: 7)
+    monkeypatch.setattr(plans, "_FEW_BYTES", 0)  # no slab is kept
 
 
 @pytest.mark.parametrize(("activation", "name"), ALL)
@@ -168,6 +169,7 @@ def test_slabs_of_several_samples(
     activation: Activation, name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "slab_length", lambda data, floats: length)
+    monkeypatch.setattr(plans, "_FEW_BYTES", 0)
     for num_classes, weighted in itertools.product((2, 3, 12), (False, True)):
         scores, labels = scores_and_labels((5, num_classes, 5, 3, 4), activation, torch.float64)
         mask = torch.rand(5, 1, 5, 3, 4) * 2 if weighted else None
@@ -314,8 +316,9 @@ def test_a_second_backward_of_one_graph(activation: Activation) -> None:
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_real_slabs(activation: Activation, num_classes: int) -> None:
-    """Volumes of several slabs with the real constants."""
+def test_real_slabs(activation: Activation, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes of several slabs with the share of large ones."""
+    monkeypatch.setattr(plans, "_FEW_BYTES", 0)
     scores, labels = scores_and_labels((1, num_classes, 37, 41, 43), activation, torch.float32)
     data = CallData(scores, labels, None, True, None)
     assert len(list(data.pieces(plans.plan(data, terms_of(activation)["counts"], keeps=False).length))) > 4

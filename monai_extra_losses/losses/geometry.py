@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.distance import SpacingOption, signed_distance, spacing_of_affine
-from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
+from monai_extra_losses.ops.numbers import has_numbers
 from monai_extra_losses.ops.terms import Activation, probabilities
 
 
@@ -157,11 +157,7 @@ class Geometry:
 
     def sum_of_certain(self, values: Tensor) -> Tensor:
         """(B, C) sums of a map times (1-2g)^2 over the voxels that count: 1 for labels."""
-        v = self._data.whole()
-        values = v.weighted(values.flatten(2))
-        if v.target is not None:
-            values = values * (1 - 2 * v.target) ** 2
-        return values.sum(2, dtype=sum_dtype(values.device))
+        return self._data.target_sum(values, lambda g: (1 - 2 * g) ** 2)
 
     def _probabilities(self, activation: Activation) -> Tensor:
         return probabilities(self._activated().detach().to(self._data.dtype), activation)

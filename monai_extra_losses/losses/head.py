@@ -41,9 +41,9 @@ class HeadLoss(nn.Module):
         in evaluation mode (see `HeadlessNetwork`), (B, C, *spatial), go to the loss as they are.
 
     Raises:
-        TypeError: a head that is no convolution, a loss that is no module or reads all scores at once.
-        ValueError: a head of another kernel, stride, padding or number of groups, or with hooks; a call by MONAI's
-            DeepSupervisionLoss, whose levels have a head each.
+        TypeError: a head that is no convolution, a loss that is no module.
+        ValueError: a head of another kernel, stride, padding or number of groups, or with hooks; a loss that reads all
+            scores at once; a call by MONAI's DeepSupervisionLoss, whose levels have a head each.
         ShapeMismatchError: features of another number of channels than the head reads; else see the loss.
 
     Example:
@@ -125,8 +125,8 @@ class HeadlessNetwork(nn.Module):
         head: name of the module, as `network.named_modules()` has it.
 
     Raises:
-        ValueError: no module of that name, or one that is no such convolution; in the first training step, a network
-            that returns anything else than the result of the head.
+        ValueError: no module of that name, or one that is no such convolution; deep supervision; in the first training
+            step, a network that returns anything else than the result of the head.
 
     Example:
         >>> import torch
@@ -147,6 +147,11 @@ class HeadlessNetwork(nn.Module):
                 f"its 1x1x1 convolutions are {', '.join(convolutions) or 'none'}."
             )
         checked_head(modules[head], head)
+        if getattr(network, "deep_supervision", False):
+            raise ValueError(
+                f"expected {type(network).__name__} without deep supervision, got one with it: each level has a head "
+                "of its own; set deep_supervision=False, or leave HeadLoss out."
+            )
         self.network = network
         self.head_name = head
         self._proved = False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.head_scores import HeadScores
-from monai_extra_losses.ops.numbers import numbers_of
+from monai_extra_losses.ops.numbers import numbers_of, sum_dtype
 from monai_extra_losses.ops.pieces import Piece, has_flat_view
 
 
@@ -136,14 +136,30 @@ class CallData:
             for start in range(0, voxels, length)
         ]
 
-    def _voxels(self, read: Callable[[Tensor | None], Tensor], target: Tensor, mask: Tensor | None) -> Voxels:
-        """The voxels of a target and a mask; `read` gives their scores, and is told what each voxel counts."""
+    def target_sum(self, values: Tensor, of_target: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, C) sums of `values` (B, C, *spatial), times a function of a target of C channels, 1 for labels."""
+        target = self.target.flatten(2)
+        weight = self._weight(target, None if self.mask is None else self.mask.flatten(2))
+        values = values.flatten(2)
+        if not self.labels:
+            values = values * of_target(target.to(self.dtype))
+        if weight is not None:
+            values = torch.where(weight.unsqueeze(1) > 0, values * weight.unsqueeze(1), 0)
+        return values.sum(2, dtype=sum_dtype(values.device))
+
+    def _weight(self, target: Tensor, mask: Tensor | None) -> Tensor | None:
+        """(B, M) what each voxel counts; None where each counts 1."""
         weight = None if mask is None else mask[:, 0].to(self.dtype)
         if weight is not None:
             refuse_negative_weights(weight)
         if self.ignores:
             counts = self._counts(target)
             weight = counts.to(self.dtype) if weight is None else weight * counts
+        return weight
+
+    def _voxels(self, read: Callable[[Tensor | None], Tensor], target: Tensor, mask: Tensor | None) -> Voxels:
+        """The voxels of a target and a mask; `read` gives their scores, and is told what each voxel counts."""
+        weight = self._weight(target, mask)
         scores = read(weight).to(self.dtype)
         if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
             deleted = weight.unsqueeze(1) == 0

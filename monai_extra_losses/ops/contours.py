@@ -20,7 +20,7 @@ def contour_sizes(data: CallData) -> Tensor:
         (B, C) counts in float64.
     """
     counted = data.voxels_that_count()
-    sizes = data.scores.new_zeros(data.scores.shape[:2], dtype=sum_dtype(data.scores.device))
+    sizes = data.target.new_zeros(data.scores.shape[:2], dtype=sum_dtype(data.scores.device))
     for n in range(data.scores.shape[0]):
         sizes[n] = _sizes(data, n, None if counted is None else counted[n])
     return sizes

@@ -63,7 +63,7 @@ class HeadScores(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func not in _FACTS:
-            raise TypeError(
+            raise ValueError(  # for a TypeError Python would say that there is no such operator
                 "expected a loss that reads its scores slab by slab, got one that reads all of them at once "
                 f"({getattr(func, '__name__', func)}): compute the scores, and give them to the loss without HeadLoss."
             )

@@ -8,7 +8,7 @@ import itertools
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from monai_extra_losses import losses
 from monai_extra_losses.losses.base import SegmentationLoss
+from monai_extra_losses.ops import gpu_check
 from monai_extra_losses.ops import plan as plans
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import (
@@ -55,7 +56,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(autouse=True)
 def _kernels_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plans, "_TRITON", True)
+    monkeypatch.setattr(plans, "_TRITON", "1")
     # numpy, behind the interpreter, says so of 0/0 in what is selected away.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -335,7 +336,7 @@ def test_what_stays_with_torch() -> None:
         CallData(torch.zeros(1, 257, 4), torch.zeros(1, 1, 4), None, True, None),
     ):
         assert plans._gpu_kernels(other, counts) is None
-    plans._TRITON = False
+    plans._TRITON = "0"
     assert (plans._gpu_kernels(data, counts) is None) == (scores.device.type == "cpu")
 
 
@@ -351,6 +352,76 @@ def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.warns(UserWarning, match="without their GPU kernels, in plain torch: triton failed: Failed to find C"):
         assert plans._gpu_kernels(data, [CountSums("softmax")]) is None
     plans._working_triton.cache_clear()
+
+
+def variant(terms: Sequence[Term], **given: Any) -> gpu_check.Variant:
+    usual = {"channels": 3, "labels": True, "ignore_index": None, "scores": torch.float32, "target": torch.float32}
+    return gpu_check.Variant(tuple(terms), **{**usual, "mask": None, "device": DEVICE, **given})
+
+
+@each(
+    "activation, name, kind",
+    [
+        *[("softmax", name, {}) for name in terms_of("softmax")],
+        *[("sigmoid", name, {"labels": False}) for name in terms_of("sigmoid")],
+        ("softmax", "counts", {"mask": torch.float32, "ignore_index": 255}),
+        ("sigmoid", "counts", {"scores": torch.float16, "target": torch.uint8}),
+        ("softmax", "Dice and cross-entropy", {"scores": torch.bfloat16, "mask": torch.bool}),
+    ],
+)
+def test_what_a_call_needs_is_checked_before_its_first_use(
+    activation: Activation, name: str, kind: dict[str, Any]
+) -> None:
+    from monai_extra_losses.ops import fused_sums_triton
+
+    gpu_check.agree.cache_clear()
+    terms = terms_of(activation)[name]
+    if fused_sums_triton._plan(tuple(terms), kind.get("labels", True), 3) is None:
+        pytest.skip("no kernel")
+    assert gpu_check.agree(fused_sums_triton, variant(terms, **kind))
+
+
+@each("where", ["forward", "backward"])
+@each("fault", ["a number", "NaN", "no compiler"])
+def test_kernels_that_deviate_are_left_with_one_warning(
+    where: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from monai_extra_losses.ops import fused_sums_triton
+
+    right = getattr(fused_sums_triton, where)
+
+    def wrong(*given: Any) -> Any:
+        if fault == "no compiler":
+            raise RuntimeError("Failed to find C compiler.")
+        result = right(*given)
+        first = result[0]
+        first[(0,) * first.ndim] += 2e-3 * first.abs().max() if fault == "a number" else torch.nan
+        return result
+
+    monkeypatch.setattr(fused_sums_triton, where, wrong)
+    monkeypatch.setattr(plans, "_TRITON", "")
+    gpu_check.agree.cache_clear()
+    said = {"a number": r"deviate by \d\.\de-03", "NaN": "deviate by nan", "no compiler": "fail: Failed to find C"}[
+        fault
+    ]
+    asked = variant([CountSums("softmax")])
+    with pytest.warns(UserWarning, match=rf"CountSums of 3 channels in plain torch: their GPU kernels {said}.*torch"):
+        assert not gpu_check.agree(fused_sums_triton, asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not gpu_check.agree(fused_sums_triton, asked)
+    gpu_check.agree.cache_clear()
+
+
+def test_a_call_asks_for_the_check_unless_the_kernels_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[gpu_check.Variant] = []
+    monkeypatch.setattr(plans, "agree", lambda kernels, one: bool(asked.append(one)))
+    data = CallData(*made((1, 3, 4)), None, True, None)
+    assert plans._gpu_kernels(data, [CountSums("softmax")]) is not None  # forced
+    assert not asked
+    monkeypatch.setattr(plans, "_TRITON", "")
+    assert plans._gpu_kernels(data, [CountSums("softmax")]) is None  # on a CPU, or deviating
+    assert len(asked) == (DEVICE.type == "cuda")
 
 
 def test_a_second_backward_of_one_graph() -> None:

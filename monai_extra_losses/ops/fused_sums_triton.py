@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """The sums over voxels as GPU kernels: one pass over the data forward, one backward, for all terms of a call.
 
-The only module that imports triton; `fused_sums` imports it with the first CUDA tensor where the environment variable
-MONAI_EXTRA_LOSSES_TRITON is 1. State: these kernels have run in triton's interpreter only, on the CPU, where the tests
-compare them with the slab kernels.
+The only module that computes with triton; it is imported with the first CUDA tensor, unless the environment variable
+MONAI_EXTRA_LOSSES_TRITON is 0. State: these kernels have run in triton's interpreter only, on the CPU, where the tests
+compare them with the slab kernels. On a GPU each kind of call is first compared with its definition (`gpu_check`).
 
 A program takes tiles of C classes (padded to a power of two, in registers) and a block of voxels. Forward, it writes
 float32 sums of its voxels into (B, programs, rows, C), which torch adds up in float64: no atomics, so the same bits on

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from monai_extra_losses.ops.call_data import CallData
+from monai_extra_losses.ops.gpu_check import Variant, agree
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import few_classes
 from monai_extra_losses.ops.kernels.margin import MarginSlab
@@ -30,9 +31,9 @@ _GPU_SLAB = 1 << 24
 _CPU_SHARE = 0.2
 _HEAD_SHARE = 0.02  # of scores that are never there as a whole
 _FEW_BYTES = 7 << 19  # 3.5 MiB
-# Whether the GPU kernels take what they can: CUDA tensors, and in triton's interpreter those of the CPU. They have run
-# in the interpreter only, so a user has to ask for them until a GPU has proved them.
-_TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "0") == "1"
+# Whether the GPU kernels take what they can. As it comes, CUDA tensors, where a tiny case of the same kind has shown
+# that the kernels are right on the device; "1": all, in triton's interpreter those of the CPU too; "0": none.
+_TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,14 @@ def slab_length(data: CallData, floats: int) -> int:
 
 def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:
     """The kernels that compute all of a call on a GPU; None where there are none."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if _TRITON and not isinstance(data.scores, HeadScores) and (data.scores.device.type == "cuda" or interpreted):
-        kernels = _working_triton(data.scores.device)
-        if kernels is not None and kernels.supports(data, terms):
-            return kernels
-    return None
+    forced, interpreted = _TRITON == "1", os.environ.get("TRITON_INTERPRET") == "1"
+    on_gpu = data.scores.device.type == "cuda" or (interpreted and forced)
+    if _TRITON == "0" or not on_gpu or isinstance(data.scores, HeadScores):
+        return None
+    kernels = _working_triton(data.scores.device)
+    if kernels is None or not kernels.supports(data, terms):
+        return None
+    return kernels if forced or agree(kernels, Variant.of(data, terms)) else None
 
 
 @functools.cache

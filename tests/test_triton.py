@@ -381,8 +381,8 @@ def test_what_a_call_needs_is_checked_before_its_first_use(
     assert gpu_check.agree(fused_sums_triton, variant(terms, **kind))
 
 
-@each("where", ["forward", "backward"])
-@each("fault", ["a number", "NaN", "no compiler"])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("fault", ["a number", "NaN", "no compiler"])
 def test_kernels_that_deviate_are_left_with_one_warning(
     where: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

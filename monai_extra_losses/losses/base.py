@@ -499,7 +499,8 @@ class DistributionLoss(SegmentationLoss):
     def voxel_formula(self) -> VoxelFormula:
         """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise.
 
-        One of `ops.formulas`, or a method `voxel_formula(self, log_pt)`, which is differentiated.
+        One of `ops.formulas`, a frozen dataclass like them, or a method `voxel_formula(self, log_pt)`. What states no
+        slope is differentiated. (A method has no text, so a compiled loss takes the memory of plain torch.)
         """
 
     @property

@@ -1,7 +1,7 @@
 """The pass over slabs as operators of torch, which a compiled graph calls as they are.
 
 An operator takes tensors, numbers and text, so the terms travel as text: `CountSums(softmax, False, False);
-TargetSums(none)`. A term that holds a tensor, or a formula that is none of `formulas.py`, has no text.
+TargetSums(none)`. A term that holds a tensor, or a formula that does not derive from `Spelled`, has no text.
 """
 
 import ast

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from monai_extra_losses.losses.checks import CudaLabelCheck, check_shapes, plain_data
@@ -24,6 +23,7 @@ from monai_extra_losses.losses.options import (
     signature_of,
 )
 from monai_extra_losses.ops.call_data import CallData
+from monai_extra_losses.ops.ranks import sum_over_ranks
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -281,10 +281,7 @@ class SegmentationLoss(nn.Module):
 
     def summed_over_ranks(self, sums: Tensor) -> Tensor:
         """`sums` added over the processes, with gradient, when `sync_batch`."""
-        if not (self.sync_batch and dist.is_available() and dist.is_initialized()):
-            return sums
-        total: Tensor = _SumOverRanks.apply(sums)
-        return total
+        return sum_over_ranks(sums) if self.sync_batch else sums
 
 
 def joined(parts: Mapping[str, Terms]) -> Terms:
@@ -295,24 +292,6 @@ def joined(parts: Mapping[str, Terms]) -> Terms:
 def answers_to(part: str, sums: Sums) -> Sums:
     """The answers to what one of them asks."""
     return {name.removeprefix(f"{part}."): answer for name, answer in sums.items() if name.startswith(f"{part}.")}
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes. The loss of each depends on it: their gradients are added, too."""
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return _all_reduced(sums)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_reduced(grad)
-
-
-def _all_reduced(values: Tensor) -> Tensor:
-    total = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
 
 
 SegmentationLoss.__signature__ = signature_of(SegmentationLoss)  # type: ignore[attr-defined]

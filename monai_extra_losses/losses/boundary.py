@@ -19,7 +19,7 @@ from monai_extra_losses.losses.options import (
     one_of,
     refuse_negative,
 )
-from monai_extra_losses.ops.contours import on_contour
+from monai_extra_losses.ops.contours import contours_of
 from monai_extra_losses.ops.distance import (
     SpacingOption,
     boundary_distance,
@@ -27,6 +27,7 @@ from monai_extra_losses.ops.distance import (
     distance_to_mask,
     distance_to_other_label,
 )
+from monai_extra_losses.ops.neighbourhoods import cross_mean
 from monai_extra_losses.ops.terms import CountSums, MapSums, probabilities, sum_dtype
 
 
@@ -392,27 +393,13 @@ class HausdorffERLoss(DistanceLoss):
         dtype = sum_dtype(remaining.device)
         total = remaining.new_zeros(remaining.shape[:2], dtype=dtype)
         for k in range(1, self.erosions + 1):
-            eroded = F.relu(_cross_mean(remaining) - 0.5)
+            eroded = F.relu(cross_mean(remaining) - 0.5)
             low, high = eroded.amin(spatial, keepdim=True), eroded.amax(spatial, keepdim=True)
             # Of a mean that is 0.5 only its rounding is left, which the division would stretch to one.
             spread = high - low > 4 * torch.finfo(eroded.dtype).eps
             remaining = torch.where(spread, (eroded - low) / torch.where(spread, high - low, 1), eroded)
             total = total + (remaining * weight).sum(spatial, dtype=dtype) * k**self.alpha
         return total
-
-
-def _cross_mean(x: Tensor) -> Tensor:
-    """Mean of each voxel of (B, C, *spatial) and its face neighbours, which are 0 beyond the border."""
-    axes = x.ndim - 2
-    padded = F.pad(x, [1, 1] * axes)
-    total = x
-    for axis in range(2, x.ndim):
-        line = padded
-        for other in range(2, x.ndim):
-            if other != axis:
-                line = line.narrow(other, 1, x.shape[other])
-        total = total + line.narrow(axis, 0, x.shape[axis]) + line.narrow(axis, 2, x.shape[axis])
-    return total / (2 * axes + 1)
 
 
 class _DistanceCrossEntropy(CrossEntropyLoss):
@@ -550,7 +537,7 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
             label, chosen = geometry.labels(), geometry.chosen_labels()
             target, predicted = geometry.regions(label), geometry.regions(chosen)
             wrong = (label != chosen).unsqueeze(1)
-        target, predicted = (_contours(region) for region in (target, predicted))
+        target, predicted = (contours_of(region) for region in (target, predicted))
         distance = distance_to_mask(target, geometry.spacing(self.spacing)).flatten(2)
         number = predicted.flatten(2).sum(2)
         total = torch.where(predicted.flatten(2), distance, 0).sum(2, dtype=sum_dtype(distance.device))
@@ -560,8 +547,3 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
             return 1 + mean.view(shape) * wrong
         mean = F.pad(mean, (0, 1))  # no class: 0
         return 1 + mean.gather(1, label.flatten(1).to(torch.int64)).view_as(wrong) * wrong
-
-
-def _contours(regions: Tensor) -> Tensor:
-    """(B, C, *spatial) bool: voxels of each region on its contour."""
-    return on_contour(regions.flatten(0, 1)).view_as(regions).logical_and_(regions)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.checks import CudaLabelCheck, check_shapes, plain_data
+from monai_extra_losses.losses.checks import CudaLabelCheck, PlainData, check_shapes, plain_data
 from monai_extra_losses.losses.inputs import Asked, LossInputs, Source
 from monai_extra_losses.losses.options import (
     RegionOptions,
@@ -185,37 +185,26 @@ class SegmentationLoss(nn.Module):
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
     ) -> LossInputs:
         """Check one call's data and wrap it."""
-        affine = getattr(target, "affine", None)  # of a MetaTensor
-        scores, target, mask, distance = plain_data(input, target, mask, distance)
-        self.check(scores, target, mask, distance, stacklevel=7)
-        return self.wrap(scores, target, mask, distance, affine)
+        data = plain_data(input, target, mask, distance)
+        self.check(data, stacklevel=7)
+        return self.wrap(data)
 
-    def check(
-        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, *, stacklevel: int
-    ) -> None:
-        """Refuse plain tensors that this loss cannot use; what labels they hold is seen later."""
-        alone = scores.ndim > 1 and scores.shape[1] == 1  # a target of its own
+    def check(self, data: PlainData, *, stacklevel: int) -> None:
+        """Refuse data that this loss cannot use; what labels they hold is seen later."""
+        alone = data.scores.ndim > 1 and data.scores.shape[1] == 1  # a target of its own
         if alone:
             self.warn_of_one_channel(stacklevel)
-        check_shapes(
-            scores,
-            target,
-            mask,
-            distance,
-            labels=self.to_onehot_y and not alone,
-            spatial=self._spatial,
-            target_gradient=self.target_gradient,
-        )
+        labels = self.to_onehot_y and not alone
+        check_shapes(data, labels=labels, spatial=self._spatial, target_gradient=self.target_gradient)
 
-    def wrap(
-        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, affine: Tensor | None
-    ) -> LossInputs:
+    def wrap(self, data: PlainData) -> LossInputs:
         """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
+        scores, target, mask, distance, affine = data
         labels = self.to_onehot_y and scores.shape[1] > 1
         if labels and target.device.type != "cpu":  # there the kernels check as they count
             self._check_labels(target, scores.shape[1], self.ignore_index)
-        data = CallData(scores, target, mask, labels, self.ignore_index)
-        return LossInputs(data, self.other_act, affine, distance)
+        call = CallData(scores, target, mask, labels, self.ignore_index)
+        return LossInputs(call, self.other_act, affine, distance)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""

@@ -408,14 +408,11 @@ class _DistanceCrossEntropy(CrossEntropyLoss):
     left_out: ClassVar[dict[str, str]] = {"label_smoothing": "its voxels have one true class"}
     target_gradient = False
     unsyncable = "it compares voxels of a sample"
+    keeps_map = True
 
     def __init__(self, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
         self.spacing = checked_spacing(spacing)
-
-    @property
-    def keeps_map(self) -> bool:
-        return True
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         losses = sums["losses"] * self.factors(inputs).to(sums["losses"])

@@ -85,9 +85,7 @@ class DistanceLoss(SegmentationLoss):
         if self.batch:
             values, voxels = values.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
         values = self.without_background(values / torch.where(voxels > 0, voxels, 1))
-        weight = self.weights_for(values.shape[1], values)
-        values = values if weight is None else values * weight
-        return self.reduced_pairs(values, voxels[:, :1] > 0, inputs.axes)
+        return self.reduced_pairs(self.times_weight(values), voxels[:, :1] > 0, inputs.axes)
 
     def totals(self, inputs: LossInputs, sums: Sums) -> Tensor:
         """(B, C) sums over the voxels."""
@@ -190,11 +188,7 @@ class GeneralizedSurfaceLoss(DistanceLoss):
     """
 
     def __init__(
-        self,
-        smooth: float = 1e-5,
-        *,
-        absent_class: AbsentClass = "smooth",
-        **options: Unpack[DistanceOptions],
+        self, smooth: float = 1e-5, *, absent_class: AbsentClass = "smooth", **options: Unpack[DistanceOptions]
     ) -> None:
         super().__init__(**options)
         refuse_negative(smooth=smooth)
@@ -286,8 +280,7 @@ class HausdorffLoss(DistanceLoss):
 
     def __init__(self, *, alpha: Positive = 2.0, one_sided: bool = False, **options: Unpack[DistanceOptions]) -> None:
         super().__init__(**options)
-        self.alpha = alpha
-        self.one_sided = one_sided
+        self.alpha, self.one_sided = alpha, one_sided
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
         distances = self.signed_distance(inputs).abs() ** self.alpha
@@ -373,8 +366,7 @@ class HausdorffERLoss(DistanceLoss):
     ) -> None:
         super().__init__(**options)
         refuse_negative(alpha=alpha)
-        self.alpha = alpha
-        self.erosions = erosions
+        self.alpha, self.erosions = alpha, erosions
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Compute the loss; arguments as of `DistanceLoss.forward`, without a distance."""

@@ -161,8 +161,7 @@ class FusedFocalLoss(DistributionLoss):
         _refuse_sign(self.alpha)
         if use_softmax and not self.include_background and isinstance(self.alpha, int | float):
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=3)
-        self.gamma = gamma
-        self.use_softmax = use_softmax
+        self.gamma, self.use_softmax = gamma, use_softmax
 
     @property
     def voxel_formula(self) -> VoxelFormula:
@@ -464,8 +463,7 @@ class TopKLoss(DistributionLoss):
         **options: Unpack[SegmentationOptions],
     ) -> None:
         super().__init__(**options)
-        self.k = k
-        self.batch = batch
+        self.k, self.batch = k, batch
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         loss = super().value(inputs, sums)

@@ -33,9 +33,7 @@ class _StructureLoss(SegmentationLoss):
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         values, in_mean = map(self.without_background, self.values(inputs))
-        weight = self.weights_for(values.shape[1], values)
-        if weight is not None:
-            values = values * weight
+        values = self.times_weight(values)
         values = torch.where(in_mean | values.isnan(), values, 0)
         if self.reduction == "none":
             return values[(..., *[None] * inputs.axes)]
@@ -91,9 +89,7 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
         **options: Unpack[SegmentationOptions],
     ) -> None:
         super().__init__(**options)
-        self.weight_cross_entropy = weight_cross_entropy
-        self.threshold = threshold
-        self.stability = stability
+        self.weight_cross_entropy, self.threshold, self.stability = weight_cross_entropy, threshold, stability
 
     def values(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         shape = inputs.scores.shape

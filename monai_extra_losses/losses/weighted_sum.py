@@ -117,7 +117,7 @@ class CompoundLoss(nn.Module):
         if own:
             data = plain_data(input, target, mask, distance)
             for part in own.values():
-                part.check(data, stacklevel=6)
+                part.check(data, stacklevel=5)
             for part in own.values():
                 if (key := _reading(part)) not in shared:
                     shared[key] = part.wrap(data)

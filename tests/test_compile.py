@@ -1,9 +1,12 @@
 """torch.compile traces every loss in one graph and gives what eager gives, at its memory."""
 
+import copy
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import pytest
 import torch
@@ -38,6 +41,8 @@ from monai_extra_losses.losses import (
     UnifiedFocalLoss,
 )
 from monai_extra_losses.losses.base import DistributionLoss
+from monai_extra_losses.losses.options import SegmentationOptions
+from monai_extra_losses.ops.formulas import Spelled
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 SOFTMAX: dict[str, Any] = {"to_onehot_y": True, "softmax": True}
@@ -235,6 +240,60 @@ def test_a_target_with_a_gradient_keeps_the_check() -> None:
     compiled(scores, soft.requires_grad_())
     with pytest.raises(ValueError, match=r"expected a target of 3 channel\(s\) with values in \[0, 1\]"):
         compiled(scores, (9 * soft).detach().requires_grad_())
+
+
+@dataclass(frozen=True)
+class OwnPolyFormula(Spelled):
+    """-a L + b (1-p): of two hyper-parameters, without a slope, in the module of its loss."""
+
+    a: float
+    b: float
+
+    def __call__(self, log_pt: Tensor) -> Tensor:
+        return -self.a * log_pt - self.b * torch.expm1(log_pt)
+
+
+class OwnPolyLoss(DistributionLoss):
+    """`PolyLoss`, as CONTRIBUTING has a loss added."""
+
+    def __init__(self, a: float = 1.0, b: float = 1.0, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        self.a, self.b = a, b
+
+    @property
+    def voxel_formula(self) -> OwnPolyFormula:
+        return OwnPolyFormula(self.a, self.b)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_a_formula_without_slope_beside_its_loss(activation: str, reduction: str) -> None:
+    """The pass differentiates it, in eager mode and in the operator, for labels and channels, of any number of them."""
+    for channels in (1, 2, 3):
+        scores = torch.randn(2, channels, 4, 5)
+        scores = scores if activation != "none" else scores.sigmoid() if channels == 1 else scores.softmax(1)
+        labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
+        for target in (labels, one_hot(labels, channels)) if channels > 1 else (labels,):
+            options = {"to_onehot_y": target is labels and channels > 1, "reduction": reduction, "weight": 2.0}
+            options |= {activation: True} if activation != "none" and (channels, activation) != (1, "softmax") else {}
+            loss, expected = OwnPolyLoss(b=0.3, **options), PolyLoss(0.3, **options)
+            wanted = value_and_gradient(expected, scores, target, mask)
+            torch.compiler.reset()
+            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+            for same in (loss, compiled, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+                torch.testing.assert_close(value_and_gradient(same, scores, target, mask), wanted, **CLOSE)
+
+
+def test_the_memory_of_a_formula_without_slope() -> None:
+    scores = torch.randn(1, 14, 32, 32, 32)
+    labels = labels_like(scores)
+    for target in (labels, one_hot(labels, 14)):
+        for options in ({"softmax": True}, {"sigmoid": True}):
+            loss = OwnPolyLoss(b=0.3, to_onehot_y=target is labels, **options)
+            for step in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+                value_and_gradient(step, scores, target)  # compiles
+                assert_lean(step, scores, target)
+                scores = scores.detach()
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -64,7 +64,8 @@ def terms_of(activation: Activation) -> list[Term]:
 
 def text_of(terms: Sequence[Term]) -> str:
     texts = [library.encode(term) for term in terms]
-    assert None not in texts
+    for term, text in zip(terms, texts, strict=True):
+        assert text is not None, f"{term} has no text: its formula is to be a frozen dataclass derived from Spelled"
     return "; ".join(map(str, texts))
 
 

@@ -54,10 +54,7 @@ from monai_extra_losses.losses.regression import (
     MeanSquaredLogarithmicErrorLoss,
     PoissonLoss,
 )
-from monai_extra_losses.losses.structure import (
-    CorrelationMaximizedStructuralSimilarityLoss,
-    LovaszLoss,
-)
+from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [

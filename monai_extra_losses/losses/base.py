@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from monai_extra_losses.losses.checks import CudaLabelCheck, check_shapes, plain_data
+from monai_extra_losses.losses.checks import CudaLabelCheck, PlainData, check_shapes, plain_data
 from monai_extra_losses.losses.inputs import Asked, LossInputs, Source
 from monai_extra_losses.losses.options import (
     RegionOptions,
@@ -25,6 +24,7 @@ from monai_extra_losses.losses.options import (
 )
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.ranks import sum_over_ranks
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -185,37 +185,30 @@ class SegmentationLoss(nn.Module):
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
     ) -> LossInputs:
         """Check one call's data and wrap it."""
-        affine = getattr(target, "affine", None)  # of a MetaTensor
-        scores, target, mask, distance = plain_data(input, target, mask, distance)
-        self.check(scores, target, mask, distance, stacklevel=7)
-        return self.wrap(scores, target, mask, distance, affine)
+        data = plain_data(input, target, mask, distance)
+        self.check(data, stacklevel=6)
+        return self.wrap(data)
 
-    def check(
-        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, *, stacklevel: int
-    ) -> None:
-        """Refuse plain tensors that this loss cannot use; what labels they hold is seen later."""
-        alone = scores.ndim > 1 and scores.shape[1] == 1  # a target of its own
-        if alone:
-            self.warn_of_one_channel(stacklevel)
-        check_shapes(
-            scores,
-            target,
-            mask,
-            distance,
-            labels=self.to_onehot_y and not alone,
-            spatial=self._spatial,
-            target_gradient=self.target_gradient,
-        )
+    def check(self, data: PlainData, *, stacklevel: int) -> None:
+        """Refuse data that this loss cannot use, and name the options that one channel leaves without effect.
 
-    def wrap(
-        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, affine: Tensor | None
-    ) -> LossInputs:
+        What labels they hold is seen later. nn.Module adds two frames above `forward`.
+        """
+        alone = data.scores.ndim > 1 and data.scores.shape[1] == 1  # a target of its own
+        for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
+            if alone and getattr(self, option, default) is not default:
+                warnings.warn(f"single channel prediction, `{option}={not default}` ignored.", stacklevel=stacklevel)
+        labels = self.to_onehot_y and not alone
+        check_shapes(data, labels=labels, spatial=self._spatial, target_gradient=self.target_gradient)
+
+    def wrap(self, data: PlainData) -> LossInputs:
         """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
+        scores, target, mask, distance, affine = data
         labels = self.to_onehot_y and scores.shape[1] > 1
         if labels and target.device.type != "cpu":  # there the kernels check as they count
             self._check_labels(target, scores.shape[1], self.ignore_index)
-        data = CallData(scores, target, mask, labels, self.ignore_index)
-        return LossInputs(data, self.other_act, affine, distance)
+        call = CallData(scores, target, mask, labels, self.ignore_index)
+        return LossInputs(call, self.other_act, affine, distance)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
@@ -229,12 +222,6 @@ class SegmentationLoss(nn.Module):
                 continue
             shown.append(f"{name}={getattr(value, '__name__', repr(value))}")
         return ", ".join(shown)
-
-    def warn_of_one_channel(self, stacklevel: int) -> None:
-        """Name the options that one channel leaves without effect; nn.Module adds two frames above `forward`."""
-        for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
-            if getattr(self, option, default) is not default:
-                warnings.warn(f"single channel prediction, `{option}={not default}` ignored.", stacklevel=stacklevel)
 
     def activation(self, inputs: LossInputs) -> Activation:
         """How this loss reads probabilities of this input."""
@@ -263,6 +250,11 @@ class SegmentationLoss(nn.Module):
             )
         return weight
 
+    def times_weight(self, values: Tensor) -> Tensor:
+        """(B, C') values times the weights of the classes."""
+        weight = self.weights_for(values.shape[1], values)
+        return values if weight is None else values * weight
+
     @property
     def weighs_kept(self) -> bool:
         """Whether `weight` has numbers for the classes kept alone, where the background is left out."""
@@ -281,10 +273,7 @@ class SegmentationLoss(nn.Module):
 
     def summed_over_ranks(self, sums: Tensor) -> Tensor:
         """`sums` added over the processes, with gradient, when `sync_batch`."""
-        if not (self.sync_batch and dist.is_available() and dist.is_initialized()):
-            return sums
-        total: Tensor = _SumOverRanks.apply(sums)
-        return total
+        return sum_over_ranks(sums) if self.sync_batch else sums
 
 
 def joined(parts: Mapping[str, Terms]) -> Terms:
@@ -295,24 +284,6 @@ def joined(parts: Mapping[str, Terms]) -> Terms:
 def answers_to(part: str, sums: Sums) -> Sums:
     """The answers to what one of them asks."""
     return {name.removeprefix(f"{part}."): answer for name, answer in sums.items() if name.startswith(f"{part}.")}
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes. The loss of each depends on it: their gradients are added, too."""
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return _all_reduced(sums)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_reduced(grad)
-
-
-def _all_reduced(values: Tensor) -> Tensor:
-    total = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
 
 
 SegmentationLoss.__signature__ = signature_of(SegmentationLoss)  # type: ignore[attr-defined]
@@ -333,6 +304,17 @@ class Reads:
     contours: bool = False
 
 
+def _asked_for(name: str, option: str) -> Any:
+    """A sum of `SoftCounts` that is there where the loss asks for it by an option of its `Reads`."""
+
+    def read(counts: "SoftCounts") -> Tensor:
+        if name not in counts.sums:
+            raise AttributeError(f"expected a loss whose formula reads {name} to have reads = Reads({option}).")
+        return counts.sums[name]
+
+    return property(read)
+
+
 class SoftCounts:
     """Soft counts of each sample and class, (B, C), or (1, C) with `batch=True`; float64.
 
@@ -344,42 +326,23 @@ class SoftCounts:
         fp: sum p(1-g).
         fn: sum (1-p)g.
         tn: sum (1-p)(1-g).
+        p_squared: sum p^2.
+        g_squared: sum g^2.
+        positive_error: sum g |p - g|^q.
+        negative_error: sum (1-g) |p - g|^q.
+        contour: number of target voxels with a face neighbour outside the class.
     """
+
+    p_squared: Tensor = _asked_for("p_squared", "squares=True")
+    g_squared: Tensor = _asked_for("g_squared", "squares=True")
+    positive_error: Tensor = _asked_for("positive_error", "error_power=q")
+    negative_error: Tensor = _asked_for("negative_error", "error_power=q")
+    contour: Tensor = _asked_for("contour", "contours=True")
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
         tp, p, g, n = (sums[name] for name in ("tp", "p", "g", "n"))
         self.tp, self.fp, self.fn, self.tn = tp, p - tp, g - tp, n - p - g + tp
-        self._sums = sums
-
-    @property
-    def p_squared(self) -> Tensor:
-        """Sum p^2."""
-        return self._read("p_squared", "squares=True")
-
-    @property
-    def g_squared(self) -> Tensor:
-        """Sum g^2."""
-        return self._read("g_squared", "squares=True")
-
-    @property
-    def positive_error(self) -> Tensor:
-        """Sum g |p - g|^q."""
-        return self._read("positive_error", "error_power=q")
-
-    @property
-    def negative_error(self) -> Tensor:
-        """Sum (1-g) |p - g|^q."""
-        return self._read("negative_error", "error_power=q")
-
-    @property
-    def contour(self) -> Tensor:
-        """Number of target voxels with a face neighbour outside the class."""
-        return self._read("contour", "contours=True")
-
-    def _read(self, name: str, asked: str) -> Tensor:
-        if name not in self._sums:
-            raise AttributeError(f"expected a loss whose formula reads {name} to have reads = Reads({asked}).")
-        return self._sums[name]
+        self.sums = sums
 
 
 class RegionLoss(SegmentationLoss):
@@ -453,8 +416,8 @@ class RegionLoss(SegmentationLoss):
             table = torch.where(in_mean, table, 1)
         rows = dict(zip(names, table, strict=True))
         values = self.formula(SoftCounts(rows))
-        if self.class_weight is not None and (weight := self.weights_for(values.shape[1], values)) is not None:
-            values = values * weight
+        if self.class_weight is not None:
+            values = self.times_weight(values)
         if in_mean is not None:  # 0/0 of a perfect voxel without smoothing
             values = torch.where(in_mean[:, : values.shape[1]], values, 0)
         return self.reduced_pairs(values, in_mean, inputs.axes)
@@ -499,7 +462,8 @@ class DistributionLoss(SegmentationLoss):
     def voxel_formula(self) -> VoxelFormula:
         """Loss of a voxel whose true outcome has log-probability `log_pt`; elementwise.
 
-        One of `ops.formulas`, or a method `voxel_formula(self, log_pt)`, which is differentiated.
+        One of `ops.formulas`, a frozen dataclass like them, or a method `voxel_formula(self, log_pt)`. What states no
+        slope is differentiated. (A method has no text, so a compiled loss takes the memory of plain torch.)
         """
 
     @property
@@ -555,18 +519,17 @@ class DistributionLoss(SegmentationLoss):
             loss = self.without_background(positive + negative)
         else:
             loss = positive.sum(1, keepdim=True) if self.class_weight is None else positive
-        weight = self.weights_for(loss.shape[1], loss)
-        return self.mean_or_sum((loss if weight is None else loss * weight).sum(), self.divisor(inputs, sums))
+        return self.mean_or_sum(self.times_weight(loss).sum(), self.divisor(inputs, sums))
 
     def divisor(self, inputs: LossInputs, sums: Sums) -> Tensor:
         """What the mean divides by: the voxels that count, times their class weights."""
-        volumes, voxels = sums["target"]
-        if self.one_vs_rest(inputs):
-            counts = self.without_background(voxels)
-        else:
-            counts = voxels[:, :1] if self.class_weight is None else volumes
-        weight = self.weights_for(counts.shape[1], counts)
-        return (counts if weight is None else counts * weight).sum()
+        weighs_voxels = self.class_weight is not None and not self.one_vs_rest(inputs)
+        return self.times_weight(sums["target"][0] if weighs_voxels else self.counts(inputs, sums)).sum()
+
+    def counts(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        """How many voxels count: (B, C') of each channel kept one-vs-rest, else (B, 1)."""
+        voxels = sums["target"][1]
+        return self.without_background(voxels) if self.one_vs_rest(inputs) else voxels[:, :1]
 
     def mean_or_sum(self, total: Tensor, divisor: Tensor) -> Tensor:
         """The reduced loss; 0, with zero gradient, where nothing counts."""

@@ -19,7 +19,7 @@ from monai_extra_losses.losses.options import (
     one_of,
     refuse_negative,
 )
-from monai_extra_losses.ops.contours import on_contour
+from monai_extra_losses.ops.contours import contours_of
 from monai_extra_losses.ops.distance import (
     SpacingOption,
     boundary_distance,
@@ -27,6 +27,7 @@ from monai_extra_losses.ops.distance import (
     distance_to_mask,
     distance_to_other_label,
 )
+from monai_extra_losses.ops.neighbourhoods import cross_mean
 from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import CountSums, MapSums, probabilities
 
@@ -85,9 +86,7 @@ class DistanceLoss(SegmentationLoss):
         if self.batch:
             values, voxels = values.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
         values = self.without_background(values / torch.where(voxels > 0, voxels, 1))
-        weight = self.weights_for(values.shape[1], values)
-        values = values if weight is None else values * weight
-        return self.reduced_pairs(values, voxels[:, :1] > 0, inputs.axes)
+        return self.reduced_pairs(self.times_weight(values), voxels[:, :1] > 0, inputs.axes)
 
     def totals(self, inputs: LossInputs, sums: Sums) -> Tensor:
         """(B, C) sums over the voxels."""
@@ -190,11 +189,7 @@ class GeneralizedSurfaceLoss(DistanceLoss):
     """
 
     def __init__(
-        self,
-        smooth: float = 1e-5,
-        *,
-        absent_class: AbsentClass = "smooth",
-        **options: Unpack[DistanceOptions],
+        self, smooth: float = 1e-5, *, absent_class: AbsentClass = "smooth", **options: Unpack[DistanceOptions]
     ) -> None:
         super().__init__(**options)
         refuse_negative(smooth=smooth)
@@ -286,8 +281,7 @@ class HausdorffLoss(DistanceLoss):
 
     def __init__(self, *, alpha: Positive = 2.0, one_sided: bool = False, **options: Unpack[DistanceOptions]) -> None:
         super().__init__(**options)
-        self.alpha = alpha
-        self.one_sided = one_sided
+        self.alpha, self.one_sided = alpha, one_sided
 
     def map_sums(self, inputs: LossInputs) -> MapSums:
         distances = self.signed_distance(inputs).abs() ** self.alpha
@@ -373,8 +367,7 @@ class HausdorffERLoss(DistanceLoss):
     ) -> None:
         super().__init__(**options)
         refuse_negative(alpha=alpha)
-        self.alpha = alpha
-        self.erosions = erosions
+        self.alpha, self.erosions = alpha, erosions
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Compute the loss; arguments as of `DistanceLoss.forward`, without a distance."""
@@ -393,7 +386,7 @@ class HausdorffERLoss(DistanceLoss):
         dtype = sum_dtype(remaining.device)
         total = remaining.new_zeros(remaining.shape[:2], dtype=dtype)
         for k in range(1, self.erosions + 1):
-            eroded = F.relu(_cross_mean(remaining) - 0.5)
+            eroded = F.relu(cross_mean(remaining) - 0.5)
             low, high = eroded.amin(spatial, keepdim=True), eroded.amax(spatial, keepdim=True)
             # Of a mean that is 0.5 only its rounding is left, which the division would stretch to one.
             spread = high - low > 4 * torch.finfo(eroded.dtype).eps
@@ -402,34 +395,17 @@ class HausdorffERLoss(DistanceLoss):
         return total
 
 
-def _cross_mean(x: Tensor) -> Tensor:
-    """Mean of each voxel of (B, C, *spatial) and its face neighbours, which are 0 beyond the border."""
-    axes = x.ndim - 2
-    padded = F.pad(x, [1, 1] * axes)
-    total = x
-    for axis in range(2, x.ndim):
-        line = padded
-        for other in range(2, x.ndim):
-            if other != axis:
-                line = line.narrow(other, 1, x.shape[other])
-        total = total + line.narrow(axis, 0, x.shape[axis]) + line.narrow(axis, 2, x.shape[axis])
-    return total / (2 * axes + 1)
-
-
 class _DistanceCrossEntropy(CrossEntropyLoss):
     """Base of the cross-entropies whose voxels have a factor that follows from distances."""
 
     left_out: ClassVar[dict[str, str]] = {"label_smoothing": "its voxels have one true class"}
     target_gradient = False
     unsyncable = "it compares voxels of a sample"
+    keeps_map = True
 
     def __init__(self, spacing: SpacingOption = "auto", **options: Unpack[SegmentationOptions]) -> None:
         super().__init__(**options)
         self.spacing = checked_spacing(spacing)
-
-    @property
-    def keeps_map(self) -> bool:
-        return True
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         losses = sums["losses"] * self.factors(inputs).to(sums["losses"])
@@ -551,7 +527,7 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
             label, chosen = geometry.labels(), geometry.chosen_labels()
             target, predicted = geometry.regions(label), geometry.regions(chosen)
             wrong = (label != chosen).unsqueeze(1)
-        target, predicted = (_contours(region) for region in (target, predicted))
+        target, predicted = (contours_of(region) for region in (target, predicted))
         distance = distance_to_mask(target, geometry.spacing(self.spacing)).flatten(2)
         number = predicted.flatten(2).sum(2)
         total = torch.where(predicted.flatten(2), distance, 0).sum(2, dtype=sum_dtype(distance.device))
@@ -561,8 +537,3 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
             return 1 + mean.view(shape) * wrong
         mean = F.pad(mean, (0, 1))  # no class: 0
         return 1 + mean.gather(1, label.flatten(1).to(torch.int64)).view_as(wrong) * wrong
-
-
-def _contours(regions: Tensor) -> Tensor:
-    """(B, C, *spatial) bool: voxels of each region on its contour."""
-    return on_contour(regions.flatten(0, 1)).view_as(regions).logical_and_(regions)

@@ -1,5 +1,7 @@
 """Checks of one call: shapes, dtypes, devices and labels."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,16 +23,25 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
-def plain_data(
-    input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The data of a call as plain tensors."""
+class PlainData(NamedTuple):
+    """The data of a call as plain tensors; `affine` is that of a target that was a MetaTensor."""
+
+    scores: Tensor
+    target: Tensor
+    mask: Tensor | None
+    distance: Tensor | None
+    affine: Tensor | None
+
+
+def plain_data(input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None) -> PlainData:
+    """The data of a call, without what a subclass of tensors makes of it."""
+    affine = getattr(target, "affine", None)
     scores = input if type(input) is Tensor else plain("input", input)
     target = target if type(target) is Tensor else plain("target", target)
     if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
         target = target.to(torch.int64)
     mask = None if mask is None else plain("mask", mask)
-    return scores, target, mask, None if distance is None else plain("distance", distance)
+    return PlainData(scores, target, mask, None if distance is None else plain("distance", distance), affine)
 
 
 def refuse_gradient(name: str, tensor: Tensor) -> None:
@@ -39,16 +50,7 @@ def refuse_gradient(name: str, tensor: Tensor) -> None:
         raise ValueError(f"expected a {name} without gradient, got one that requires it: try {name}.detach().")
 
 
-def check_shapes(
-    scores: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    distance: Tensor | None,
-    *,
-    labels: bool,
-    spatial: range,
-    target_gradient: bool,
-) -> None:
+def check_shapes(data: PlainData, *, labels: bool, spatial: range, target_gradient: bool) -> None:
     """Reject inputs a loss cannot use.
 
     Raises:
@@ -57,6 +59,7 @@ def check_shapes(
             a target that requires a gradient where there is none (of labels, or without `target_gradient`).
         ShapeMismatchError: target, mask or distance of another shape than the input asks for.
     """
+    scores, target, mask, distance, _ = data
     if not scores.is_floating_point():
         raise TypeError(f"expected a floating-point input, got {scores.dtype}.")
     if scores.ndim - 2 not in spatial:

@@ -17,12 +17,7 @@ from monai_extra_losses.losses.base import (
     answers_to,
     joined,
 )
-from monai_extra_losses.losses.distribution import (
-    BalancedCrossEntropyLoss,
-    CrossEntropyLoss,
-    FusedFocalLoss,
-    TopKLoss,
-)
+from monai_extra_losses.losses.distribution import BalancedCrossEntropyLoss, CrossEntropyLoss, FusedFocalLoss, TopKLoss
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.losses.options import (
     DiceOptions,
@@ -41,13 +36,6 @@ from monai_extra_losses.losses.options import (
 from monai_extra_losses.losses.region import FusedDiceLoss
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula
 from monai_extra_losses.ops.terms import Activation, OutcomeSums, TrueClassSums, VoxelFormula
-
-
-class _Dice(RegionLoss):
-    """Dice of each class."""
-
-    def formula(self, c: SoftCounts) -> Tensor:
-        return 1 - self.ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn)
 
 
 class _ScoreCrossEntropy(CrossEntropyLoss):
@@ -69,13 +57,10 @@ class _ScoreCrossEntropy(CrossEntropyLoss):
         one_vs_rest = self.one_vs_rest(inputs)
         if inputs.labels and not one_vs_rest:
             return super().reduced(inputs, sums, positive, negative)
-        voxels = sums["target"][1]
         if self.class_weight is not None:
             positive = positive * self.class_weight.to(positive)
-        loss, counts = positive, voxels[:, :1]
-        if one_vs_rest:
-            loss, counts = self.without_background(positive + negative), self.without_background(voxels)
-        return self.mean_or_sum(loss.sum(), counts.sum())
+        loss = self.without_background(positive + negative) if one_vs_rest else positive
+        return self.mean_or_sum(loss.sum(), self.counts(inputs, sums).sum())
 
 
 _OWN_WEIGHTS = "it weights the classes itself"
@@ -169,8 +154,7 @@ class FusedDiceCELoss(_WeightedParts):
         self.dice = FusedDiceLoss(**merged(options, weight=of_dice))
         of_scores = merged(_for_cross_entropy(options), softmax=not self.sigmoid, other_act=None)
         self.cross_entropy = _ScoreCrossEntropy(label_smoothing, weight=weight, **of_scores)
-        self.lambda_dice = lambda_dice
-        self.lambda_ce = lambda_ce
+        self.lambda_dice, self.lambda_ce = lambda_dice, lambda_ce
 
     def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
         return {"dice": (self.lambda_dice, self.dice), "cross_entropy": (self.lambda_ce, self.cross_entropy)}
@@ -248,8 +232,7 @@ class FusedDiceFocalLoss(_WeightedParts):
         self.dice = FusedDiceLoss(**options)
         of_focal = chosen(options, SegmentationOptions, without=FusedFocalLoss.left_out)
         self.focal = FusedFocalLoss(gamma=gamma, alpha=alpha, use_softmax=self.softmax, **of_focal)
-        self.lambda_dice = lambda_dice
-        self.lambda_focal = lambda_focal
+        self.lambda_dice, self.lambda_focal = lambda_dice, lambda_focal
 
     def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
         return {"dice": (self.lambda_dice, self.dice), "focal": (self.lambda_focal, self.focal)}
@@ -308,18 +291,13 @@ class DiceTopKLoss(_RegionCompound):
     """
 
     def __init__(
-        self,
-        k: float = 10.0,
-        lambda_dice: float = 1.0,
-        lambda_topk: float = 1.0,
-        **options: Unpack[RegionOptions],
+        self, k: float = 10.0, lambda_dice: float = 1.0, lambda_topk: float = 1.0, **options: Unpack[RegionOptions]
     ) -> None:
         super().__init__(**options)
         refuse_negative(lambda_dice=lambda_dice, lambda_topk=lambda_topk)
-        self.dice = _Dice(**options)
+        self.dice = FusedDiceLoss(**options)
         self.topk = TopKLoss(k=k, batch=self.dice.batch, **_for_cross_entropy(options))
-        self.lambda_dice = lambda_dice
-        self.lambda_topk = lambda_topk
+        self.lambda_dice, self.lambda_topk = lambda_dice, lambda_topk
 
     def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
         return {"dice": (self.lambda_dice, self.dice), "topk": (self.lambda_topk, self.topk)}
@@ -360,11 +338,9 @@ class ComboLoss(_RegionCompound):
 
     def __init__(self, alpha: Share = 0.5, beta: InnerShare = 0.5, **options: Unpack[RegionOptions]) -> None:
         super().__init__(**options)
-        self.dice = _Dice(**merged(self.defaults, **options))
-        of_voxels = chosen(options, SegmentationOptions)
-        self.cross_entropy = BalancedCrossEntropyLoss((beta, beta), **of_voxels)
-        self.alpha = alpha
-        self.beta = beta
+        self.dice = FusedDiceLoss(**merged(self.defaults, **options))
+        self.cross_entropy = BalancedCrossEntropyLoss((beta, beta), **chosen(options, SegmentationOptions))
+        self.alpha, self.beta = alpha, beta
 
     def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
         return {"cross_entropy": (self.alpha, self.cross_entropy), "dice": (1 - self.alpha, self.dice)}
@@ -409,8 +385,7 @@ class _FrequencyCrossEntropy(DistributionLoss):
             loss = self.without_background(positive + negative * _root_ratio(every, every - frequencies))
         else:
             loss = positive * _root_ratio(frequencies.sum(), frequencies)
-        counts = self.without_background(voxels) if one_vs_rest else voxels[:, :1]
-        return self.mean_or_sum(loss.sum(), counts.sum())
+        return self.mean_or_sum(loss.sum(), self.counts(inputs, sums).sum())
 
     def _frequencies(self, volumes: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
         """(C,) how often each class is there, of how many voxels."""
@@ -488,8 +463,7 @@ class ExponentialLogarithmicLoss(_RegionCompound):
         self.cross_entropy = _FrequencyCrossEntropy(
             gamma_cross_entropy, class_frequencies, **_for_cross_entropy(options)
         )
-        self.weight_dice = weight_dice
-        self.weight_cross_entropy = weight_cross_entropy
+        self.weight_dice, self.weight_cross_entropy = weight_dice, weight_cross_entropy
 
     def parts(self) -> Mapping[str, tuple[float, SegmentationLoss]]:
         return {"dice": (self.weight_dice, self.dice), "cross_entropy": (self.weight_cross_entropy, self.cross_entropy)}
@@ -526,15 +500,14 @@ class _UnifiedFocal(DistributionLoss):
         return {**terms, "plain": (self.source, kind(self.activation(inputs), CrossEntropyFormula()))}
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
-        focal, voxels = sums["losses"], sums["target"][1]
+        focal = sums["losses"]
         plain = sums["plain"] if self.asymmetric else focal
         if self.one_vs_rest(inputs):
             loss = self.without_background(self.delta * plain[0] + (1 - self.delta) * focal[1])
-            counts = self.without_background(voxels)
         else:
             foreground, background = self.delta * plain[0][:, 1:], (1 - self.delta) * focal[0][:, :1]
-            loss, counts = torch.cat([background, foreground], 1), voxels[:, :1]
-        return self.mean_or_sum(loss.sum(), counts.sum())
+            loss = torch.cat([background, foreground], 1)
+        return self.mean_or_sum(loss.sum(), self.counts(inputs, sums).sum())
 
 
 class UnifiedFocalLoss(_RegionCompound):

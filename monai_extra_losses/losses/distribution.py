@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_extra_losses.losses.base import TARGET_SUMS, DistributionLoss, SegmentationLoss, Sums, Terms
+from monai_extra_losses.losses.checks import PlainData
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.losses.options import Positive, SegmentationOptions, Share, ValueRange, merged, one_of
 from monai_extra_losses.ops.formulas import (
@@ -139,8 +140,8 @@ class FusedFocalLoss(DistributionLoss):
     """
 
     source = "scores"
+    by_class = True
     _spatial = range(0, 4)
-
     left_out: ClassVar[dict[str, str]] = dict.fromkeys(
         ("sigmoid", "softmax", "other_act"), "it reads raw scores, by `use_softmax`"
     )
@@ -160,22 +161,14 @@ class FusedFocalLoss(DistributionLoss):
         _refuse_sign(self.alpha)
         if use_softmax and not self.include_background and isinstance(self.alpha, int | float):
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=3)
-        self.gamma = gamma
-        self.use_softmax = use_softmax
+        self.gamma, self.use_softmax = gamma, use_softmax
 
     @property
     def voxel_formula(self) -> VoxelFormula:
         return SoftFocalFormula(self.gamma)
 
-    def one_vs_rest(self, inputs: LossInputs) -> bool:
-        return self.activation(inputs) == "sigmoid"
-
     def activation(self, inputs: LossInputs) -> Activation:
-        return "softmax" if self.use_softmax and inputs.channels > 1 else "sigmoid"
-
-    @property
-    def by_class(self) -> bool:
-        return True
+        return "sigmoid" if self.one_vs_rest(inputs) else "softmax"
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         if self.keeps_map:
@@ -191,13 +184,11 @@ class FusedFocalLoss(DistributionLoss):
     def voxel_map(self, inputs: LossInputs) -> VoxelMap:
         return VoxelMap(self.voxel_sums(inputs), *self._factors(inputs, inputs.exact()), spread=True)
 
-    def wrap(
-        self, scores: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, affine: Tensor | None
-    ) -> LossInputs:
-        if scores.ndim == 2:  # (B, C): one voxel per sample
-            scores, target = scores.unsqueeze(-1), target.unsqueeze(-1)
-            mask = None if mask is None else mask.unsqueeze(-1)
-        return super().wrap(scores, target, mask, distance, affine)
+    def wrap(self, data: PlainData) -> LossInputs:
+        if data.scores.ndim == 2:  # (B, C): one voxel per sample
+            mask = None if data.mask is None else data.mask.unsqueeze(-1)
+            data = data._replace(scores=data.scores.unsqueeze(-1), target=data.target.unsqueeze(-1), mask=mask)
+        return super().wrap(data)
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         loss = super().forward(input, target, mask)
@@ -463,6 +454,7 @@ class TopKLoss(DistributionLoss):
 
     voxel_formula: VoxelFormula = CrossEntropyFormula()
     unsyncable = "the largest losses of ranks cannot be added up"
+    keeps_map = True
 
     def __init__(
         self,
@@ -471,12 +463,7 @@ class TopKLoss(DistributionLoss):
         **options: Unpack[SegmentationOptions],
     ) -> None:
         super().__init__(**options)
-        self.k = k
-        self.batch = batch
-
-    @property
-    def keeps_map(self) -> bool:
-        return True
+        self.k, self.batch = k, batch
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         loss = super().value(inputs, sums)

@@ -165,13 +165,10 @@ def signature_of(cls: Any) -> inspect.Signature:
 
     The names in `in_order` come first, and may be given by position; beside them every option is given by its name.
     """
-    if "__init__" not in vars(cls):
-        inherited = inspect.signature(cls.__mro__[1])
-        return inherited.replace(parameters=[p for p in inherited.parameters.values() if p.name not in cls.left_out])
-    own = inspect.signature(cls.__init__)
-    own = own.replace(parameters=[_without_range(parameter) for parameter in own.parameters.values()])
-    others = next((p for p in own.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    found = {p.name: p for p in own.parameters.values() if p.name != "self" and p is not others}
+    own = inspect.signature(cls.__init__ if "__init__" in vars(cls) else cls.__mro__[1])
+    named = {p.name: _without_range(p) for p in own.parameters.values() if p.name != "self"}
+    others = next((p for p in named.values() if p.kind is p.VAR_KEYWORD), None)
+    found = {name: parameter for name, parameter in named.items() if parameter is not others}
     for shared in _shared(cls, others):
         found.setdefault(shared.name, shared)
     found = {name: parameter for name, parameter in found.items() if name not in cls.left_out}

@@ -1,8 +1,6 @@
 """Losses that are no formula of counts or of single voxels: neighbourhoods and sorting."""
 
 import functools
-import itertools
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Unpack
@@ -15,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, Sums, Terms
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.losses.options import AbsentClass, Positive, SegmentationOptions, Share, ShareBelowOne, one_of
+from monai_extra_losses.ops.lovasz import jaccard_slopes
+from monai_extra_losses.ops.neighbourhoods import window_moments
 from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
 from monai_extra_losses.ops.terms import outcome_log_probabilities, probabilities
 
@@ -33,9 +33,7 @@ class _StructureLoss(SegmentationLoss):
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         values, in_mean = map(self.without_background, self.values(inputs))
-        weight = self.weights_for(values.shape[1], values)
-        if weight is not None:
-            values = values * weight
+        values = self.times_weight(values)
         values = torch.where(in_mean | values.isnan(), values, 0)
         if self.reduction == "none":
             return values[(..., *[None] * inputs.axes)]
@@ -91,9 +89,7 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
         **options: Unpack[SegmentationOptions],
     ) -> None:
         super().__init__(**options)
-        self.weight_cross_entropy = weight_cross_entropy
-        self.threshold = threshold
-        self.stability = stability
+        self.weight_cross_entropy, self.threshold, self.stability = weight_cross_entropy, threshold, stability
 
     def values(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         shape = inputs.scores.shape
@@ -130,32 +126,10 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
 
     def _normalised(self, x: Tensor) -> Tensor:
         """(x - mu + C) / (sigma + C) of each voxel's window."""
-        mean, variance = _window_moments(x)
+        mean, variance = window_moments(x)
         flat = variance <= 0
         deviation = torch.where(flat, 0, torch.where(flat, 1, variance).sqrt())  # the root has no gradient at 0
         return (x - mean + self.stability) / (deviation + self.stability)
-
-
-def _window_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gaussian mean and variance of x in 3 voxels per axis of (B, C, *spatial).
-
-    Axis by axis, by the law of total variance: Var[x] = E[Var[x | axis]] + Var[E[x | axis]]. Every part is a mean of
-    centred squares, so nothing cancels and no variance is below 0.
-    """
-    side = math.exp(-0.5 / 1.5**2)
-    total = 1 + 2 * side
-    mean = F.pad(x, [1, 1] * (x.ndim - 2), mode="reflect")
-    variance: Tensor | None = None
-    for axis in range(2, x.ndim):
-        parts = [mean.narrow(axis, start, x.shape[axis]) for start in range(3)]
-        mean = torch.add(parts[1], parts[0] + parts[2], alpha=side) / total
-        spread = ((parts[1] - mean) ** 2 + side * ((parts[0] - mean) ** 2 + (parts[2] - mean) ** 2)) / total
-        if variance is not None:
-            low, middle, high = (variance.narrow(axis, start, x.shape[axis]) for start in range(3))
-            spread = spread + torch.add(middle, low + high, alpha=side) / total
-        variance = spread
-    assert variance is not None
-    return mean, variance
 
 
 class LovaszLoss(_StructureLoss):
@@ -216,27 +190,5 @@ class LovaszLoss(_StructureLoss):
             errors, positives, weight = (x.transpose(0, 1).flatten(1).unsqueeze(0) for x in (errors, positives, weight))
         enters = (positives if self.absent_class == "skip" else weight).sum(2) > 0
         enters = enters.expand(errors.shape[:2])
-        values = (errors * _slopes(errors, positives, weight, enters)).sum(2, dtype=sum_dtype(errors.device))
+        values = (errors * jaccard_slopes(errors, positives, weight, enters)).sum(2, dtype=sum_dtype(errors.device))
         return values, enters
-
-
-@torch.no_grad()
-def _slopes(errors: Tensor, positives: Tensor, weight: Tensor, enters: Tensor) -> Tensor:
-    """(B, C, M) change of the Jaccard loss as each voxel joins those in error, from the largest error down.
-
-    The loss is linear in the errors as long as their order stays, so this is its derivative, too. On the CPU, where
-    that costs no wait, classes that do not enter the mean, by `enters` (B, C), are left at 0 and not sorted.
-    """
-    slopes = torch.zeros_like(errors)
-    of_classes = itertools.product(range(errors.shape[0]), range(errors.shape[1]))
-    known = enters.device.type == "cpu" and has_numbers(enters)
-    for sample, channel in enters.nonzero().tolist() if known else of_classes:
-        order = errors[sample, channel].argsort(descending=True)
-        # In float32 the differences of a large volume, 1e-7 each, would be rounding errors.
-        missed = positives[sample, channel][order].cumsum(0, dtype=sum_dtype(errors.device))
-        counted = weight[sample, 0][order].cumsum(0, dtype=missed.dtype)
-        union = missed[-1] + counted - missed
-        jaccard = torch.where(union > 0, 1 - (missed[-1] - missed) / torch.where(union > 0, union, 1), 0)
-        change = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
-        slopes[sample, channel].scatter_(0, order, change.to(errors.dtype))
-    return slopes

@@ -115,13 +115,12 @@ class CompoundLoss(nn.Module):
         shared: dict[object, LossInputs] = {}
         sums: dict[str, Tensor] = {}
         if own:
-            affine = getattr(target, "affine", None)  # of a MetaTensor
             data = plain_data(input, target, mask, distance)
             for part in own.values():
-                part.check(*data, stacklevel=6)
+                part.check(data, stacklevel=5)
             for part in own.values():
                 if (key := _reading(part)) not in shared:
-                    shared[key] = part.wrap(*data, affine)
+                    shared[key] = part.wrap(data)
         for key, inputs in shared.items():
             parts = {name: part.terms(inputs) for name, part in own.items() if _reading(part) == key}
             sums |= inputs.compute(joined(parts))

@@ -61,3 +61,8 @@ def on_contour(regions: Tensor) -> Tensor:
             contour.narrow(axis, 1, length - 1).logical_or_(differs)
             contour.narrow(axis, 0, length - 1).logical_or_(differs)
     return contour
+
+
+def contours_of(regions: Tensor) -> Tensor:
+    """(B, C, *spatial) bool: voxels of each region on its contour."""
+    return on_contour(regions.flatten(0, 1)).view_as(regions).logical_and_(regions)

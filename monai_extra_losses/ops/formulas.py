@@ -1,7 +1,8 @@
 """The voxel-wise losses: each a function f, with its slope f' for the kernels, a third of the work of differentiating.
 
 L is log p_t, the log-probability of the true outcome, so dp_t/dL = p_t; m is a margin of scores. A test compares each
-slope with the derivative of its formula. Equal formulas are equal objects, which a compound loss computes once.
+slope with the derivative of its formula. Equal formulas are equal objects, which a compound loss computes once. A
+formula without a slope may stand beside its loss: the pass differentiates it.
 """
 
 from dataclasses import dataclass

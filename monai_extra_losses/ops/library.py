@@ -1,7 +1,7 @@
 """The pass over slabs as operators of torch, which a compiled graph calls as they are.
 
 An operator takes tensors, numbers and text, so the terms travel as text: `CountSums(softmax, False, False);
-TargetSums(none)`. A term that holds a tensor, or a formula that is none of `formulas.py`, has no text.
+TargetSums(none)`. A term that holds a tensor, or a formula that does not derive from `Spelled`, has no text.
 """
 
 import ast
@@ -140,9 +140,9 @@ def _gradient(
     terms: str,
 ) -> Tensor:
     data = _data(scores, target, mask, labels, ignore_index)
-    # torch calls an operator with autograd switched off; what has no kernel is differentiated slab by slab.
-    autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
-    with torch.no_grad(), autograd:
+    # torch calls an operator below autograd. What has no kernel, or no slope, is differentiated all the same, slab by
+    # slab: `inference_mode(False)` is the public way back.
+    with torch.inference_mode(False), torch.no_grad():
         wanted = decode(terms)
         return slab_pass.backward(data, wanted, grads, plan(data, wanted, keeps=False))
 

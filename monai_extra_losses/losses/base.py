@@ -340,9 +340,19 @@ class SoftCounts:
     contour: Tensor = _asked_for("contour", "contours=True")
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
-        tp, p, g, n = (sums[name] for name in ("tp", "p", "g", "n"))
-        self.tp, self.fp, self.fn, self.tn = tp, p - tp, g - tp, n - p - g + tp
-        self.sums = sums
+        self.tp, self.sums = sums["tp"], sums
+
+    @property  # a cached one has a lock, which torch.compile cannot trace
+    def fp(self) -> Tensor:
+        return self.sums["p"] - self.tp
+
+    @property
+    def fn(self) -> Tensor:
+        return self.sums["g"] - self.tp
+
+    @property
+    def tn(self) -> Tensor:
+        return self.sums["n"] - self.sums["p"] - self.fn
 
 
 class RegionLoss(SegmentationLoss):
@@ -403,18 +413,17 @@ class RegionLoss(SegmentationLoss):
         if self.reads.contours:
             tables.append(inputs.contour_sizes().unsqueeze(0))
             names.append("contour")
-        table = torch.cat(tables)
         if self.batch:
-            table = self.summed_over_ranks(table.sum(1, keepdim=True))
+            tables = [self.summed_over_ranks(torch.cat(tables).sum(1, keepdim=True))]
         if not self.include_background:
-            table = self.without_background(table, axis=2)
-        in_mean = self.pairs_in_mean(inputs, table[names.index("g")], table[names.index("n")])
+            tables = [self.without_background(table, axis=2) for table in tables]
+        rows = dict(zip(names, (row for table in tables for row in table.unbind()), strict=True))
+        in_mean = self.pairs_in_mean(inputs, rows["g"], rows["n"])
         if in_mean is not None:
             # A perfect voxel in place of what leaves the mean: 0/0 there would be NaN in the gradient of the rest. NaN
             # stays: what is not a number must not pass for an absent class.
-            in_mean = in_mean | table.isnan().any(0)
-            table = torch.where(in_mean, table, 1)
-        rows = dict(zip(names, table, strict=True))
+            in_mean = in_mean | torch.stack(list(rows.values())).isnan().any(0)
+            rows = {name: torch.where(in_mean, row, 1) for name, row in rows.items()}
         values = self.formula(SoftCounts(rows))
         if self.class_weight is not None:
             values = self.times_weight(values)

@@ -1,7 +1,6 @@
 """The tensors of one call, and how they are read slab by slab."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,17 +103,16 @@ class CallData:
     def whole(self) -> Voxels:
         """Everything at once, as the plain definitions want it."""
         mask = None if self.mask is None else self.mask.flatten(2)
-        scores = self.scores.flatten(2)
-        return self._voxels(lambda weight: scores, self.target.flatten(2), mask)
+        target = self.target.flatten(2)
+        return self._voxels(self.scores.flatten(2), target, self._weight(target, mask))
 
     def slab(self, piece: Piece) -> Voxels:
         """One piece of the call."""
         mask = None if self.mask is None else piece.read(self.mask)
-        return self._voxels(functools.partial(self._read_scores, piece), piece.read(self.target), mask)
-
-    def _read_scores(self, piece: Piece, weight: Tensor | None) -> Tensor:
-        scores = self.scores
-        return scores.read(piece, weight) if isinstance(scores, HeadScores) else piece.read(scores)
+        scores, target = self.scores, piece.read(self.target)
+        weight = None if self.counts_all else self._weight(target, mask)
+        scores = scores.read(piece, weight) if isinstance(scores, HeadScores) else piece.read(scores)
+        return self._voxels(scores, target, weight)
 
     def pieces(self, length: int) -> list[Piece]:
         """The pieces of slabs of about `length` voxels: whole samples where these are short, else parts of one."""
@@ -157,10 +155,8 @@ class CallData:
             weight = counts.to(self.dtype) if weight is None else weight * counts
         return weight
 
-    def _voxels(self, read: Callable[[Tensor | None], Tensor], target: Tensor, mask: Tensor | None) -> Voxels:
-        """The voxels of a target and a mask; `read` gives their scores, and is told what each voxel counts."""
-        weight = self._weight(target, mask)
-        scores = read(weight).to(self.dtype)
+    def _voxels(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> Voxels:
+        scores = scores.to(self.dtype)
         if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
             deleted = weight.unsqueeze(1) == 0
             target, scores = target.masked_fill(deleted, 0), scores.masked_fill(deleted, 0)

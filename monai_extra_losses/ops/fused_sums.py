@@ -49,25 +49,20 @@ def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
         if not has_numbers(data.scores):
             _check_known(data)
         elif not differentiates_target:
-            different = tuple(dict.fromkeys(terms))
-            results = dict(zip(different, _fused(data, different), strict=True))
-            return [results[term] for term in terms]
+            scores, different = data.scores, tuple(dict.fromkeys(terms))
+            if isinstance(scores, HeadScores):
+                call = data, different, plan(data, different, keeps=False)
+                results = _HeadSums.apply(scores.features, scores.weight, scores.bias, *call)
+            else:
+                keeps = scores.requires_grad and torch.is_grad_enabled()
+                results = _FusedSums.apply(scores, data, different, plan(data, different, keeps=keeps))
+            by_term = dict(zip(different, results, strict=True))
+            return [by_term[term] for term in terms]
         else:
             slab_pass.check_target(data)
     except WrongLabelsError:
         raise ValueError(wrong_target(data)) from None
     return _definitions(data, terms)
-
-
-def _fused(data: CallData, terms: tuple[Term, ...]) -> tuple[Tensor, ...]:
-    scores = data.scores
-    if isinstance(scores, HeadScores):
-        chosen = plan(data, terms, keeps=False)
-        of_head: tuple[Tensor, ...] = _HeadSums.apply(scores.features, scores.weight, scores.bias, data, terms, chosen)
-        return of_head
-    chosen = plan(data, terms, keeps=scores.requires_grad and torch.is_grad_enabled())
-    results: tuple[Tensor, ...] = _FusedSums.apply(scores, data, terms, chosen)
-    return results
 
 
 def whole(data: CallData, *, any_target: bool = False) -> Voxels:
@@ -135,7 +130,9 @@ class _FusedSums(torch.autograd.Function):
         ctx.save_for_backward(scores, data.target, data.mask)
         ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
         ctx.kept = slab_pass.Kept()
-        return _marked(ctx, terms, slab_pass.forward(data, terms, chosen, ctx.kept))
+        results = slab_pass.forward(data, terms, chosen, ctx.kept)
+        ctx.mark_non_differentiable(*[r for term, r in zip(terms, results, strict=True) if not term.reads_scores])
+        return results
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
@@ -168,7 +165,9 @@ class _HeadSums(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(features, weight, bias, data.target, data.mask)
         ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
-        return _marked(ctx, terms, slab_pass.forward(data, terms, chosen))
+        results = slab_pass.forward(data, terms, chosen)
+        ctx.mark_non_differentiable(*[r for term, r in zip(terms, results, strict=True) if not term.reads_scores])
+        return results
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
@@ -183,9 +182,3 @@ class _HeadSums(torch.autograd.Function):
         data = CallData(scores, target, mask, ctx.labels, ctx.ignore_index)
         gradients = slab_pass.backward_through_head(data, ctx.terms, grads, ctx.plan, ctx.needs_input_grad[:3])
         return *gradients, None, None, None
-
-
-def _marked(ctx: Any, terms: Sequence[Term], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The results; autograd keeps no graph of those that do not depend on the scores."""
-    ctx.mark_non_differentiable(*(out for term, out in zip(terms, results, strict=True) if not term.reads_scores))
-    return results

@@ -5,8 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops.numbers import has_numbers
-from monai_extra_losses.ops.numbers import sum_dtype
+from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ def is_fake(tensor: Tensor) -> bool:
 
 def has_numbers(tensor: Tensor) -> bool:
     """Whether a tensor can be read on the host and decide what is computed."""
-    return not (torch.compiler.is_compiling() or _transforms_active() or tensor.is_meta or is_fake(tensor))
+    if torch.compiler.is_compiling() or _transforms_active() or tensor.is_meta:
+        return False
+    return type(tensor) is Tensor or not is_fake(tensor)
 
 
 def numbers_of(tensor: Tensor) -> Tensor | None:

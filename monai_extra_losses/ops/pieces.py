@@ -16,13 +16,12 @@ class Piece:
 
     def flat(self, tensor: Tensor) -> Tensor | None:
         """The piece of a (B, C, *spatial) tensor as a (b, C, m) view, or None where the strides do not allow one."""
-        if self.is_whole:
-            return view_of(tensor)
-        own = tensor[self.samples]
+        own = tensor if self.is_whole else tensor[self.samples]
         try:
-            return own.view(own.shape[0], own.shape[1], -1)[..., self.voxels]
+            flat = own.view(own.shape[0], own.shape[1], -1)
         except RuntimeError:
             return None
+        return flat if self.is_whole else flat[..., self.voxels]
 
     def read(self, tensor: Tensor) -> Tensor:
         """The piece of a (B, C, *spatial) tensor as (b, C, m); copied where there is no flat view."""
@@ -41,14 +40,6 @@ class Piece:
     def _rows(self, tensor: Tensor) -> Tensor:
         row = math.prod(tensor.shape[3:])
         return tensor[self.samples, :, self.voxels.start // row : self.voxels.stop // row]
-
-
-def view_of(tensor: Tensor) -> Tensor | None:
-    """The same tensor as a (B, C, M) view, or None where the strides do not allow one."""
-    try:
-        return tensor.view(tensor.shape[0], tensor.shape[1], -1)
-    except RuntimeError:
-        return None
 
 
 def has_flat_view(tensor: Tensor) -> bool:

@@ -68,7 +68,8 @@ def forward(data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept | None
         if plan.softmax == "kept whole":
             torch.softmax(data.scores, 1, out=kept.probabilities)
         _fill(outs, data, terms, plan, kept)
-        if device.type == "cpu" and not all(math.isfinite(out.sum().item()) for out in outs):
+        read = [out for term, out in zip(terms, outs, strict=True) if term.reads_scores]
+        if device.type == "cpu" and not all(math.isfinite(out.sum().item()) for out in read):
             for out in outs:
                 out.zero_()
             _fill(outs, data, terms, plan.for_infinite_scores(), kept)

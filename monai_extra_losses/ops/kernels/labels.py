@@ -5,6 +5,7 @@ per number of a slab that a vectorized multiplication goes through: up to `_FEW`
 never leaves the cache, is the faster way to the same numbers.
 """
 
+import functools
 from collections.abc import Callable
 from functools import cached_property
 
@@ -120,7 +121,7 @@ class FewLabels(IndexedLabels):
     def _compared(self, comparison: Callable[..., Tensor]) -> Tensor:
         # A comparison that writes floats is vectorized; one of bytes that multiplies floats later is not.
         labels = self._labels if self._labels.dtype == torch.float64 else self._labels.float()
-        classes = torch.arange(self._num_classes, dtype=labels.dtype).unsqueeze(1)
+        classes = _column(self._num_classes, labels.dtype)
         out = torch.empty_like(self._voxels.scores, memory_format=torch.contiguous_format)
         return comparison(labels.unsqueeze(1), classes, out=out)
 
@@ -152,6 +153,12 @@ class FewLabels(IndexedLabels):
     def scale(self, values: Tensor, true: Tensor, other: Tensor) -> Tensor:
         # Not other + g (true - other): that would round a small factor of the true class away.
         return values.mul_((self.g * true.unsqueeze(2)).addcmul_(self._other, other.unsqueeze(2)))
+
+
+@functools.cache
+def _column(num_classes: int, dtype: torch.dtype) -> Tensor:
+    """(C, 1) the labels 0..C-1."""
+    return torch.arange(num_classes, dtype=dtype, device="cpu").unsqueeze(1)
 
 
 def read_labels(v: Voxels) -> IndexedLabels:

@@ -14,6 +14,9 @@ torch.compile, `gather` a Dice by gather and scatter, `softmax` a softmax and it
 the baseline of a loss without other code. Losses of structure, which hold many maps of all classes at once, are left
 out above 14 classes.
 
+`--against eager` measures our loss under torch.compile beside itself in eager mode. `--busy 1` starts a process that
+keeps a core busy, as a data loader or another user does.
+
 On Linux the process starts itself again with a C allocator that keeps freed memory. As it comes, glibc gives blocks
 above 32 MiB back and page faults take most of the time of a step, three to ten times of it for code that allocates as
 often, so that a ratio says how the heap happened to lie: our worst case is the one that repeats. `--allocator system`
@@ -21,12 +24,14 @@ measures as it comes.
 """
 
 import argparse
+import atexit
 import csv
 import gc
 import itertools
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -69,8 +74,8 @@ COLUMNS = (
     "ours_memory",
     "bandwidth",
 )
-WHERE = ("device", "threads", "torch", "monai", "allocator", "date")
-AGAINST = ("MONAI", "textbook", "compiled", "gather", "softmax")
+WHERE = ("device", "threads", "busy", "torch", "monai", "allocator", "date")
+AGAINST = ("MONAI", "textbook", "compiled", "gather", "softmax", "eager")
 # What makes glibc keep what is freed.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 STRUCTURE = tuple(entry.name for entry in LOSSES if entry.family == "structure")
@@ -99,12 +104,14 @@ ROWS: dict[str, tuple[nn.Module, Loss]] = dict(rows())
 def baselines(name: str, wanted: Iterable[str]) -> dict[str, Loss]:
     """Baselines of a row, by their names; those that it does not have are left out."""
     plain = ROWS[name][1]
+    eager: dict[str, Loss] = {"eager": ROWS[name][0]} if "eager" in wanted else {}
     if plain is softmax_alone:
-        return {"softmax": plain}
+        return eager or {"softmax": plain}
     kind = "MONAI" if isinstance(plain, nn.Module) else "textbook"
     there: dict[str, Loss] = {kind: plain, "compiled": plain, "softmax": softmax_alone}
     if name == "FusedDiceLoss":
         there["gather"] = gather_dice
+    there |= eager
     return {key: torch.compile(there[key]) if key == "compiled" else there[key] for key in wanted if key in there}
 
 
@@ -151,7 +158,8 @@ def seconds_of_copy(tensor: Tensor, rounds: int) -> float:
 def measure(
     name: str, against: str, baseline: Loss, logits: Tensor, labels: Tensor, rounds: int
 ) -> dict[str, int | float | str]:
-    losses = {"ours": ROWS[name][0], "baseline": baseline}
+    ours = ROWS[name][0]
+    losses: dict[str, Loss] = {"ours": torch.compile(ours) if against == "eager" else ours, "baseline": baseline}
     times: dict[str, list[float]] = {key: [] for key in losses}
     for _ in range(2):  # the second lays out the memory as it stays
         for loss in losses.values():
@@ -163,7 +171,7 @@ def measure(
     row: dict[str, int | float | str] = {"loss": name, "shape": shape_name(logits.shape), "baseline": against}
     row |= {"dtype": dtype_name(logits.dtype), "labels": dtype_name(labels.dtype)}
     for key, loss in losses.items():
-        row[f"{key}_ms"] = round(1e3 * statistics.median(times[key]), 1)
+        row[f"{key}_ms"] = round(1e3 * statistics.median(times[key]), 3)
         row[f"{key}_memory"] = round(peak_extra_bytes(loss, logits, labels) / size, 2)
         gc.collect()
     # The ratio of neighbours in time, so that a slow stretch of a shared machine hits both.
@@ -243,6 +251,7 @@ def main() -> None:
     parser.add_argument(
         "--allocator", choices=["keep", "system"], default="keep", help="of memory on the CPU; see above"
     )
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each, beside this one")
     parser.add_argument("--csv", type=Path, help="also add the rows to this file")
     parser.add_argument("--markdown", type=Path, help="also write the table of the README to this file")
     args = parser.parse_args()
@@ -252,14 +261,21 @@ def main() -> None:
     where = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "busy": args.busy,
         "torch": torch.__version__,
         "monai": monai.__version__,
         "allocator": args.allocator,
         "date": date.today().isoformat(),
     }
-    title = "{device}, {threads} threads, torch {torch}, MONAI {monai}, allocator: {allocator}, {date}".format(**where)
+    title = (
+        "{device}, {threads} threads, {busy} busy neighbours, torch {torch}, MONAI {monai}, allocator: {allocator}, {date}"
+    ).format(**where)
+        **where
+    )
     print(title)
     print(printed(*COLUMNS))
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
+    atexit.register(lambda: [neighbour.kill() for neighbour in neighbours])
     rows = []
     for shape, dtype, label_dtype in itertools.product(args.shapes, args.dtype, args.label_dtype):
         torch.manual_seed(0)

@@ -1,10 +1,12 @@
-"""Peak memory and time of a whole training step, a 3D U-Net under our losses and under MONAI's.
+"""Peak memory and time of a whole training step, a 3D network under our losses and under MONAI's.
 
-    python benchmarks/bench_training_step.py [--classes 105] [--size 128] [--csv FILE]
+    python benchmarks/bench_training_step.py [--network UNet] [--classes 105] [--size 128] [--csv FILE]
+    python benchmarks/bench_training_step.py --network SegResNet --classes 117 --size 96
 
-The network is the one of configs/train.yaml, with one float32 patch of one channel. The peak is of what a step
-allocates, above the parameters, their gradients and the patch; `loss_share` is the fraction of it that a step without a
-loss (the mean of the logits) does not need.
+The U-Net is the one of configs/train.yaml, the SegResNet MONAI's with 16 filters; the patch is float32, of one channel.
+A network with a last convolution of 1x1x1 has a row with `HeadLoss`. The peak is of what a step allocates, above the
+parameters, their gradients and the patch; `loss_share` is the fraction of it that a step without a loss (the mean of
+the logits) does not need, below 0 where it needs more.
 """
 
 import argparse
@@ -13,18 +15,19 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import monai
 import monai.losses
 import torch
-from monai.networks.nets import UNet
+from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
 
 import monai_extra_losses.losses as ours
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import memory
 
 SOFTMAX = {"to_onehot_y": True, "softmax": True}
@@ -45,6 +48,13 @@ LOSSES: dict[str, nn.Module] = {
     "FusedDiceCELoss": ours.FusedDiceCELoss(**SOFTMAX),
     "MONAI DiceFocalLoss, sigmoid": monai.losses.DiceFocalLoss(**SIGMOID),
     "FusedDiceFocalLoss, sigmoid": ours.FusedDiceFocalLoss(**SIGMOID),
+}
+
+
+# How a network of so many classes is made, and its last convolution where `HeadLoss` can take it.
+NETWORKS: dict[str, tuple[Callable[[int], nn.Module], str | None]] = {
+    "UNet": (lambda classes: UNet(3, 1, classes, (16, 32, 64, 128), (2, 2, 2), num_res_units=2, norm="instance"), None),
+    "SegResNet": (lambda classes: SegResNet(3, 16, 1, classes), "conv_final.2.conv"),
 }
 
 
@@ -72,19 +82,27 @@ def seconds(network: nn.Module, loss: nn.Module, image: Tensor, labels: Tensor) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=list(NETWORKS), default="UNet")
+    parser.add_argument("--only", nargs="+", help="names of losses; all by default")
     parser.add_argument("--classes", type=int, default=105)
     parser.add_argument("--size", type=int, default=128, help="voxels per axis")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps per loss")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=Path, help="also write the rows to this file")
+    parser.add_argument("--csv", type=Path, help="also add the rows to this file")
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    network = UNet(3, 1, args.classes, (16, 32, 64, 128), (2, 2, 2), num_res_units=2, norm="instance").to(args.device)
+    make, head = NETWORKS[args.network]
+    network = make(args.classes).to(args.device)
+    losses = dict(LOSSES)
+    if head is not None:
+        losses["HeadLoss of FusedDiceCELoss"] = LOSSES["FusedDiceCELoss"]  # computed with the head, last of all
+    losses = {name: loss for name, loss in losses.items() if args.only is None or name in (*args.only, "no loss")}
     image = torch.randn(1, 1, *[args.size] * 3, device=args.device)
     labels = torch.randint(0, args.classes, (1, 1, *[args.size] * 3), device=args.device).float()
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU {platform.machine()}"
     where = {
+        "network": args.network,
         "classes": args.classes,
         "size": args.size,
         "device": device,
@@ -97,7 +115,10 @@ def main() -> None:
     print("| loss | peak of a step, GiB | of it the loss | seconds per step |\n|---|---|---|---|")
     network(image).mean().backward()  # the parameters have gradients from now on
     rows, least = [], 0
-    for name, loss in LOSSES.items():
+    for name, loss in losses.items():
+        if name.startswith("HeadLoss") and head is not None:
+            headless = ours.HeadlessNetwork(network, head)
+            network, loss = headless, ours.HeadLoss(headless.head, loss)
         peak = peak_extra_bytes(network, loss, image, labels)
         least = least or peak
         times = [seconds(network, loss, image, labels) for _ in range(args.rounds)]
@@ -105,9 +126,11 @@ def main() -> None:
         rows.append(row | {"seconds": round(statistics.median(times), 2)} | where)
         print(f"| {name} | {row['peak_gib']} | {row['loss_share']:.0%} | {rows[-1]['seconds']} |", flush=True)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
+        new = not args.csv.exists()
+        with args.csv.open("a", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
+            if new:
+                writer.writeheader()
             writer.writerows(rows)
 
 

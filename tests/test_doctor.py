@@ -153,9 +153,9 @@ def test_raw_scores_for_probabilities(phantom_folder: Path) -> None:
 
 def test_probabilities_where_raw_scores_belong(phantom_folder: Path) -> None:
     network = "$torch.nn.Sequential(@network_def, torch.nn.Softmax(1))"
-    text = the_problem(phantom_folder, network=network)
+    text = the_problem(phantom_folder, built_network=network)
     assert text.startswith("FusedDiceCELoss applies softmax to what are probabilities already")
-    text = the_problem(phantom_folder, network=network, loss="hinge")
+    text = the_problem(phantom_folder, built_network=network, loss="hinge")
     assert text.startswith("HingeLoss reads raw scores; the network's are between 0")
 
 
@@ -250,7 +250,7 @@ def test_a_label_that_was_interpolated(phantom_folder: Path) -> None:
 
 def test_no_gradient_for_a_layer_is_a_warning(phantom_folder: Path) -> None:
     network = "$torch.nn.ModuleList([@network_def, torch.nn.Linear(3, 3)])"
-    found = findings(phantom_folder, network=network, **{"train::inferer": "$lambda x, network: network[0](x)"})
+    found = findings(phantom_folder, built_network=network, **{"train::inferer": "$lambda x, network: network[0](x)"})
     assert "Without gradient: 1 layer, 1.weight the first; unused?" in of_level(found, "warning")
 
 

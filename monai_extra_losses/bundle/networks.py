@@ -129,7 +129,7 @@ def refuse_unfit_options(options: TrainingOptions, patch_given: Any) -> None:
     network = NETWORKS[options.network]
     for name in ("channels", "num_res_units", "deep_supervision"):
         value = getattr(options, name)
-        if name not in network.options and value not in (None, False):
+        if name not in network.options and value is not None and value is not False:
             takers = " and ".join(other for other, known in NETWORKS.items() if name in known.options)
             raise StartUpRefused(
                 f"Expected no {name} with the network {options.network}, got {value!r}; it is an option of {takers}."

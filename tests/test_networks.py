@@ -26,6 +26,7 @@ from monai_extra_losses.bundle.pooling import pooling_plan
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.training_options import TABLE, TrainingOptions
+from monai_extra_losses.cli import main
 from monai_extra_losses.cli.runs import config_files
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.doctor.findings import examine
@@ -191,6 +192,22 @@ def test_what_a_network_cannot_do_is_one_sentence(given: dict[str, Any], sentenc
 def test_a_known_name_in_any_letters() -> None:
     for name in ("DynUNet", " dynunet ", "DYNUNET"):
         assert options(network=name).network == "dynunet"
+
+
+def test_a_mistyped_name_is_refused_by_the_commands(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"dataset_dir": str(phantom_folder), "bundle_root": str(tmp_path / "run")}
+    for name, hint in (
+        ("segresnett", r" \(did you mean 'segresnet'\?\)\."),
+        ("$torch.nn.Identity()", "; a network of"),
+    ):
+        with pytest.raises(StartUpRefused, match=f"Expected network to be unet, dynunet or segresnet, got .*{hint}"):
+            monai.bundle.run(config_file=str(CONFIGS / "train.yaml"), network=name, **places)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--data", str(phantom_folder), "--run", str(tmp_path / "run"), "--network", "dynune"])
+    assert "got 'dynune' (did you mean 'dynunet'?)." in f"{end.value.code} {capsys.readouterr().err}"
+    assert not (tmp_path / "run").exists()
 
 
 # ---- runs ----

@@ -90,8 +90,9 @@ def _dynunet(record: RunRecord, **arguments: Any) -> torch.nn.Module:
 
 
 def _segresnet(record: RunRecord, **arguments: Any) -> torch.nn.Module:
-    # its group norm does not depend on the batch
-    return SegResNet(**{"spatial_dims": 3, "init_filters": record.channels[0], **arguments})
+    # four levels, as many as channels; its group norm does not depend on the batch
+    blocks = {"blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)}
+    return SegResNet(**{"spatial_dims": 3, "init_filters": record.channels[0], **blocks, **arguments})
 
 
 NETWORKS = {

@@ -119,7 +119,10 @@ def test_the_default_training_is_ok(phantom_folder: Path, tmp_path: Path, monkey
     found = findings(phantom_folder, epochs=7, val_interval=3, batch_size=3, tracking="mlflow", run_name="mine")
     assert {finding.level for finding in found} == {"ok"}
     text = "\n".join(finding.text for finding in found)
-    assert "4 cases would train and 2 validate, in patches of 32 x 32 x 16 voxels, 3 a step, on cpu in float32" in text
+    assert (
+        "4 cases would train a U-Net and 2 validate it, in patches of 32 x 32 x 16 voxels, 3 a step, on cpu in float32"
+        in text
+    )
     assert "Voxels of 12 patches from 4 cases: background " in text
     assert "Each label value (0 background, 1 organ, 2 lesion) has its channel" in text
     assert "FusedDiceCELoss applies softmax" in text

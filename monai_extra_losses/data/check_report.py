@@ -191,7 +191,7 @@ def _paragraphs(advice: DataAdvice, folder: Path) -> Iterable[str]:
     shared = f' --pixdim "[{numbers}]"' if numbers else ""
     spacing = f"spacing: resample to [{numbers}] mm;" if numbers else "spacing: as it is;"
     size = " x ".join(map(str, advice.patch_size))
-    patch = f"patch: {size} voxels, which training takes by itself (a dynunet's is the next that it can halve)."
+    patch = f"patch: {size} voxels, which training takes by itself; for dynunet it rounds up, not down."
     yield "\n".join(["To start from", _item(f"{spacing} {advice.pixdim_why}"), _item(patch)])
     head = (
         "Losses to try, in this order. They are starting points read off the numbers above and promise nothing: "

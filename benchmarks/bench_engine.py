@@ -55,7 +55,7 @@ def main() -> None:
         workflow = SegmentationWorkflow(configs, **options | overrides_of(rest))
         workflow.initialize()
         get = workflow.parser.get_parsed_content
-        trainer, network, device = get("train::trainer"), get("network"), get("device")
+        trainer, network, device = get("train::trainer"), get("built_network"), get("device")
         loss, loader = get("training_loss"), get("train::dataloader")
         bare_network = copy.deepcopy(network)
         bare_optimizer = type(get("optimizer"))(bare_network.parameters(), lr=get("optimizer").param_groups[0]["lr"])

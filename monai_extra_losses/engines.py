@@ -166,6 +166,49 @@ class AnnotatedVoxelLoss(nn.Module):
         return value
 
 
+class StackedScoresLoss(nn.Module):
+    """The weighted mean of a loss over the scores that a network with deep supervision gives of several levels.
+
+    The weights are nnU-Net's, 1, 1/2, 1/4, ... from the finest to the coarsest, divided by their sum.
+
+    Args:
+        loss: of the scores of one level.
+
+    Shapes:
+        input: (B, levels, C, *spatial), as MONAI's `DynUNet` gives them in training, all as fine as the label; or
+            (B, C, *spatial), scores alone, of which the loss is as it is.
+        target: (B, 1 or C, *spatial), or such a label with its maps.
+
+    Example:
+        >>> import torch
+        >>> fine, coarse = torch.ones(1, 1, 4), torch.zeros(1, 1, 4)
+        >>> loss = StackedScoresLoss(torch.nn.L1Loss())
+        >>> round(loss(torch.stack([fine, coarse], 1), torch.ones(1, 1, 4)).item(), 4)  # (0 + 1/2) / (1 + 1/2)
+        0.3333
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Those of the finest scores by a `CompoundLoss`; empty for another loss."""
+        return getattr(self.loss, "components", {})
+
+    def forward(self, input: Tensor, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The mean over the levels, or the loss of plain scores."""
+        label = target[LABEL] if isinstance(target, Mapping) else target
+        if input.ndim != label.ndim + 1:
+            plain: Tensor = self.loss(input, target)
+            return plain
+        levels = input.shape[1]
+        whole = sum(0.5**level for level in range(levels))
+        # the finest comes last, whose components stay
+        values = [0.5**level / whole * self.loss(input[:, level], target) for level in reversed(range(levels))]
+        return torch.stack(values).sum(0)
+
+
 class HalfPrecisionInferer(Inferer):
     """Runs the network of another inferer in half precision, on a GPU or a CPU.
 

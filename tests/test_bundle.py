@@ -332,7 +332,7 @@ def test_no_overlay_drops_the_start_up(overlays: Sequence[str]) -> None:
     assert parser["setup"] == alone["setup"]
     assert parser["training_loss"]["_target_"] == alone["training_loss"]["_target_"]
     assert parser["run"] == alone["run"]
-    assert "@network_at_start" in str(parser["network"])  # and with it the pretrained weights
+    assert "@network_at_start" in str(parser["built_network"])  # and with it the pretrained weights
     handlers = [handler["_target_"] for handler in alone["train"]["handlers"]]
     assert [handler["_target_"] for handler in parser["train::handlers"]] == handlers
     # whatever the augmentation moves, it moves all of it
@@ -851,7 +851,8 @@ def test_the_configs_agree_on_network_and_preparation() -> None:
     train_yaml, evaluate_yaml, inference_yaml = (
         yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "evaluate", "inference")
     )
-    assert train_yaml["network_def"] == inference_yaml["network_def"]
+    assert train_yaml["network_def"] == inference_yaml["network_def"] | {"for_training": True}
+    assert evaluate_yaml["network_def::for_training"] is False
 
     def for_the_image(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
         of_image = []

@@ -119,7 +119,10 @@ def test_the_default_training_is_ok(phantom_folder: Path, tmp_path: Path, monkey
     found = findings(phantom_folder, epochs=7, val_interval=3, batch_size=3, tracking="mlflow", run_name="mine")
     assert {finding.level for finding in found} == {"ok"}
     text = "\n".join(finding.text for finding in found)
-    assert "4 cases would train and 2 validate, in patches of 32 x 32 x 16 voxels, 3 a step, on cpu in float32" in text
+    assert (
+        "4 cases would train a U-Net and 2 validate it, in patches of 32 x 32 x 16 voxels, 3 a step, on cpu in float32"
+        in text
+    )
     assert "Voxels of 12 patches from 4 cases: background " in text
     assert "Each label value (0 background, 1 organ, 2 lesion) has its channel" in text
     assert "FusedDiceCELoss applies softmax" in text
@@ -153,9 +156,9 @@ def test_raw_scores_for_probabilities(phantom_folder: Path) -> None:
 
 def test_probabilities_where_raw_scores_belong(phantom_folder: Path) -> None:
     network = "$torch.nn.Sequential(@network_def, torch.nn.Softmax(1))"
-    text = the_problem(phantom_folder, network=network)
+    text = the_problem(phantom_folder, built_network=network)
     assert text.startswith("FusedDiceCELoss applies softmax to what are probabilities already")
-    text = the_problem(phantom_folder, network=network, loss="hinge")
+    text = the_problem(phantom_folder, built_network=network, loss="hinge")
     assert text.startswith("HingeLoss reads raw scores; the network's are between 0")
 
 
@@ -250,7 +253,7 @@ def test_a_label_that_was_interpolated(phantom_folder: Path) -> None:
 
 def test_no_gradient_for_a_layer_is_a_warning(phantom_folder: Path) -> None:
     network = "$torch.nn.ModuleList([@network_def, torch.nn.Linear(3, 3)])"
-    found = findings(phantom_folder, network=network, **{"train::inferer": "$lambda x, network: network[0](x)"})
+    found = findings(phantom_folder, built_network=network, **{"train::inferer": "$lambda x, network: network[0](x)"})
     assert "Without gradient: 1 layer, 1.weight the first; unused?" in of_level(found, "warning")
 
 

@@ -607,7 +607,9 @@ def test_a_network_of_regions_writes_labels_and_a_probability_per_region(
     run = changed(regions=regions, labels=labels, original_labels={2: 4})
     record = RunRecord.read(run.record)
     torch.manual_seed(0)
-    network = UNet(3, 1, 2, record.channels, record.strides, num_res_units=record.num_res_units, norm="instance")
+    network = UNet(
+        3, 1, 2, record.channels, (2,) * (len(record.channels) - 1), num_res_units=record.num_res_units, norm="instance"
+    )
     torch.save(network.state_dict(), tmp_path / "model.pt")
     options: dict[str, Any] = {"model_file": str(tmp_path / "model.pt"), "test_time_flips": [0]}
     infer(run, phantom_folder / IMAGE, tmp_path / "out", probabilities=True, **options)

@@ -135,7 +135,15 @@ def test_names_and_values_are_what_mlflow_takes() -> None:
 
     def parameters(**options: Any) -> dict[str, str]:
         record = SimpleNamespace(
-            loss="X", learning_rate=1, batch_size=1, patch_size=1, pixdim=None, num_folds=1, fold=0, seed=0
+            loss="X",
+            network="unet",
+            learning_rate=1,
+            batch_size=1,
+            patch_size=1,
+            pixdim=None,
+            num_folds=1,
+            fold=0,
+            seed=0,
         )
         record.loss_options = options
         return TrackedParameters(record).parameters  # type: ignore[arg-type]

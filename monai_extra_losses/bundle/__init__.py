@@ -51,6 +51,7 @@ _HOMES = {
     "loss_for_training": "monai_extra_losses.bundle.components",
     "loss_of_output": "monai_extra_losses.bundle.handlers",
     "network_at_start": "monai_extra_losses.bundle.weights",
+    "network_of_run": "monai_extra_losses.bundle.networks",
     "prepared_cases": "monai_extra_losses.bundle.volume_cache",
     "read_checkpoint": "monai_extra_losses.bundle.weights",
     "refuse_machinery": "monai_extra_losses.bundle.processes",

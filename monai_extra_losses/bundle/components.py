@@ -10,7 +10,7 @@ from monai_extra_losses.bundle.ignored_voxels import leave_out
 from monai_extra_losses.bundle.options import file_or_folder, half_precision_option, yes_or_no
 from monai_extra_losses.data.declared import declared_ignore_label, declares_regions
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps, StackedScoresLoss
 
 
 def has_regions(dataset_dir: Any, regions: Any) -> bool:
@@ -51,7 +51,12 @@ def half_precision(amp: Any, device: Any, recorded: str | None = None) -> torch.
 
 
 def loss_for_training(
-    loss: Any, device: torch.device, maps: Sequence[str] = (), dataset_dir: Any = None, regions: Any = False
+    loss: Any,
+    device: torch.device,
+    maps: Sequence[str] = (),
+    dataset_dir: Any = None,
+    regions: Any = False,
+    deep_supervision: Any = False,
 ) -> torch.nn.Module:
     """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
 
@@ -61,6 +66,7 @@ def loss_for_training(
         maps: names of maps that come with the label (`engines.PrepareBatchMaps`), for a loss that takes them.
         dataset_dir, regions: whose ignore label the loss leaves out, as `TrainingSetUp` takes them; the loss is built
             before the data are read.
+        deep_supervision: the network gives the scores of several levels.
 
     Raises:
         StartUpRefused: what is no loss, or does not take the maps.
@@ -80,6 +86,8 @@ def loss_for_training(
             loss = LossWithMaps(loss, maps)
     except TypeError as error:
         raise StartUpRefused(str(error)) from None
+    if yes_or_no("deep_supervision", deep_supervision):
+        loss = StackedScoresLoss(loss)
     moved: torch.nn.Module = loss.to(device)
     return moved
 

@@ -12,7 +12,7 @@ import monai.losses
 import torch
 from torch import Tensor, nn
 
-from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps, StackedScoresLoss
 from monai_extra_losses.losses import LovaszLoss
 from monai_extra_losses.losses.base import RegionLoss, SegmentationLoss
 from monai_extra_losses.losses.boundary import DistanceLoss
@@ -41,7 +41,7 @@ def parts_of(loss: nn.Module, weight: float = 1.0) -> Iterator[tuple[float, nn.M
         loss: as the trainer has it.
         weight: of all of it.
     """
-    if isinstance(loss, LossWithMaps | AnnotatedVoxelLoss):
+    if isinstance(loss, LossWithMaps | AnnotatedVoxelLoss | StackedScoresLoss):
         yield from parts_of(loss.loss, weight)
     elif isinstance(loss, CompoundLoss):
         for factor, part in zip(loss.weight_values, loss.losses.values(), strict=True):
@@ -134,7 +134,9 @@ def measures_distances(loss: nn.Module) -> bool:
         loss: as the trainer has it.
     """
     parts = [part for _, part in parts_of(loss)]
-    holder = loss.loss if isinstance(loss, AnnotatedVoxelLoss) else loss
+    holder = loss
+    while isinstance(holder, AnnotatedVoxelLoss | StackedScoresLoss):
+        holder = holder.loss
     given = isinstance(holder, LossWithMaps) and "distance" in holder.maps
     return not given and any("distance" in signature(part.forward).parameters for part in parts)
 

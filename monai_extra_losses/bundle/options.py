@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from monai_extra_losses.bundle.error_text import nearest_name
 from monai_extra_losses.data.errors import StartUpRefused
 
 Cache = Literal["memory", "disk", "none"]
+Network = Literal["unet", "dynunet", "segresnet"]
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
@@ -74,9 +76,11 @@ def window(name: str, value: Any, *, example: str) -> tuple[float, float] | None
     return float(numbers[0]), float(numbers[1])
 
 
-def channels_per_level(name: str, value: Any) -> tuple[int, ...]:
-    """`value` as two whole numbers of at least 1, or more of them."""
+def channels_per_level(name: str, value: Any) -> tuple[int, ...] | None:
+    """`value` as two whole numbers of at least 1, or more of them; or None."""
     given = literal(value)
+    if given is None:
+        return None
     if not isinstance(given, list | tuple) or len(given) < 2:
         raise StartUpRefused(f'Expected {name} to be two numbers or more such as "[16, 32, 64, 128]", got {value!r}.')
     return tuple(whole_number(name, number, least=1) for number in given)
@@ -130,6 +134,21 @@ def cache_kind(name: str, value: Any) -> str:
     if kind not in get_args(Cache):
         raise StartUpRefused(f"Expected {name} to be {', '.join(get_args(Cache)[:-1])} or none, got {value!r}.")
     return kind
+
+
+def network_name(name: str, value: Any) -> str:
+    """`value` as the name of a network, in lower case."""
+    known = get_args(Network)
+    if not isinstance(value, str):
+        raise StartUpRefused(
+            f"Expected {name} to be {', '.join(known[:-1])} or {known[-1]}, got {value!r}; a network of your own is "
+            "built_network in a config."
+        )
+    if (chosen := value.strip().lower()) not in known:
+        raise StartUpRefused(
+            f"Expected {name} to be {', '.join(known[:-1])} or {known[-1]}, got {value!r}{nearest_name(chosen, known)}."
+        )
+    return chosen
 
 
 def path_of(name: str, text: str) -> Path:

@@ -27,8 +27,8 @@ def metadata_of_run(
         bundle = json.loads((config_dir() / "metadata.json").read_text(encoding="utf-8"))
     content = copy.deepcopy(dict(bundle))
     formats = content["network_data_format"]
-    least = 2 ** len(record.channels)  # instance norm needs two voxels at the lowest level
-    shape = [f"{least}*n"] * 3
+    # instance norm needs two voxels at the lowest level
+    shape = [f"{2 * multiple}*n" for multiple in record.patch_multiples]
     names = list(record.labels.values() if record.regions is None else record.regions)
     channels = channels or [f"channel_{i}" for i in range(record.in_channels)]
     formats["inputs"]["image"] |= {
@@ -49,17 +49,17 @@ def metadata_of_run(
 
 def differs_from_run(metadata: Mapping[str, Any], record: RunRecord) -> bool:
     """Whether a metadata.json speaks of other channels or classes than a run; one that says nothing does not."""
-    least = 2 ** len(record.channels)
     try:
         theirs, ours = (
             (content["inputs"]["image"]["num_channels"], content["outputs"]["pred"]["channel_def"])
             for content in (metadata["network_data_format"], metadata_of_run(None, record)["network_data_format"])
         )
         shape = metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
-        multiples = [int(size.partition("*")[0]) for size in shape if isinstance(size, str) and size.endswith("*n")]
+        sizes = zip(shape, record.patch_multiples, strict=True)
+        multiples = [(int(s.partition("*")[0]), m) for s, m in sizes if isinstance(s, str) and s.endswith("*n")]
     except (LookupError, TypeError, ValueError):
         return False
-    return theirs != ours or any(multiple % least for multiple in multiples)
+    return theirs != ours or any(given % (2 * multiple) for given, multiple in multiples)
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

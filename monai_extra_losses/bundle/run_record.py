@@ -4,16 +4,22 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast, get_type_hints
 
 from monai_extra_losses import __version__
+from monai_extra_losses.bundle.pooling import Axes, product_of
 from monai_extra_losses.bundle.training_options import MOST_CHANNELS, RECORDED, RecordedOptions
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
 from monai_extra_losses.data.storage import write_whole
 from monai_extra_losses.file_content import short, typed
+
+DEFAULT_CHANNELS = (16, 32, 64, 128)
+"""Per level of a network whose levels do not follow from the patch."""
+
+FEWEST_DYNUNET_LEVELS = 3  # of MONAI's class
 
 _LONGEST_AXIS = 2**16  # a damaged record must not ask for more memory than there is
 
@@ -25,6 +31,7 @@ _ORDER = (
     *("epochs", "val_interval", "batch_size", "learning_rate", "loss_weights", "regions", "original_labels"),
     *("early_stop_patience", "amp", "hu_window", "pretrained", "cache", "cache_dir"),
     *("version", "loss_options", "flip_axes", "ignore_label"),
+    *("network", "kernel_sizes", "strides", "deep_supervision"),
 )
 
 
@@ -36,12 +43,16 @@ class RunRecord(RecordedOptions):
         labels: label value -> name, sorted by value, background first; class i is the i-th value.
         in_channels: image channels.
         patch_size: voxels per axis of a training patch and of a sliding window (R, A, S axes).
+        channels: per level of the network.
         loss: class of the loss; with its module where it is not of this package.
         dataset_dir: the folder trained on.
         num_folds: how many folds the cases were dealt to; 0 where those set apart to validate do so.
         training, validation: names of the cases.
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
             a softmax over the classes.
+        num_res_units: residual units per level of a U-Net; None for another network.
+        kernel_sizes, strides: per level and axis of a DynUNet; None for another network, which halves all axes from
+            level to level.
         original_labels: label value -> the id that the source of the data set had for it, where that is another.
         version: of this package.
         loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
@@ -53,12 +64,16 @@ class RunRecord(RecordedOptions):
 
     labels: dict[int, str]
     in_channels: int
-    patch_size: tuple[int, int, int]
+    patch_size: Axes
+    channels: tuple[int, ...]
+    num_res_units: int | None
     loss: str
     dataset_dir: str
     num_folds: int
     training: tuple[str, ...]
     validation: tuple[str, ...]
+    kernel_sizes: tuple[Axes, ...] | None = None
+    strides: tuple[Axes, ...] | None = None
     regions: dict[str, tuple[int, ...]] | None = None
     original_labels: dict[int, int] = dataclasses.field(default_factory=dict)
     version: str = __version__
@@ -107,9 +122,9 @@ class RunRecord(RecordedOptions):
         return {name: tuple(number[value] for value in values) for name, values in self.regions.items()}
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """Every level of the network halves the volume."""
-        return (2,) * (len(self.channels) - 1)
+    def patch_multiples(self) -> Axes:
+        """What the sides of a patch must be multiples of, for the network to halve them."""
+        return product_of(self.strides or ((2, 2, 2),) * (len(self.channels) - 1))
 
     @classmethod
     def names(cls) -> list[str]:
@@ -153,8 +168,9 @@ class RunRecord(RecordedOptions):
 
     def _problem(self) -> str | None:
         """The first value that no training writes, in words."""
-        step = 2 ** (len(self.channels) - 1)
-        known = set(self.labels)
+        known, multiples = set(self.labels), self.patch_multiples
+        # where all axes are halved to the lowest level, it needs two voxels for its norm
+        least = multiples if self.strides else _per_axis(2 * multiple for multiple in multiples)
         rules: dict[str, tuple[bool, str]] = {
             "labels": (0 in known and len(known) > 1, "0 and at least one more"),
             "regions": (
@@ -164,15 +180,57 @@ class RunRecord(RecordedOptions):
             ),
             "in_channels": (1 <= self.in_channels <= MOST_CHANNELS, "a number of channels"),
             **{name: (e.rule[0](getattr(self, name)), e.rule[1]) for name, e in RECORDED.items() if e.rule is not None},
+            **_rules_of_network(self),
             "patch_size": (
-                all(n % step == 0 and 2 * step <= n <= _LONGEST_AXIS for n in self.patch_size),
-                f"multiples of {step} of at least {2 * step}",
+                all(
+                    n % multiple == 0 and fewest <= n <= _LONGEST_AXIS
+                    for n, multiple, fewest in zip(self.patch_size, multiples, least, strict=True)
+                ),
+                f"multiples of {_multiples(multiples)} of at least {_multiples(least)}",
             ),
         }
         for name, (fits, expected) in rules.items():
             if not fits:
                 return f"{name} {short(getattr(self, name))}, which should be {expected}"
         return None
+
+
+def _rules_of_network(record: RunRecord) -> dict[str, tuple[bool, str]]:
+    """Name of a value -> whether it is one of the record's network, and what it should be in words."""
+    levels, units = len(record.channels), record.num_res_units
+    with_units, by_patch = record.network == "unet", record.network == "dynunet"
+
+    def fits(axes: tuple[Axes, ...] | None, allowed: set[int]) -> bool:
+        if axes is None or not by_patch:
+            return axes is None and not by_patch
+        return len(axes) == levels >= FEWEST_DYNUNET_LEVELS and {n for level in axes for n in level} <= allowed
+
+    per_level = f"3 numbers for each of {FEWEST_DYNUNET_LEVELS} levels or more, as many as channels"
+    one_or_more = all(1 <= n <= MOST_CHANNELS for n in record.channels)
+    return {
+        "channels": (
+            record.channels == DEFAULT_CHANNELS if record.network == "segresnet" else levels > 1 and one_or_more,
+            f"{list(DEFAULT_CHANNELS)}" if record.network == "segresnet" else "two numbers of channels or more",
+        ),
+        "num_res_units": (
+            units is not None and 0 <= units <= MOST_CHANNELS if with_units else units is None,
+            "0 or more" if with_units else "null",
+        ),
+        "kernel_sizes": (fits(record.kernel_sizes, {1, 3}), per_level if by_patch else "null"),
+        "strides": (fits(record.strides, {1, 2}), per_level if by_patch else "null"),
+        "deep_supervision": (by_patch or not record.deep_supervision, "false"),
+    }
+
+
+def _multiples(axes: Axes) -> str:
+    """Numbers per axis in words, once where they are the same."""
+    first, second, third = axes
+    return str(first) if first == second == third else f"{first}, {second} and {third}"
+
+
+def _per_axis(numbers: Iterable[int]) -> Axes:
+    first, second, third = numbers
+    return first, second, third
 
 
 def _content_of_record(path: Path, refused: Callable[[str], StartUpRefused]) -> dict[str, Any]:

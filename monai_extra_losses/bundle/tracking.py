@@ -54,7 +54,7 @@ class TrackedParameters:
         if len(options) > _MOST_OPTIONS:
             options = {"loss.options": options}
         chosen = {"loss": record.loss} | options
-        for name in ("learning_rate", "batch_size", "patch_size", "pixdim", "num_folds", "fold", "seed"):
+        for name in ("network", "learning_rate", "batch_size", "patch_size", "pixdim", "num_folds", "fold", "seed"):
             chosen[name] = getattr(record, name)
         values = [
             v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)[:_LONGEST_VALUE] for v in chosen.values()

@@ -21,6 +21,7 @@ from monai_extra_losses.bundle.loss_trial import (
     refuse_raw_scores,
     weight_ramps,
 )
+from monai_extra_losses.bundle.networks import NETWORKS, plan_network, refuse_unfit_options
 from monai_extra_losses.bundle.processes import is_first_process, refuse_processes
 from monai_extra_losses.bundle.run_folder import (
     RunFolder,
@@ -44,7 +45,6 @@ from monai_extra_losses.bundle.weights import read_checkpoint, state_dict_of
 from monai_extra_losses.data.checks import check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
-from monai_extra_losses.data.geometry import automatic_patch
 from monai_extra_losses.data.sides import automatic_flips, mirror_remarks
 from monai_extra_losses.data.storage import write_whole
 
@@ -74,8 +74,7 @@ class TrainingSetUp(RunSetUp):
     def __init__(self, *, loss: torch.nn.Module, metadata: Mapping[str, Any] | None = None, **given: Any) -> None:
         options = TrainingOptions.checked(given)
         options = dataclasses.replace(options, loss_weights=weight_ramps(loss, options.loss_weights))
-        step = 2 ** (len(options.channels) - 1)
-        patch = _whole_patch(options.patch_size, step, given.get("patch_size"))
+        refuse_unfit_options(options, given.get("patch_size"))
         half_precision(given.get("amp"), options.device or "cpu")  # refused now
         self.overwrite = options.overwrite
         folder = RunFolder(options.bundle_root)
@@ -98,10 +97,16 @@ class TrainingSetUp(RunSetUp):
             case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
             summaries = check_cases(case_list)
             refuse_empty_labels(case_list.folder, summaries)
+        names = {case.name for case in training}
+        plan = plan_network(
+            options,
+            summaries.cases,
+            [case for case in summaries.cases if case.name in names],
+            _earlier_run(options, folder),
+        )
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
-            patch_size=patch or automatic_patch(summaries.cases, options.pixdim, step),
             loss=loss_name(loss),
             regions=case_list.regions if options.regions else None,
             dataset_dir=str(case_list.folder.absolute()),
@@ -110,6 +115,7 @@ class TrainingSetUp(RunSetUp):
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
             ignore_label=case_list.ignore_label,
+            **dataclasses.asdict(plan),
             **options.recorded,
         )
         leave_out_ignored(loss, record)
@@ -186,7 +192,8 @@ class TrainingSetUp(RunSetUp):
             f"{self.record.in_channels} channel(s), "
             f"{'classes' if self.record.regions is None else 'regions'} "
             f"{', '.join(self.record.labels.values() if self.record.regions is None else self.record.regions)}, "
-            f"patch {' x '.join(map(str, self.record.patch_size))}, {self.record.loss}"
+            f"{NETWORKS[self.record.network].title}, patch {' x '.join(map(str, self.record.patch_size))}, "
+            f"{self.record.loss}"
             + ("" if self.record.ignore_label is None else f", voxels of label {self.record.ignore_label} left out")
         )
         for sentence in self._loss_warnings:
@@ -201,17 +208,14 @@ def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
     return stopped or bool(checkpoint["epoch"] >= record.epochs)
 
 
-def _whole_patch(numbers: tuple[float, float, float] | None, step: int, patch_size: Any) -> tuple[int, int, int] | None:
-    """A patch that the U-Net can halve; `patch_size` is what was given."""
-    if numbers is None:
-        return None
-    # instance norm needs two voxels at the lowest level
-    if any(n % step or n < 2 * step for n in numbers):
-        raise StartUpRefused(
-            f"Expected patch_size to be multiples of {step} (the U-Net halves volumes that often) of at least "
-            f"{2 * step}, got {patch_size!r}."
-        )
-    return int(numbers[0]), int(numbers[1]), int(numbers[2])
+def _earlier_run(options: TrainingOptions, folder: RunFolder) -> RunRecord | None:
+    """The record of the run whose weights are gone on with, in the folder or beside the weights to start from."""
+    file = folder.record
+    if not (options.resume and folder.last.exists()):
+        if options.pretrained is None:
+            return None
+        file = Path(options.pretrained).with_name(file.name)
+    return RunRecord.read(file) if file.is_file() else None
 
 
 def _dealt_cases(
@@ -254,7 +258,7 @@ def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:
 
 def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
     changes = {name for name, entry in TABLE.items() if entry.changes_on_resume}
-    for name in RunRecord.names():
+    for name in sorted(RunRecord.names(), key=lambda name: name != "network"):  # others follow from it
         before, after = getattr(recorded, name), getattr(now, name)
         if before != after and name not in changes | _FACTS_THAT_CHANGE_ON_RESUME:
             # automatic for a run that was started before names were looked at

@@ -11,10 +11,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, cast, dataclass_transform
+from typing import Any, Generic, Self, TypeVar, cast, dataclass_transform, get_args
 
 from monai_extra_losses.bundle.error_text import nearest_name
 from monai_extra_losses.bundle.options import (
+    Network,
     absolute_path,
     axes_of_patches,
     cache_kind,
@@ -22,6 +23,7 @@ from monai_extra_losses.bundle.options import (
     file_or_folder,
     half_precision_option,
     literal,
+    network_name,
     numbers_per_axis,
     positive_number,
     whole_number,
@@ -125,18 +127,17 @@ class RecordedOptions:
         "voxel spacing in mm to resample to, e.g. [1, 1, 2.5]; null: as each volume is",
         rule=(lambda spacing: spacing is None or min(spacing) > 0, "above 0"),
     )
-    channels: tuple[int, ...] = option(
-        channels_per_level,
-        "per level of the U-Net",
-        rule=(
-            lambda levels: len(levels) > 1 and all(1 <= n <= MOST_CHANNELS for n in levels),
-            "two numbers of channels or more",
-        ),
+    network: str = option(
+        network_name,
+        "unet, small and quick; dynunet, the larger one of nnU-Net, whose levels follow from patch and spacing, for "
+        "the best Dice and for thick slices; or segresnet, a residual one between them in time",
+        default="unet",
+        rule=(lambda name: name in get_args(Network), "a network that this version knows"),
     )
-    num_res_units: int = option(
-        _whole,
-        "residual units per level",
-        rule=(lambda units: 0 <= units <= MOST_CHANNELS, "0 or more"),
+    deep_supervision: bool = option(
+        yes_or_no,
+        "true: train the lower levels of dynunet on the labels too, at 1/2, 1/4, ... of the weight",
+        default=False,
     )
     fold: int = option(_whole, "the fold that validates")
     seed: int = option(_whole, "of the folds, the weights and the patches", rule=(lambda seed: seed >= 0, "0 or more"))
@@ -215,8 +216,17 @@ class TrainingOptions(RecordedOptions):
     )
     patch_size: tuple[float, float, float] | None = option(
         partial(numbers_per_axis, example="[96, 96, 32]"),
-        "voxels per axis, e.g. [96, 96, 32], multiples of what the U-Net halves; null: the median volume, rounded down "
-        "to multiples of 16, at most 96 per axis",
+        "voxels per axis, e.g. [96, 96, 32], multiples of what the network halves; null: the median volume, at most 96 "
+        "per axis, rounded down to multiples of 16, or for dynunet up to multiples of what it halves",
+    )
+    channels: tuple[int, ...] | None = option(
+        channels_per_level,
+        "per level of unet or dynunet; null: [16, 32, 64, 128] for unet, and for dynunet 32, 64, 128, 256, 320, ... "
+        "for as many levels as it has",
+    )
+    num_res_units: int | None = option(
+        partial(whole_number_or_none, least=0),
+        "residual units per level of unet; null: 2",
     )
     regions: bool = option(
         yes_or_no,

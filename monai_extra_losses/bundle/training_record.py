@@ -20,7 +20,7 @@ from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import read_training_csv
 from monai_extra_losses.bundle.tensor_files import record_checksum
-from monai_extra_losses.bundle.weights import read_checkpoint
+from monai_extra_losses.bundle.weights import read_checkpoint, without_training_heads
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.storage import whole_file, write_whole
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
@@ -244,7 +244,7 @@ class RunCheckpoints:
             return
         best = self.evaluator.state
         if best.best_metric_epoch == engine.state.epoch:
-            _save_whole(self.network.state_dict(), self.folder.model)
+            _save_whole(without_training_heads(self.network.state_dict()), self.folder.model)
         state = {
             "epoch": engine.state.epoch,
             "best_metric": float(best.best_metric),

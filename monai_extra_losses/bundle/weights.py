@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ _CHECKPOINT: dict[str, Any] = {
     "lr_scheduler": dict[str, Any],
     "scaler": dict[str, Any],
 }
+
+
+# of MONAI's DynUNet: heads of deep supervision, which a training alone reads
+_OF_TRAINING = re.compile(r"(^|\.)(deep_supervision_heads|super_head)\.")
 
 
 _ADDED_LATER = ("validations_since_best", "scaler")
@@ -129,6 +134,11 @@ def trained_weights(model_file: Any, folder: RunFolder) -> str:
     return str(path)
 
 
+def without_training_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a network without those that a training alone reads."""
+    return {name: tensor for name, tensor in state.items() if not _OF_TRAINING.search(name)}
+
+
 def network_at_start(network: torch.nn.Module, pretrained: str | None, device: torch.device) -> torch.nn.Module:
     """The network on the device, with the tensors of a file of weights that fit: other classes or channels do not."""
     if pretrained is not None:
@@ -137,7 +147,8 @@ def network_at_start(network: torch.nn.Module, pretrained: str | None, device: t
         if not loaded:
             raise StartUpRefused(
                 f"Expected pretrained to be weights of this network, got {pretrained}, none of whose tensors fits the "
-                f"{len(names)} of the network; give the channels and num_res_units of the training that made them."
+                f"{len(names)} of the network; give the network, channels and num_res_units of the training that made "
+                "them."
             )
         if is_first_process():
             logger.info(
@@ -151,7 +162,7 @@ def with_weights(network: torch.nn.Module, model_file: str, device: torch.device
     """The network with trained weights, on the device."""
     state = state_dict_of(model_file, "model_file")
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(without_training_heads(state))
     except RuntimeError:
         _, loaded, unchanged = copy_model_state(network, state, inplace=False)
         raise StartUpRefused(

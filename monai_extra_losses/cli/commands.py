@@ -153,12 +153,14 @@ class _TrainingCommand(click.Command):
 @_training_options
 @click.pass_context
 def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> None:
-    """Train a 3D U-Net.
+    """Train a 3D network: a small U-Net, or by --network another.
 
     Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
     Often used ones:
 
     \b
+    --network dynunet             unet, small and quick; dynunet, of nnU-Net, for the best Dice and thick
+                                  slices; or segresnet
     --fold 0, --num_folds 5       the fold that validates, and the folds to deal
     --patch_size "[96, 96, 32]"   voxels per axis
     --pixdim "[1, 1, 2.5]"        spacing in mm to resample to
@@ -184,6 +186,7 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
+    monai-extra-losses train --data DIR --run runs/deep --network dynunet --deep_supervision True
     monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     torchrun --standalone --nproc_per_node=2 -m -- monai_extra_losses train --data DIR --run runs/two_gpus
     """

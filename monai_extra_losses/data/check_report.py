@@ -190,7 +190,8 @@ def _paragraphs(advice: DataAdvice, folder: Path) -> Iterable[str]:
     numbers = "" if advice.pixdim is None else ", ".join(f"{mm:g}" for mm in advice.pixdim)
     shared = f' --pixdim "[{numbers}]"' if numbers else ""
     spacing = f"spacing: resample to [{numbers}] mm;" if numbers else "spacing: as it is;"
-    patch = f"patch: {' x '.join(map(str, advice.patch_size))} voxels, which training takes by itself."
+    size = " x ".join(map(str, advice.patch_size))
+    patch = f"patch: {size} voxels, which training takes by itself; for dynunet it rounds up, not down."
     yield "\n".join(["To start from", _item(f"{spacing} {advice.pixdim_why}"), _item(patch)])
     head = (
         "Losses to try, in this order. They are starting points read off the numbers above and promise nothing: "

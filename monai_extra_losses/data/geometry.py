@@ -11,6 +11,7 @@ from monai_extra_losses.data.checks import CaseSummary
 BODY_AXES = ("right to left", "back to front", "foot to head")
 """R, A and S in words."""
 
+SMALLEST_AUTOMATIC_PATCH = 16
 LARGEST_AUTOMATIC_PATCH = 96
 _AUTOMATIC_PATCH_STEP = 16
 
@@ -37,6 +38,14 @@ def automatic_patch(cases: Sequence[CaseSummary], pixdim: Triple | None = None, 
         pixdim: spacing in mm to which the volumes are resampled; None: as each is.
         step: by which the network divides a patch, a power of 2; above 16 it takes the place of 16.
     """
+    step = max(step, _AUTOMATIC_PATCH_STEP)
+    medians = (n // step * step for n in median_shape(cases, pixdim))
+    first, second, third = (max(min(median, LARGEST_AUTOMATIC_PATCH), step) for median in medians)
+    return first, second, third
+
+
+def median_shape(cases: Sequence[CaseSummary], pixdim: Triple | None = None) -> tuple[int, int, int]:
+    """Voxels per body axis of the median volume; arguments as of `automatic_patch`."""
     shapes = []
     for case in cases:
         shape = body_shape(case)
@@ -45,9 +54,13 @@ def automatic_patch(cases: Sequence[CaseSummary], pixdim: Triple | None = None, 
             first, second, third = (round(length / new) for length, new in zip(millimetres, pixdim, strict=True))
             shape = first, second, third
         shapes.append(shape)
-    step = max(step, _AUTOMATIC_PATCH_STEP)
-    medians = (int(statistics.median(axis)) // step * step for axis in zip(*shapes, strict=True))
-    first, second, third = (max(min(median, LARGEST_AUTOMATIC_PATCH), step) for median in medians)
+    first, second, third = (int(statistics.median(axis)) for axis in zip(*shapes, strict=True))
+    return first, second, third
+
+
+def median_spacing(cases: Sequence[CaseSummary]) -> Triple:
+    """Millimetres per body axis, the median of each."""
+    first, second, third = map(statistics.median, zip(*map(body_spacing, cases), strict=True))
     return first, second, third
 
 

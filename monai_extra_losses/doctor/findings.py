@@ -23,6 +23,7 @@ from monai_extra_losses.bundle.loss_facts import (
     parts_of,
     score_reading,
 )
+from monai_extra_losses.bundle.networks import NETWORKS
 from monai_extra_losses.bundle.options import yes_or_no
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_setup import refuse_run_folder
@@ -104,7 +105,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     precision = "half precision" if getattr(training.trainer.inferer, "dtype", None) else "float32"
     yield Finding(
         "ok",
-        f"{len(record.training)} cases would train and {len(record.validation)} validate, in patches of "
+        f"{len(record.training)} cases would train a {NETWORKS[record.network].title} and {len(record.validation)} "
+        "validate it, in patches of "
         f"{' x '.join(map(str, record.patch_size))} voxels, {record.batch_size} a step, on {training.device} in "
         f"{precision}. Here a few of them are read.",
     )

@@ -55,7 +55,7 @@ def build_training(config_files: Sequence[str], options: Mapping[str, Any]) -> B
         workflow.initialize()
     parser = workflow.parser
     for part, doing in (
-        ("network", "Building the network"),
+        ("built_network", "Building the network"),
         ("optimizer", "Building the optimizer"),
         ("train::dataset", "Reading training volumes"),
         ("validate::dataset", "Reading a validation volume"),
@@ -92,7 +92,7 @@ def scores_of(training: BuiltTraining, inputs: Tensor) -> Tensor:
         scores = training.trainer.inferer(inputs, training.trainer.network.train())
     if not isinstance(scores, Tensor):
         raise ExaminationStopped(f"Expected one tensor of scores from the network, got {type(scores).__name__}.")
-    return scores
+    return scores[:, 0] if training.record.deep_supervision else scores  # the finest
 
 
 def take_steps(training: BuiltTraining, inputs: Tensor, target: Any) -> list[TakenStep]:

@@ -268,10 +268,9 @@ def main() -> None:
         "date": date.today().isoformat(),
     }
     title = (
-        "{device}, {threads} threads, {busy} busy neighbours, torch {torch}, MONAI {monai}, allocator: {allocator}, {date}"
+        "{device}, {threads} threads, {busy} busy neighbours, torch {torch}, MONAI {monai}, "
+        "allocator: {allocator}, {date}"
     ).format(**where)
-        **where
-    )
     print(title)
     print(printed(*COLUMNS))
     neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]

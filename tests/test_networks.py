@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dynunet": {"network": "DynUNet", "channels": [4, 8, 8]},
     "supervised": {"network": "dynunet", "channels": [4, 8, 8], "deep_supervision": True},
     "segresnet": {"network": "SegResNet", "channels": None},
+    "headed": {"network": "dynunet", "channels": [4, 8, 8], "head_loss": True},
 }
 COMMON: dict[str, Any] = {"patch_size": [16, 16, 16], "num_folds": 3, "batch_size": 2, "val_interval": 1}
 ONE, THIN, ALL = (1, 1, 1), (2, 2, 1), (2, 2, 2)
@@ -268,7 +269,7 @@ def test_an_export_gives_the_scores_of_the_run(runs: dict[str, RunFolder], tmp_p
     monai.bundle.verify_net_in_out(net_id="network_def", meta_file=str(run.metadata), **bundle)
 
 
-@pytest.mark.parametrize("name", ["supervised", "segresnet", "dynunet"])
+@pytest.mark.parametrize("name", ["supervised", "segresnet", "dynunet", "headed"])
 def test_a_stopped_training_goes_on_as_if_it_had_not(
     runs: dict[str, RunFolder], phantom_folder: Path, tmp_path: Path, name: str
 ) -> None:
@@ -280,6 +281,43 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(
     assert ours["best_metric"] == theirs["best_metric"]
     assert ours["network"].keys() == theirs["network"].keys()
     assert all(torch.equal(tensor, theirs["network"][key]) for key, tensor in ours["network"].items())
+
+
+def test_a_training_with_head_loss_is_that_without(runs: dict[str, RunFolder]) -> None:
+    headed, plain = runs["headed"], runs["dynunet"]
+    assert RunRecord.read(headed.record).head_loss
+    assert not RunRecord.read(plain.record).head_loss
+    for mine, theirs in zip(table(headed.training_csv), table(plain.training_csv), strict=True):
+        assert float(mine["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=1e-4)
+        assert float(mine["val_mean_dice"]) == pytest.approx(float(theirs["val_mean_dice"]), abs=1e-3)
+    ours, others = (torch.load(run.model, weights_only=True) for run in (headed, plain))
+    assert list(ours) == list(others)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, others[name], atol=2e-3, rtol=0)
+
+
+@each(
+    "given, match",
+    [
+        (
+            {"network": "unet"},
+            r"Expected head_loss with .* \(dynunet and segresnet\), got the network unet, whose",
+        ),
+        ({"network": "dynunet", "deep_supervision": True}, "got deep_supervision, which has one for each level"),
+        (
+            {"network": "segresnet", "loss": "lovasz"},
+            r"last convolution \(head_loss\), got LovaszLoss",
+        ),
+    ],
+)
+def test_what_head_loss_cannot_do_is_refused(
+    given: dict[str, Any], match: str, phantom_folder: Path, tmp_path: Path
+) -> None:
+    options = {"channels": None, **COMMON, **given}
+    if "loss" in options:
+        options["loss"] = {"_target_": "monai_extra_losses.losses.LovaszLoss", "to_onehot_y": True, "softmax": True}
+    with pytest.raises(StartUpRefused, match=match):
+        train(phantom_folder, tmp_path / "run", **options, head_loss=True)
 
 
 def test_a_resume_with_another_network_is_one_sentence(runs: dict[str, RunFolder], phantom_folder: Path) -> None:

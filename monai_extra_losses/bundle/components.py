@@ -1,7 +1,7 @@
 """Small components of the configs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
@@ -11,6 +11,7 @@ from monai_extra_losses.bundle.options import file_or_folder, half_precision_opt
 from monai_extra_losses.data.declared import declared_ignore_label, declares_regions
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps, StackedScoresLoss
+from monai_extra_losses.losses import HeadlessNetwork, HeadLoss
 
 
 def has_regions(dataset_dir: Any, regions: Any) -> bool:
@@ -57,6 +58,8 @@ def loss_for_training(
     dataset_dir: Any = None,
     regions: Any = False,
     deep_supervision: Any = False,
+    head_loss: Any = False,
+    network: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
     """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
 
@@ -67,6 +70,8 @@ def loss_for_training(
         dataset_dir, regions: whose ignore label the loss leaves out, as `TrainingSetUp` takes them; the loss is built
             before the data are read.
         deep_supervision: the network gives the scores of several levels.
+        head_loss: the network gives the features of its last convolution, which is computed with the loss.
+        network: that network, a `HeadlessNetwork`.
 
     Raises:
         StartUpRefused: what is no loss, or does not take the maps.
@@ -79,6 +84,8 @@ def loss_for_training(
     multi_label = has_regions(dataset_dir, regions)
     declared = None if dataset_dir is None else declared_ignore_label(str(dataset_dir), multi_label)
     leave_out(loss, declared, multi_label=multi_label)
+    if yes_or_no("head_loss", head_loss):
+        loss = HeadLoss(cast(HeadlessNetwork, network).head, loss)
     try:
         if declared is not None and multi_label:
             loss = AnnotatedVoxelLoss(loss, declared[1], maps)

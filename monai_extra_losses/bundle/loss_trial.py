@@ -12,6 +12,7 @@ from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.weights import first_line
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.engines import AnnotatedVoxelLoss
+from monai_extra_losses.losses import HeadLoss
 from monai_extra_losses.schedules import LossWeightSchedule
 
 
@@ -56,6 +57,26 @@ def refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: in
             f"Expected {expected} and left out, got {type(loss).__name__}, which counts them; "
             "choose a loss with an ignore_index, such as those of this package."
         )
+
+
+def refuse_whole_scores(loss: torch.nn.Module, num_classes: int) -> None:
+    """Refuse a loss that cannot be computed with the last convolution, by trying it on the features of a few voxels."""
+    device = _device_of(loss)
+    head = torch.nn.utils.skip_init(torch.nn.Conv3d, 2, num_classes, 1)  # random numbers are for the network's weights
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    head, features = head.to(device), torch.zeros(1, 2, 16, 16, 16, device=device)
+    by_label = next((part.to_onehot_y for _, part in parts_of(loss) if hasattr(part, "to_onehot_y")), True)
+    target = torch.zeros(1, 1 if by_label else num_classes, 16, 16, 16, device=device)
+    try:
+        with torch.no_grad():
+            HeadLoss(head, loss)(features, target)
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise StartUpRefused(
+            f"Expected a loss that can be computed with the last convolution (head_loss), got {type(loss).__name__} "
+            f"({first_line(error)}); choose a loss of the families region, distribution or compound, or leave "
+            "head_loss out."
+        ) from None
 
 
 def refuse_raw_scores(loss: torch.nn.Module) -> None:

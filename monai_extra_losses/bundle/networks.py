@@ -19,6 +19,7 @@ from monai_extra_losses.data.geometry import (
     median_shape,
     median_spacing,
 )
+from monai_extra_losses.losses import HeadlessNetwork
 
 _DEFAULT_RES_UNITS = 2
 _FIRST_AND_MOST_FILTERS = (32, 320)  # of DynUNet, as nnU-Net's
@@ -69,6 +70,17 @@ def network_of_run(record: RunRecord, for_training: bool = False, **arguments: A
         # nnU-Net's, which leaves out the two lowest levels
         arguments = {"deep_supervision": True, "deep_supr_num": max(len(record.channels) - 3, 1), **arguments}
     return NETWORKS[record.network].build(record, **arguments)
+
+
+def headless(network: torch.nn.Module, record: RunRecord) -> HeadlessNetwork:
+    """A network whose last convolution is left to `HeadLoss`."""
+    try:
+        return HeadlessNetwork(network, NETWORKS[record.network].last_convolution or "")
+    except ValueError as error:
+        raise StartUpRefused(
+            f"Expected network_def to be the {NETWORKS[record.network].title} of the run with head_loss, got another: "
+            f"{error}"
+        ) from None
 
 
 def _unet(record: RunRecord, **arguments: Any) -> torch.nn.Module:
@@ -135,6 +147,16 @@ def refuse_unfit_options(options: TrainingOptions, patch_given: Any) -> None:
             raise StartUpRefused(
                 f"Expected no {name} with the network {options.network}, got {value!r}; it is an option of {takers}."
             )
+    if options.head_loss and (network.last_convolution is None or options.deep_supervision):
+        able = " and ".join(name for name, known in NETWORKS.items() if known.last_convolution is not None)
+        got = (
+            f"the network {options.network}, whose last one is wider"
+            if network.last_convolution is None
+            else "deep_supervision, which has one for each level"
+        )
+        raise StartUpRefused(
+            f"Expected head_loss with a network that ends in a convolution of 1 x 1 x 1 ({able}), got {got}."
+        )
     if options.patch_size is None:
         return
     if network.levels_by_patch:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from monai_extra_losses.bundle.components import half_precision
-from monai_extra_losses.bundle.ignored_voxels import check_ignore_index
+from monai_extra_losses.bundle.ignored_voxels import check_ignore_index, needs_maps
 from monai_extra_losses.bundle.loss_facts import loss_name, loss_options
 from monai_extra_losses.bundle.loss_trial import (
     leave_out_ignored,
     refuse_broken_loss,
     refuse_loss_of_classes,
     refuse_raw_scores,
+    refuse_whole_scores,
     weight_ramps,
 )
 from monai_extra_losses.bundle.networks import NETWORKS, plan_network, refuse_unfit_options
@@ -122,12 +123,7 @@ class TrainingSetUp(RunSetUp):
         flips = automatic_flips(record.foreground.values()) if options.flip_axes is None else options.flip_axes
         record = dataclasses.replace(record, loss_options=loss_options(loss), flip_axes=flips)
         self._loss_warnings = check_ignore_index(loss, record)
-        if options.check_loss:
-            if record.regions is None:
-                refuse_broken_loss(loss, record.num_classes, record.ignore_index)
-            refuse_raw_scores(loss)
-        if record.regions is not None:
-            refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
+        _refuse_loss(loss, record, check=options.check_loss)
         self.nothing_to_do = False
         if continued := options.resume and folder.last.exists():
             recorded, checkpoint = RunRecord.read(folder.record), read_checkpoint(folder.last)
@@ -200,6 +196,18 @@ class TrainingSetUp(RunSetUp):
             logger.warning(sentence)
         for wrong, sentence in mirror_remarks(self.record.foreground.values(), self.record.flip_axes):
             logger.log(logging.WARNING if wrong else logging.INFO, sentence)
+
+
+def _refuse_loss(loss: torch.nn.Module, record: RunRecord, *, check: bool) -> None:
+    """Refuse a loss that cannot train the data, by trying it; without `check` only one of regions is tried."""
+    if check:
+        if record.regions is None:
+            refuse_broken_loss(loss, record.num_classes, record.ignore_index)
+        refuse_raw_scores(loss)
+    if record.head_loss and not needs_maps(loss):
+        refuse_whole_scores(loss, record.num_classes)
+    if record.regions is not None:
+        refuse_loss_of_classes(loss, record.num_classes, record.ignore_index)
 
 
 def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:

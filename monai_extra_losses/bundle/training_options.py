@@ -139,6 +139,12 @@ class RecordedOptions:
         "true: train the lower levels of dynunet on the labels too, at 1/2, 1/4, ... of the weight",
         default=False,
     )
+    head_loss: bool = option(
+        yes_or_no,
+        "true: compute the last convolution of dynunet or segresnet with the loss, so that the scores of all classes "
+        "are never there at once: for a hundred classes and more",
+        default=False,
+    )
     fold: int = option(_whole, "the fold that validates")
     seed: int = option(_whole, "of the folds, the weights and the patches", rule=(lambda seed: seed >= 0, "0 or more"))
     limit: int | None = option(

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from monai.networks.utils import copy_model_state
 
+from monai_extra_losses.bundle.networks import headless
 from monai_extra_losses.bundle.options import file_or_folder_or_none
 from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.tensor_files import damage, not_finite, refuse_changed
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.file_content import short, typed
@@ -139,8 +141,17 @@ def without_training_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch
     return {name: tensor for name, tensor in state.items() if not _OF_TRAINING.search(name)}
 
 
-def network_at_start(network: torch.nn.Module, pretrained: str | None, device: torch.device) -> torch.nn.Module:
-    """The network on the device, with the tensors of a file of weights that fit: other classes or channels do not."""
+def network_at_start(
+    network: torch.nn.Module, pretrained: str | None, device: torch.device, record: RunRecord | None = None
+) -> torch.nn.Module:
+    """The network on the device, with the tensors of a file of weights that fit: other classes or channels do not.
+
+    Args:
+        network: with random weights.
+        pretrained: file of weights; None: there are none.
+        device: of the training.
+        record: of the run; one with `head_loss` gets the network without its last convolution.
+    """
     if pretrained is not None:
         names = network.state_dict().keys()
         _, loaded, left = copy_model_state(network, state_dict_of(pretrained))
@@ -155,7 +166,8 @@ def network_at_start(network: torch.nn.Module, pretrained: str | None, device: t
                 f"Starting from {len(loaded)} of {len(names)} tensors of {pretrained}"
                 + (f"; random are {', '.join(left)}" if left else "")
             )
-    return network.to(device)
+    network = network.to(device)
+    return network if record is None or not record.head_loss else headless(network, record)
 
 
 def with_weights(network: torch.nn.Module, model_file: str, device: torch.device) -> torch.nn.Module:

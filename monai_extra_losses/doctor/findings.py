@@ -36,7 +36,7 @@ from monai_extra_losses.doctor.steps import (
     build_training,
     draw_batches,
     label_of,
-    loss_of,
+    loss_of_scores,
     of_part,
     scores_of,
     take_steps,
@@ -120,7 +120,7 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     yield from _about_activations(training.loss, scores, training.multi_label)
     yield from _about_ignored(training, scores, target)
     with caught_warnings() as warned, torch.no_grad():
-        equal = loss_of(training, torch.zeros_like(scores), target).item()
+        equal = loss_of_scores(training, torch.zeros_like(scores), target).item()
     yield _about_equal_scores(training, equal, label_of(target), scores.shape[1])
     interruptions = Interruptions()
     with caught_warnings() as warned_again:

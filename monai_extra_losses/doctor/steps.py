@@ -15,6 +15,7 @@ from monai_extra_losses.bundle.workflow import TRACKING_OPTIONS, SegmentationWor
 from monai_extra_losses.doctor.built import BuiltTraining, TakenStep
 from monai_extra_losses.doctor.failures import ExaminationStopped, stage
 from monai_extra_losses.engines import LABEL
+from monai_extra_losses.losses import HeadlessNetwork
 
 _CASES = 4  # read at least, where there are as many
 
@@ -92,6 +93,8 @@ def scores_of(training: BuiltTraining, inputs: Tensor) -> Tensor:
         scores = training.trainer.inferer(inputs, training.trainer.network.train())
     if not isinstance(scores, Tensor):
         raise ExaminationStopped(f"Expected one tensor of scores from the network, got {type(scores).__name__}.")
+    if isinstance(training.trainer.network, HeadlessNetwork):
+        return training.trainer.network.scores(scores.float())
     return scores[:, 0] if training.record.deep_supervision else scores  # the finest
 
 
@@ -143,6 +146,12 @@ def _step(training: BuiltTraining, inputs: Tensor, target: Any) -> TakenStep:
         score_gradient=_root_mean_square(leaf.grad) / scale,
         layer_gradients={name: _root_mean_square(gradient) for name, gradient in gradients.items()},
     )
+
+
+def loss_of_scores(training: BuiltTraining, scores: Tensor, target: Any) -> Tensor:
+    """The loss of scores, whatever it reads in training."""
+    training.trainer.network.eval()  # of which HeadLoss takes scores
+    return loss_of(training, scores, target)
 
 
 def loss_of(training: BuiltTraining, scores: Tensor, target: Any) -> Tensor:

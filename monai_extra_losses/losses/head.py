@@ -66,6 +66,17 @@ class HeadLoss(nn.Module):
         self.head = checked_head(head, "head")
         self.loss = loss
 
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Those of a `CompoundLoss`; empty for another loss."""
+        return getattr(self.loss, "components", {})
+
+    @property
+    def reads_distance(self) -> bool:
+        """Whether the loss takes a map of distances."""
+        takes = "distance" in inspect.signature(self.loss.forward).parameters
+        return takes and bool(getattr(self.loss, "reads_distance", True))
+
     def forward(
         self, features: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
     ) -> Tensor:
@@ -79,7 +90,7 @@ class HeadLoss(nn.Module):
         """
         optional = {"mask": mask, "distance": distance}
         given = {name: value for name, value in optional.items() if value is not None}
-        if distance is not None and "distance" not in inspect.signature(self.loss.forward).parameters:
+        if distance is not None and not self.reads_distance:
             raise ValueError(f"expected a loss that reads `distance`, got {type(self.loss).__name__}: leave it out.")
         value: Tensor = self.loss(self._scores(plain("features", features), target), target, **given)
         return value
@@ -108,7 +119,7 @@ class HeadLoss(nn.Module):
                 "head of its own; use the loss without HeadLoss there."
             )
         if not has_numbers(features) or (target.requires_grad and torch.is_grad_enabled()):
-            return _CONVOLVE[features.ndim](features, head.weight, head.bias)
+            return convolved(head, features)
         return HeadScores.of(features, head.weight.flatten(1), head.bias)
 
 
@@ -167,6 +178,10 @@ class HeadlessNetwork(nn.Module):
         head: Any = self.network.get_submodule(self.head_name)
         return head  # type: ignore[no-any-return]
 
+    def scores(self, features: Tensor) -> Tensor:
+        """The scores of features, (B, K, *spatial) -> (B, C, *spatial), as a whole."""
+        return convolved(self.head, features)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The features in training mode, the scores in evaluation mode; arguments as of the network."""
         if self._proved or not self.training or torch.compiler.is_compiling():
@@ -185,6 +200,11 @@ class HeadlessNetwork(nn.Module):
             )
         self._proved = True
         return result
+
+
+def convolved(head: Convolution, features: Tensor) -> Tensor:
+    """The scores of features, as a whole, whatever mode the head is in."""
+    return _CONVOLVE[features.ndim](features, head.weight, head.bias)
 
 
 class _Skipped(nn.Module):

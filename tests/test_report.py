@@ -21,8 +21,11 @@ from monai_extra_losses.report.overlays import sides_of
 LABELS = {0: "background", 1: "organ", 2: "lesion"}
 
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
+
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(real_pictures: None, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved, to look at what they hold; any warning of matplotlib fails the test."""
     figures: list[Figure] = []
     save = Figure.savefig

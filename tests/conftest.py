@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 
 from monai_extra_losses import config_dir
 from monai_extra_losses.data import write_phantom
@@ -59,6 +59,22 @@ def _configs_parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigParser, "load_config_file", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _monai_searched_once() -> Iterator[None]:
+    """Look for MONAI's classes once for all parsers: each would go through all of its modules."""
+    search, found = ComponentLocator._find_classes_or_functions, dict[tuple[str, ...], Any]()
+
+    def search_once(self: ComponentLocator, modnames: Any) -> Any:
+        names = tuple(modnames)
+        if names not in found:
+            found[names] = search(self, names)
+        return found[names]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ComponentLocator, "_find_classes_or_functions", search_once)
         yield
 
 

@@ -1533,7 +1533,7 @@ MEMORY_CASES = [(2, torch.float32), (2, torch.uint8), (4, torch.int64), (14, tor
 
 
 def large_scores_and_labels(case: LossCase, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    scores = case.scores(1, num_classes, 32 if num_classes > 2 else 64, 64, 64 if num_classes < 100 else 16)
+    scores = case.scores(1, num_classes, 32 if num_classes > 2 else 64, 32, 32 if num_classes < 100 else 16)
     return scores, labels_like(scores, dtype=dtype)
 
 
@@ -1561,7 +1561,7 @@ def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -
 @every_mechanism(only=lambda entry: entry.lean, activations=("softmax",))
 @each("what", ["mask", "float mask", "ignore_index", "weight", "one-hot", "half", "channels_last"])
 def test_memory_with_options(case: LossCase, what: str) -> None:
-    scores = case.scores(2, 4, 32, 64, 32, dtype=torch.float16 if what == "half" else torch.float32)
+    scores = case.scores(2, 4, 32, 32, 32, dtype=torch.float16 if what == "half" else torch.float32)
     labels = labels_like(scores, dtype=torch.float32)
     options: dict[str, Any] = case.weighted([1.0, 2.0, 3.0, 4.0]) if what == "weight" else {}
     if what == "ignore_index":

@@ -725,7 +725,9 @@ def slope(function: Callable[[Array], float], x: Array, direction: Array, step: 
     return (8 * (c - b) - (d - a)) / (12 * step)
 
 
-def assert_gradient(gradient: Array, function: Callable[[Array], float], x: Array, atol: float, rtol: float = 0) -> None:
+def assert_gradient(
+    gradient: Array, function: Callable[[Array], float], x: Array, atol: float, rtol: float = 0, step: float = 1e-5
+) -> None:
     """The gradient of a function, by its slopes in a few directions in which every element moves.
 
     Each moves by 0.5 to 1.5, so an element that is wrong by more than twice the tolerance shows in every direction.
@@ -733,4 +735,6 @@ def assert_gradient(gradient: Array, function: Callable[[Array], float], x: Arra
     generator = np.random.default_rng(x.size)
     for _ in range(4):
         direction = generator.uniform(0.5, 1.5, x.shape) * generator.choice([-1, 1], x.shape)
-        np.testing.assert_allclose((gradient * direction).sum(), slope(function, x, direction), atol=atol, rtol=rtol)
+        np.testing.assert_allclose(
+            (gradient * direction).sum(), slope(function, x, direction, step), atol=atol, rtol=rtol
+        )

@@ -1,13 +1,19 @@
 """Data sets that several test files share."""
 
+import copy
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from monai.bundle import ComponentLocator, ConfigParser
 
+from monai_extra_losses import config_dir
 from monai_extra_losses.data import write_phantom
 
 if not torch.cuda.is_available():
@@ -36,6 +42,74 @@ def _own_log_handlers() -> Iterator[None]:
     yield
     for logger, handlers in zip(loggers, before, strict=True):
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _configs_parsed_once() -> Iterator[None]:
+    """Parse each file of `config_dir()` once: PyYAML takes longer over them than a small training does over a case."""
+    parse, parsed = ConfigParser.load_config_file, dict[Path, Any]()
+
+    def load(filepath: Any, **options: Any) -> Any:
+        file = Path(filepath)
+        if options or file.parent != config_dir():
+            return parse(filepath, **options)
+        if file not in parsed:
+            parsed[file] = parse(filepath)
+        return copy.deepcopy(parsed[file])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigParser, "load_config_file", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _monai_searched_once() -> Iterator[None]:
+    """Look for MONAI's classes once for all parsers: each would go through all of its modules."""
+    search, found = ComponentLocator._find_classes_or_functions, dict[tuple[str, ...], Any]()
+
+    def search_once(self: ComponentLocator, modnames: Any) -> Any:
+        names = tuple(modnames)
+        if names not in found:
+            found[names] = search(self, names)
+        return found[names]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ComponentLocator, "_find_classes_or_functions", search_once)
+        yield
+
+
+_SAVE = Figure.savefig
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+
+_ONE_PIXEL = b"\x89PNG\r\n\x1a\n" + b"".join(
+    (
+        _chunk(b"IHDR", (1).to_bytes(4) * 2 + bytes([8, 0, 0, 0, 0])),
+        _chunk(b"IDAT", zlib.compress(bytes(2))),
+        _chunk(b"IEND", b""),
+    )
+)
+
+
+def _save_a_pixel(figure: Figure, file: Any, **_: Any) -> None:
+    Path(file).write_bytes(_ONE_PIXEL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_of_one_pixel() -> Iterator[None]:
+    """Make every figure, but save a pixel of it: drawing takes longer than a small training; see `real_pictures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _save_a_pixel)
+        yield
+
+
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of pictures."""
+    monkeypatch.setattr(Figure, "savefig", _SAVE)
 
 
 @pytest.fixture(scope="session")

@@ -543,6 +543,7 @@ def test_the_hippocampus_gets_the_patch_of_the_prototype(hippocampus: Path, tmp_
     assert built.record.patch_size == (32, 48, 32)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_the_hippocampus_trains(hippocampus: Path, tmp_path: Path) -> None:
     run = train(hippocampus, tmp_path / "run", limit=20, epochs=2, loss="focal_tversky")
     first, second = table(run.training_csv)
@@ -554,6 +555,7 @@ def test_the_hippocampus_trains(hippocampus: Path, tmp_path: Path) -> None:
 # ---- evaluation ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_evaluation_writes_tables_and_pictures(copy_of: RunFolder) -> None:
     evaluate(copy_of)
     rows = table(copy_of.results.cases_csv)

@@ -74,6 +74,7 @@ def test_train_with_the_overlays_of_the_boundary_losses(
     assert "expected parts of the loss, dice_ce, hausdorff, got 'surface'" in text
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_demo_does_everything(
     phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,11 +113,14 @@ IGNORING = [
     "mask of a one-hot target",
     "mask and ignore_index",
 ]
+EVERY_WAY_TO_IGNORE = IGNORING[-3:]  # labels, channels, both
 
 
 @every_case(only=lambda entry: not entry.reads_neighbours)
 @each("kind", IGNORING)
 def test_ignored_is_deleted(case: LossCase, kind: str) -> None:
+    if kind not in EVERY_WAY_TO_IGNORE and (case.variant or case.activation != case.entry.activations[0]):
+        pytest.skip("which voxels count is found out before anything of a loss is")
     scores = case.scores(*SHAPE, dtype=torch.float64)
     options, target, mask, keep = ignoring(kind, scores)
     kept_per_sample = keep.flatten(1).sum(1)
@@ -150,8 +153,9 @@ def test_ignored_is_deleted_in_the_parts(activation: str, kind: str) -> None:
 def test_what_is_ignored_changes_nothing(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     options, target, mask, keep = ignoring("mask and ignore_index", scores)
-    others = [case.scores(*SHAPE, seed=7), *(torch.full(SHAPE, x) for x in (math.nan, math.inf, -math.inf, 1e30))]
-    for reduction in case.entry.reductions:
+    anything = torch.tensor([math.inf, -math.inf, 1e30, -1e30])[torch.randint(4, SHAPE)]
+    others = [case.scores(*SHAPE, seed=7), torch.full(SHAPE, math.nan), anything]
+    for reduction in case.entry.unlike_reductions:
         both = [case(reduction=reduction, **options)]
         if case.activation == "none" and case.entry.accepts("other_act"):
             both.append(case(reduction=reduction, other_act=lambda x: x.softmax(1), **options))
@@ -167,7 +171,7 @@ def test_what_is_ignored_changes_nothing(case: LossCase) -> None:
 def test_mask_of_ones_is_no_mask(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         loss = case(reduction=reduction)
         expected = value_and_gradient(loss, scores, labels)
         for dtype in (torch.bool, torch.float32, torch.float16):
@@ -211,7 +215,7 @@ def test_all_ignored_gives_exactly_zero(case: LossCase, how: str) -> None:
         else torch.zeros(2, 1, *SHAPE[2:], dtype=torch.float32 if "float" in how else bool)
     )
     options = {} if "mask" in how else {"ignore_index": 255}
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         for more in ({}, {"smooth_nr": 0.0, "smooth_dr": 0.0}, {"absent_class": "skip"}, {"batch": True}):
             if all(map(case.entry.accepts, more)):
                 value, gradient = value_and_gradient(case(reduction=reduction, **options, **more), scores, labels, mask)
@@ -554,7 +558,7 @@ FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 def test_labels_of_any_dtype(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         expected = value_and_gradient(case(reduction=reduction), scores, labels)
         for dtype in INTEGER_DTYPES + FLOAT_DTYPES:
             got = value_and_gradient(case(reduction=reduction), scores, labels.to(dtype))
@@ -644,7 +648,7 @@ def test_wrong_labels_are_refused(case: LossCase, wrong: str, num_classes: int) 
     if "fraction" in wrong or "infinite" in wrong or wrong == "NaN":
         hint = "resample labels with mode='nearest'"
     expected = rf"expected whole labels in 0\.\.{num_classes - 1} \(input has {num_classes} channels\)"
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         with pytest.raises(ValueError, match=rf"^{expected}.*, got .*: {hint}\.$"):
             case(reduction=reduction, **options)(scores, labels)
 
@@ -763,12 +767,13 @@ def test_memory_formats(case: LossCase, shape: tuple[int, ...], target_kind: str
     target = labels if target_kind == "labels" else one_hot(labels, shape[1])
     mask = torch.rand(2, 1, *shape[2:])
     versions = [strided_versions(tensor) for tensor in (scores, target, mask)]
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         loss = case(reduction=reduction, to_onehot_y=target_kind == "labels")
         expected = value_and_gradient(loss, scores, target, mask)
         for name in versions[0]:
             x, t, m = (version[name] for version in versions)
-            for data in ((x, target, mask), (scores, t, mask), (scores, target, m), (x, t, m)):
+            apart = [(x, target, mask), (scores, t, mask), (scores, target, m)] if reduction == "mean" else []
+            for data in (*apart, (x, t, m)):
                 assert_same(value_and_gradient(loss, *data), expected)
             assert torch.equal(x, scores), "the input was written to"
 
@@ -790,7 +795,7 @@ def test_expanded_tensors(case: LossCase) -> None:
 def test_meta_tensors_in_plain_tensor_out(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels, mask = labels_like(scores, dtype=torch.float32), torch.rand(2, 1, *SHAPE[2:])
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         loss = case(reduction=reduction)
         expected = value_and_gradient(loss, scores, labels, mask)
         meta = MetaTensor(scores.clone()).requires_grad_()
@@ -815,18 +820,18 @@ def test_nan_in_a_voxel_that_counts_is_nan(case: LossCase, num_classes: int) -> 
     one[1, :, 2, 3], channel[1, -1, 2, 3] = math.nan, math.nan
     mask = torch.ones(2, 1, 4, 5)
     mask[1, 0, 0] = 0
-    for target in (labels, one_hot(labels, num_classes) if num_classes > 1 else labels.float()):
-        labelled = target is labels and num_classes > 1
-        for reduction in case.entry.reductions:
-            loss = case(reduction=reduction, to_onehot_y=labelled)
-            for spoilt in (one, channel, torch.full_like(scores, math.nan)):
-                for data in ((target,), (target, mask)):
-                    value = loss(spoilt, *data)
-                    assert value.isnan().any()
-                    if reduction == "none" and spoilt is not one and spoilt is not channel:
-                        assert value.isnan().sum() == value.numel() - (value == 0).sum(), "a number from NaN"
-                    elif reduction == "none":
-                        assert value[0].isfinite().all(), "NaN in another sample"
+    targets = [one_hot(labels, num_classes) if num_classes > 1 else labels.float()] if num_classes < 4 else []
+    for target in (*targets, *([labels] if num_classes > 1 else [])):
+        for reduction in case.entry.unlike_reductions:
+            loss = case(reduction=reduction, to_onehot_y=target is labels)
+            everywhere = torch.full_like(scores, math.nan)
+            for spoilt, *data in ((one, target), (one, target, mask), (channel, target), (everywhere, target, mask)):
+                value = loss(spoilt, *data)
+                assert value.isnan().any()
+                if reduction == "none" and spoilt is everywhere:
+                    assert value.isnan().sum() == value.numel() - (value == 0).sum(), "a number from NaN"
+                elif reduction == "none":
+                    assert value[0].isfinite().all(), "NaN in another sample"
 
 
 @every_case(accepts="absent_class")
@@ -863,7 +868,7 @@ def test_masked_classes_infect_nothing(case: LossCase, num_classes: int) -> None
     labels = labels_like(scores)
     masked = masked_classes(scores, labels)
     target = one_hot(labels, num_classes, torch.float64)
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         # A categorical margin grows with what is far below; the wrong side of a hinge ends at its margin.
         finite = masked.double().clamp_min(-1e4)
         expected = value_and_gradient(case(reduction=reduction, to_onehot_y=False), finite, target)
@@ -885,7 +890,7 @@ def test_an_infinite_loss_is_infinite(case: LossCase, num_classes: int) -> None:
     labels = labels_like(scores)
     scores[1, labels[1, 0, 2, 3], 2, 3] = -math.inf
     target = one_hot(labels, num_classes, torch.float64)
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         expected = case(reduction=reduction, to_onehot_y=False)(scores.double(), target)
         assert not expected.isnan().any()
         for labelled, given in ((True, labels), (False, target.float())):
@@ -904,7 +909,7 @@ def test_large_scores(case: LossCase, num_classes: int, largest: float, dtype: t
     scores = case.scores(2, num_classes, 4, 5)
     labels = labels_like(scores)
     scores = (largest * torch.where(scores.abs() < 0.3, 0, scores.sign())).to(dtype)
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         expected = value_and_gradient(case(reduction=reduction), scores.double(), labels)
         value, gradient = value_and_gradient(case(reduction=reduction), scores, labels)
         assert expected[1].isfinite().all()
@@ -1397,8 +1402,7 @@ def test_perfect_partial_and_wrong(case: LossCase, num_classes: int) -> None:
 
 
 @every_case()
-@each("target_kind", ["labels", "onehot"])
-@each("num_classes", [2, 3])
+@each("num_classes, target_kind", [(2, "labels"), (3, "labels"), (3, "onehot")])
 def test_gradcheck(case: LossCase, num_classes: int, target_kind: str) -> None:
     if case.options.get("mode") == "prediction":
         pytest.skip("its factors follow the prediction, without gradient")
@@ -1406,7 +1410,7 @@ def test_gradcheck(case: LossCase, num_classes: int, target_kind: str) -> None:
     labels, mask = labels_like(scores), torch.rand(2, 1, 3, 4, dtype=torch.float64)
     target = labels if target_kind == "labels" else one_hot(labels, num_classes, torch.float64)
     weight = [0.5, 2.0, 1.5][:num_classes]
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         loss = case(reduction=reduction, to_onehot_y=target_kind == "labels", **case.weighted(weight))
         assert torch.autograd.gradcheck(loss, (scores, target, mask), fast_mode=True)
 
@@ -1529,7 +1533,7 @@ MEMORY_CASES = [(2, torch.float32), (2, torch.uint8), (4, torch.int64), (14, tor
 
 
 def large_scores_and_labels(case: LossCase, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    scores = case.scores(1, num_classes, 32 if num_classes > 2 else 64, 64, 64 if num_classes < 100 else 16)
+    scores = case.scores(1, num_classes, 32 if num_classes > 2 else 64, 32, 32 if num_classes < 100 else 16)
     return scores, labels_like(scores, dtype=dtype)
 
 
@@ -1557,7 +1561,7 @@ def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -
 @every_mechanism(only=lambda entry: entry.lean, activations=("softmax",))
 @each("what", ["mask", "float mask", "ignore_index", "weight", "one-hot", "half", "channels_last"])
 def test_memory_with_options(case: LossCase, what: str) -> None:
-    scores = case.scores(2, 4, 32, 64, 32, dtype=torch.float16 if what == "half" else torch.float32)
+    scores = case.scores(2, 4, 32, 32, 32, dtype=torch.float16 if what == "half" else torch.float32)
     labels = labels_like(scores, dtype=torch.float32)
     options: dict[str, Any] = case.weighted([1.0, 2.0, 3.0, 4.0]) if what == "weight" else {}
     if what == "ignore_index":

@@ -163,6 +163,8 @@ def test_tensors_without_numbers_get_shapes_and_dtypes(case: LossCase, kind: str
     """A model can be built and traced before there is memory for it."""
     scores = case.scores(*SHAPE)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
+    if kind == "fake" and case.activation != case.entry.activations[0]:
+        pytest.skip("one activation is enough of tensors that act as those of meta, at ten times the cost")
     for reduction in case.entry.reductions:
         hard = reduction != "sum"
         target = labels if hard else one_hot(labels, 3)
@@ -234,7 +236,7 @@ def test_nothing_is_float64_where_the_device_has_none(case: LossCase, meta_witho
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
     more = {"spacing": (1.0, 2.0)} if case.entry.accepts("spacing") else {}
     more |= {"batch": True} if case.entry.accepts("batch") else {}
-    for reduction in case.entry.reductions:
+    for reduction in case.entry.unlike_reductions:
         loss = case(reduction=reduction, ignore_index=1, **case.weighted([0.5, 2.0, 3.0])).to("meta")
         assert doubles_on_meta(loss, scores, labels, mask) == set()
     soft = case(to_onehot_y=False, **more).to("meta")

@@ -82,8 +82,7 @@ def compare_with_the_formula(
     if options.get("mode") == "prediction":
         return  # its factors follow the prediction, without gradient: see the test of that name
     # The error of the differences is about 1e-10.
-    expected = ref.gradient(lambda moved: entry.reference(moved, g, activation, w, **options), x)
-    np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-9)
+    ref.assert_gradient(gradient.numpy(), lambda moved: entry.reference(moved, g, activation, w, **options), x, 1e-9)
 
 
 @of_the_list

@@ -66,29 +66,24 @@ def test_public_names_are_sorted_and_there() -> None:
     assert all(getattr(monai_extra_losses, name) is getattr(losses, name) for name in losses.__all__)
 
 
-def test_the_package_names_every_loss_without_importing_torch() -> None:
+def test_the_package_names_every_loss_without_importing_torch_and_gives_it() -> None:
+    """To a completer, to `help` and to a star import."""
     code = (
         "import sys, rlcompleter, monai_extra_losses as package\n"
         "print(set(package.__all__) <= set(dir(package)), *sorted(package.__all__))\n"
         "print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))\n"
         "print(rlcompleter.Completer({'package': package}).complete('package.FocalTv', 0))\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
-    listed, imported, completed = result.stdout.splitlines()
-    assert listed.split() == ["True", *sorted([*losses.__all__, "config_dir"])]
-    assert imported == "[]"
-    assert completed.startswith("package.FocalTverskyLoss(")
-
-
-def test_help_and_a_star_import_give_every_loss() -> None:
-    code = (
-        "import pydoc, monai_extra_losses as package\n"
+        "import pydoc\n"
         "page = pydoc.plain(pydoc.render_doc(package))\n"
         "from monai_extra_losses import *\n"
         "print(sorted(n for n in package.__all__ if f'class {n}(' not in page or n not in globals()))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
-    assert result.stdout.splitlines()[-1] == "['config_dir']"  # a function
+    listed, imported, completed, not_given = result.stdout.splitlines()
+    assert listed.split() == ["True", *sorted([*losses.__all__, "config_dir"])]
+    assert imported == "[]"
+    assert completed.startswith("package.FocalTverskyLoss(")
+    assert not_given == "['config_dir']"  # a function
 
 
 def test_an_unknown_name_of_the_package_is_refused() -> None:
@@ -102,24 +97,16 @@ def test_importing_the_command_line_loads_neither_torch_nor_monai() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_a_short_name_works_in_a_config_once_the_package_is_imported() -> None:
-    code = (
-        "from monai.bundle import ConfigParser; import monai_extra_losses; "
-        "parser = ConfigParser({'loss': {'_target_': 'JaccardLoss', 'softmax': True}}); "
-        "print(type(parser.get_parsed_content('loss')).__module__)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split()[-1] == "monai_extra_losses.losses.region"
-
-
-def test_monai_s_short_names_stay_monai_s_when_ours_is_imported_first() -> None:
+def test_short_names_work_in_a_config_and_monai_s_stay_monai_s() -> None:
+    """Also when ours is imported first."""
     code = (
         "import monai_extra_losses.drop_in; from monai.bundle import ConfigParser; "
-        "parser = ConfigParser({'loss': {'_target_': 'DiceLoss'}}); "
-        "print(type(parser.get_parsed_content('loss')).__module__)"
+        "named = {'ours': {'_target_': 'JaccardLoss', 'softmax': True}, 'monai': {'_target_': 'DiceLoss'}}; "
+        "parser = ConfigParser(named); "
+        "print(*(type(parser.get_parsed_content(name)).__module__ for name in ('ours', 'monai')))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split()[-1] == "monai.losses.dice"
+    assert result.stdout.split()[-2:] == ["monai_extra_losses.losses.region", "monai.losses.dice"]
 
 
 @each("name", drop_in.__all__)

@@ -21,8 +21,11 @@ from monai_extra_losses.report.overlays import sides_of
 LABELS = {0: "background", 1: "organ", 2: "lesion"}
 
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
+
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(real_pictures: None, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved, to look at what they hold; any warning of matplotlib fails the test."""
     figures: list[Figure] = []
     save = Figure.savefig
@@ -97,7 +100,8 @@ def _many_classes(folder: Path, names: list[str]) -> Path:
     return folder / "training.csv"
 
 
-@pytest.mark.parametrize("count", [2, 10, 11, 18, 105, 650])
+# 650 classes take seconds; their picture is drawn by `test_many_classes_have_a_row_each` too.
+@pytest.mark.parametrize("count", [2, 10, 11, 18, 105, pytest.param(650, marks=pytest.mark.slow)])
 def test_curves_of_any_number_of_classes_fit_and_cover_nothing(tmp_path: Path, drawn: list[Figure], count: int) -> None:
     names = [f"vertebra_or_rib_with_a_long_name_{i}" for i in range(count - 2)] + ["_hidden", "cost $a_b"]
     draw_curves(_many_classes(tmp_path, names), tmp_path / "curves.png")
@@ -108,7 +112,10 @@ def test_curves_of_any_number_of_classes_fit_and_cover_nothing(tmp_path: Path, d
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
-@pytest.mark.parametrize(("count", "shown"), [(11, 11), (18, 18), (105, 105), (600, 600), (650, 600)])
+# All 600 that are shown at most are shown of 650 too.
+@pytest.mark.parametrize(
+    ("count", "shown"), [(11, 11), (18, 18), (105, 105), pytest.param(600, 600, marks=pytest.mark.slow), (650, 600)]
+)
 def test_many_classes_have_a_row_each(tmp_path: Path, drawn: list[Figure], count: int, shown: int) -> None:
     names = [f"class {i}" for i in range(count)]
     draw_curves(_many_classes(tmp_path, names), tmp_path / "curves.png")
@@ -251,7 +258,8 @@ def test_a_class_keeps_its_colour_where_another_is_absent(tmp_path: Path, drawn:
     assert one == both[1:]
 
 
-@pytest.mark.parametrize("count", [7, 18, 105])
+# The layout of 18 names is that of any number above 7.
+@pytest.mark.parametrize("count", [7, 18, pytest.param(105, marks=pytest.mark.slow)])
 def test_a_legend_of_long_names_is_whole(tmp_path: Path, drawn: list[Figure], count: int) -> None:
     names = {value: f"WWW_long name of class {value}" + "m" * value for value in range(1, count + 1)}
     label = np.random.default_rng(1).integers(0, count + 1, IMAGE.shape)

@@ -645,6 +645,7 @@ def test_an_evaluation_says_what_its_numbers_mean(
     assert results.summary_csv.read_text().startswith("label,cases,dice_mean,")
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_pictures_of_the_best_median_and_worst_case(uninterrupted: RunFolder, tmp_path: Path) -> None:
     evaluate(uninterrupted, output_dir=str(tmp_path / "all"), split="all")
     results = ResultsFolder(tmp_path / "all")

@@ -107,6 +107,11 @@ class LossEntry:
         return self.family != "structure" and not self.measures
 
     @property
+    def unlike_reductions(self) -> tuple[str, ...]:
+        """Those that differ by more than a factor: a sum is the mean, undivided."""
+        return tuple(name for name in self.reductions if name != "sum" or "none" not in self.reductions)
+
+    @property
     def loss(self) -> type[nn.Module]:
         return getattr(losses, self.name)
 

@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceLoss
 from torch import Tensor, nn
 
+from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps
 from monai_extra_losses.losses import (
     CompoundLoss,
     CrossEntropyLoss,
@@ -131,6 +132,21 @@ def test_a_distance_map_goes_to_the_loss_that_reads_one() -> None:
     assert_same(got, results(lambda: loss(head(features), target, None, distance), *of))
     with pytest.raises(ValueError, match="reads `distance`, got FusedDiceLoss"):
         HeadLoss(head, FusedDiceLoss(**OPTIONS))(features, target, None, distance)
+
+
+def test_the_wrappers_of_an_engine_hand_the_scores_on() -> None:
+    head, features = head_of(4, 3), features_like(2, 4, 5, 3, 4)
+    target, distance = labels_like(torch.empty(2, 3, 5, 3, 4)), torch.randn(2, 3, 5, 3, 4)
+    regions = (torch.rand(2, 3, 5, 3, 4) > 0.5).int()
+    regions[..., 2:] = 255  # not annotated
+    given: list[tuple[nn.Module, Any]] = [
+        (LossWithMaps(SurfaceLoss(**OPTIONS)), {"label": target, "distance": distance}),
+        (AnnotatedVoxelLoss(FusedDiceLoss(sigmoid=True), 255), regions),
+    ]
+    for loss, label in given:
+        of = features, head.weight, head.bias
+        got = results(partial(HeadLoss(head, loss), features, label), *of)
+        assert_same(got, results(lambda: loss(head(features), label), *of))  # noqa: B023
 
 
 def test_a_frozen_head_gets_no_gradient_and_frozen_features_none() -> None:

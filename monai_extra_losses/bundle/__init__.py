@@ -49,6 +49,7 @@ _HOMES = {
     "is_first_process": "monai_extra_losses.bundle.processes",
     "join_processes": "monai_extra_losses.bundle.processes",
     "loss_for_training": "monai_extra_losses.bundle.components",
+    "loss_with_head": "monai_extra_losses.bundle.components",
     "loss_of_output": "monai_extra_losses.bundle.handlers",
     "network_at_start": "monai_extra_losses.bundle.weights",
     "network_of_run": "monai_extra_losses.bundle.networks",

@@ -58,8 +58,6 @@ def loss_for_training(
     dataset_dir: Any = None,
     regions: Any = False,
     deep_supervision: Any = False,
-    head_loss: Any = False,
-    network: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
     """The chosen loss with its buffers (class weights, say) on the device, which no engine does by itself.
 
@@ -70,8 +68,6 @@ def loss_for_training(
         dataset_dir, regions: whose ignore label the loss leaves out, as `TrainingSetUp` takes them; the loss is built
             before the data are read.
         deep_supervision: the network gives the scores of several levels.
-        head_loss: the network gives the features of its last convolution, which is computed with the loss.
-        network: that network, a `HeadlessNetwork`.
 
     Raises:
         StartUpRefused: what is no loss, or does not take the maps.
@@ -84,8 +80,6 @@ def loss_for_training(
     multi_label = has_regions(dataset_dir, regions)
     declared = None if dataset_dir is None else declared_ignore_label(str(dataset_dir), multi_label)
     leave_out(loss, declared, multi_label=multi_label)
-    if yes_or_no("head_loss", head_loss):
-        loss = HeadLoss(cast(HeadlessNetwork, network).head, loss)
     try:
         if declared is not None and multi_label:
             loss = AnnotatedVoxelLoss(loss, declared[1], maps)
@@ -97,6 +91,11 @@ def loss_for_training(
         loss = StackedScoresLoss(loss)
     moved: torch.nn.Module = loss.to(device)
     return moved
+
+
+def loss_with_head(loss: torch.nn.Module, network: torch.nn.Module, head_loss: Any) -> torch.nn.Module:
+    """The loss of the features that a `HeadlessNetwork` gives, with `head_loss`; else the loss itself."""
+    return HeadLoss(cast(HeadlessNetwork, network).head, loss) if yes_or_no("head_loss", head_loss) else loss
 
 
 def trainable_parameters(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:

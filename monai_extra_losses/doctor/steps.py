@@ -64,7 +64,7 @@ def build_training(config_files: Sequence[str], options: Mapping[str, Any]) -> B
     ):
         with stage(doing):
             parser.get_parsed_content(part)
-    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "training_loss", "setup")
+    ids = ("record", "train::trainer", "validate::evaluator", "train::dataset", "step_loss", "setup")
     return BuiltTraining(*map(parser.get_parsed_content, ids))
 
 

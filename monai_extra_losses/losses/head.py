@@ -118,7 +118,9 @@ class HeadLoss(nn.Module):
                 "expected one set of features, got those of a level of MONAI's DeepSupervisionLoss: each level has a "
                 "head of its own; use the loss without HeadLoss there."
             )
-        if not has_numbers(features) or (target.requires_grad and torch.is_grad_enabled()):
+        # the target of an engine's wrapper may be a label with maps
+        differentiates_target = getattr(target, "requires_grad", False) and torch.is_grad_enabled()
+        if not has_numbers(features) or differentiates_target:
             return convolved(head, features)
         return HeadScores.of(features, head.weight.flatten(1), head.bias)
 

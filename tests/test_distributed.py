@@ -61,6 +61,11 @@ def network() -> nn.Module:
     return nn.Conv2d(2, 3, 3, padding=1).double()
 
 
+def network_with_head() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 1)).double()
+
+
 def data(case: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 2, 8, 9, generator=generator, dtype=torch.float64)
@@ -99,6 +104,11 @@ def run_rank(rank: int, folder: str) -> None:
         value = compiled(model(images), labels)
         value.backward()
         results["compiled"] = value.detach(), [p.grad for p in model.parameters()]
+        headless = losses.HeadlessNetwork(network_with_head(), head="1")
+        model = nn.parallel.DistributedDataParallel(headless)
+        value = losses.HeadLoss(headless.head, make("Dice"))(model(images), labels)
+        value.backward()
+        results["head"] = value.detach(), [p.grad for p in model.parameters()]
         torch.save(results, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -119,6 +129,18 @@ def test_two_ranks_are_one_rank_with_all_samples(case: str, of_each_rank: list[d
     value.backward()
     for results in of_each_rank:
         got, gradients = results[case]
+        torch.testing.assert_close(got, value.detach(), atol=1e-12, rtol=1e-10)
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_a_head_on_two_ranks_is_one_on_one(of_each_rank: list[dict[str, Any]]) -> None:
+    model, (images, labels) = network_with_head(), data("Dice")
+    value = make("Dice")(model(images), labels)
+    value.backward()
+    for results in of_each_rank:
+        got, gradients = results["head"]
         torch.testing.assert_close(got, value.detach(), atol=1e-12, rtol=1e-10)
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=1e-10)

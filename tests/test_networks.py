@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import monai.bundle
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -499,3 +500,29 @@ def test_the_doctor_examines_the_network(phantom_folder: Path, name: str) -> Non
     assert f"4 cases would train a {title} and 2 validate it, in patches of 16 x 16 x 16 voxels" in text
     assert "Each label value (0 background, 1 organ, 2 lesion) has its channel of the network" in text
     assert "ln 3 + Dice" in text or "Dice 0." in text  # the loss of equal scores is known
+
+
+@pytest.mark.slow
+def test_117_classes_train_with_the_head(phantom_folder: Path, tmp_path: Path) -> None:
+    """20 steps on the phantom, whose foreground is cut into blocks of a label each."""
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    blocks = [index * 5 // side for index, side in zip(np.indices((32, 32, 16)), (32, 32, 16), strict=True)]
+    parcels = 1 + np.ravel_multi_index(tuple(blocks), (5, 5, 5)) % 116
+    for file in data.glob("labelsT[rs]/*.nii.gz"):
+        label = nib.load(file)
+        parts = np.where(np.asarray(label.dataobj) > 0, parcels, 0)
+        if "Tr/phantom_000" in str(file):  # every label has a voxel
+            parts[:, :, 0].flat[:116] = range(1, 117)
+        nib.save(nib.Nifti1Image(parts.astype(np.uint8), label.affine), file)
+    description = json.loads((data / "dataset.json").read_text())
+    description["labels"] = {str(label): f"part {label}" if label else "background" for label in range(117)}
+    (data / "dataset.json").write_text(json.dumps(description))
+    options = {**COMMON, "network": "segresnet", "channels": None, "patch_size": [32, 32, 16], "val_interval": 10}
+    run = train(data, tmp_path / "run", ("train",), **options, epochs=10, head_loss=True)
+    rows = table(run.training_csv)
+    assert len(rows) == 10  # of two steps
+    assert float(rows[-1]["train_loss"]) < 0.9 * float(rows[0]["train_loss"])
+    assert RunRecord.read(run.record).num_classes == 117
+    assert torch.load(run.model, weights_only=True)["conv_final.2.conv.weight"].shape[0] == 117
+    evaluate(run, overlays=False)
+    assert run.results.cases_csv.exists()

@@ -482,7 +482,7 @@ def test_the_kernels_take_the_usual_losses() -> None:
 def test_whole_losses(name: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradient of the kernels in float32 against those of torch in float64."""
     for case in CASES:
-        if case.entry.name == name:
+        if case.entry.name == name and (data == "labels" or not case.variant):
             with told(case), monkeypatch.context() as patch:
                 compare_with_torch(case, data, patch)
 

@@ -24,6 +24,7 @@ from loss_list import (
     told,
     value_and_gradient,
 )
+from memory import peak_extra_bytes
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
@@ -1552,6 +1553,22 @@ def test_memory_of_every_loss(case: LossCase) -> None:
         pytest.skip("an activation and a variant have their buffers apart")
     scores, labels = large_scores_and_labels(case, 4, torch.int64)
     assert_lean(case(), scores, labels, maps=map_of_top_k(case, 4))
+
+
+@every_case(only=lambda entry: entry.lean)
+@each("num_classes, dtype", [(2, torch.float32), (3, torch.float32), (14, torch.float32), (3, torch.float64)])
+def test_memory_of_small_calls(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
+    """At the size at which the slab of a call is nearly too large to be kept, and above: 4 MiB more."""
+    if case.variant and case.activation != case.entry.activations[0]:
+        pytest.skip("an activation and a variant have their buffers apart")
+    for length in (12, 40):
+        scores = case.scores(1, num_classes, length, 32, 32, dtype=dtype).requires_grad_()
+        labels, loss = labels_like(scores, dtype=torch.float32), case()
+        loss(scores, labels).backward()
+        scores.grad = None
+        peak, size = peak_extra_bytes(lambda: loss(scores, labels).backward()), scores.numel() * scores.element_size()  # noqa: B023
+        maps = map_of_top_k(case, num_classes)
+        assert peak <= max((1.25 + maps) * size, (1 + maps) * size + 4 * 2**20), f"{peak / 2**20:.2f} MiB"
 
 
 @every_mechanism(only=lambda entry: entry.lean and entry.family != "region" and "none" in entry.reductions)

@@ -30,7 +30,7 @@ _GPU_SLAB = 1 << 24
 # What the buffers of a slab may take beside the gradient: a share of the scores, or so many bytes where that is more.
 _CPU_SHARE = 0.2
 _HEAD_SHARE = 0.02  # of scores that are never there as a whole
-_FEW_BYTES = 7 << 19  # 3.5 MiB
+_FEW_BYTES = 13 << 18  # 3.25 MiB
 # Whether the GPU kernels take what they can. As it comes, CUDA tensors, where a tiny case of the same kind has shown
 # that the kernels are right on the device; "1": all, in triton's interpreter those of the CPU too; "0": none.
 _TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "")
@@ -79,7 +79,7 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     voxels = data.scores.numel() // channels
     if keeps and slab is not None:
         floats = _floats(data, terms, slab, by_index=by_index, in_place=False)
-        if 4 * floats * voxels <= _FEW_BYTES:
+        if floats * _width(data) * voxels <= _FEW_BYTES:
             return Plan(slab, max(voxels, 1), by_index=by_index, keeps_slab=True)
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
     if keeps and slab is SoftmaxSlab and _softmax_pays(data, terms):
@@ -100,7 +100,7 @@ def _softmax_pays(data: CallData, terms: Sequence[Term]) -> bool:
 
 
 def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, by_index: bool, in_place: bool) -> int:
-    """How many float32 numbers per voxel of a slab are alive at a time, at most."""
+    """How many numbers per voxel of a slab are alive at a time, at most."""
     channels = data.scores.shape[1]
     head = 0
     if isinstance(data.scores, HeadScores):  # scores and their gradient, features and theirs
@@ -118,16 +118,20 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
 
 
 def slab_length(data: CallData, floats: int) -> int:
-    """Voxels of a slab whose buffers hold so many float32 numbers per voxel."""
+    """Voxels of a slab whose buffers hold so many numbers per voxel."""
     scores = data.scores
     of_head = isinstance(scores, HeadScores)
     if scores.device.type != "cpu" and not of_head:
         return max(_GPU_SLAB // scores.shape[1], 1)
-    # The buffers are float32 at least, whatever the scores are.
     share = _HEAD_SHARE if of_head else _CPU_SHARE
     least = _FEW_BYTES if scores.device.type == "cpu" else 4 * _GPU_SLAB
     allowed = max(share * scores.numel() * scores.element_size(), least)
-    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (4 * floats))), 128)
+    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats))), 128)
+
+
+def _width(data: CallData) -> int:
+    """Bytes of a number in the buffers of a slab: float32 at least, whatever the scores are."""
+    return 8 if data.dtype == torch.float64 else 4
 
 
 def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:

@@ -111,7 +111,7 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient
     if slab is TwoClassSlab:
         return head + copies * channels + own
-    labels = 4 if by_index else 2 * channels  # as an index, or as g
+    labels = 12 if by_index else 2 * channels  # as an index, and what counts by it, or as g
     probabilities = 2 * channels if slab is SoftmaxSlab and not in_place else 0
     gradient = 0 if slab is SoftmaxSlab else channels
     return head + copies * channels + labels + probabilities + gradient + own

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from monai_extra_losses.ops import workers
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.gpu_check import Variant, agree
 from monai_extra_losses.ops.head_scores import HeadScores
@@ -70,7 +71,7 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
         terms: what to compute.
         keeps: whether the forward may leave a slab, or its softmax, for the backward.
     """
-    gpu = _gpu_kernels(data, terms)
+    gpu = _gpu_kernels(data, terms) if _TRITON == "1" or data.scores.device.type == "cuda" else None
     if gpu is not None:
         return Plan(None, 0, gpu=gpu)
     channels = data.scores.shape[1]
@@ -126,7 +127,8 @@ def slab_length(data: CallData, floats: int) -> int:
     share = _HEAD_SHARE if of_head else _CPU_SHARE
     least = _FEW_BYTES if scores.device.type == "cpu" else 4 * _GPU_SLAB
     allowed = max(share * scores.numel() * scores.element_size(), least)
-    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats))), 128)
+    longest = min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats)))
+    return max(longest // workers.count(scores), 128)  # so many at a time
 
 
 def _width(data: CallData) -> int:

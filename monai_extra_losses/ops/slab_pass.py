@@ -5,13 +5,14 @@ a compound loss too, is the gradient of its logits and one slab.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from monai_extra_losses.ops import workers
 from monai_extra_losses.ops.call_data import CallData, Voxels
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import read_labels, refuse_outside
@@ -20,6 +21,8 @@ from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.pieces import Piece
 from monai_extra_losses.ops.plan import Plan, slab_length
 from monai_extra_losses.ops.terms import Term
+
+PartOfBackward = tuple[Piece, Sequence[Term], Sequence[Tensor]]
 
 
 @dataclass(slots=True)
@@ -78,17 +81,34 @@ def forward(data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept | None
 
 def _fill(outs: Sequence[Tensor], data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept) -> None:
     """Add up the terms, slab by slab, by kernels."""
-    assert plan.slab is not None
-    for piece in data.pieces(plan.length):
+    kernels = plan.slab
+    assert kernels is not None
+    pieces = data.pieces(plan.length)
+    alone = len(pieces) == 1
+
+    def compute(piece: Piece) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The part of the results that belongs to a piece, and what is to be added to it."""
         known = None
         if plan.softmax == "kept whole" and kept.probabilities is not None:
             known = piece.flat(kept.probabilities)
-        slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
-        slab.forward(*_in_piece(piece, terms, outs))
+        slab = kernels(data.slab(piece), known, by_index=plan.by_index)
+        own, views = _in_piece(piece, terms, outs)
+        if not alone:
+            parts = [view if term.is_map else torch.zeros_like(view) for term, view in zip(own, views, strict=True)]
+        slab.forward(own, views if alone else parts)
         if plan.softmax == "kept by slab" and kept.probabilities is not None:
             piece.write(kept.probabilities, slab.p)  # type: ignore[attr-defined]
         if plan.keeps_slab:
             kept.slab = slab
+        return views, views if alone else parts
+
+    if alone:
+        compute(pieces[0])
+        return
+    for views, parts in workers.each(compute, pieces, data.scores):  # in their order: the same bits each time
+        for view, part in zip(views, parts, strict=True):
+            if part is not view:
+                view += part
 
 
 def backward(
@@ -112,10 +132,12 @@ def backward(
             of_gpu: Tensor = plan.gpu.backward(data, *zip(*wanted, strict=True))
             return of_gpu
         gradient = torch.empty_like(data.scores) if kept.probabilities is None else kept.probabilities
-        for piece, own, slab_grads in _pieces_of(data, plan, wanted):
+
+        def compute(part: PartOfBackward) -> None:
+            piece, own, slab_grads = part
             if plan.slab is None:
                 piece.write(gradient, _differentiate(data.slab(piece), own, slab_grads))
-                continue
+                return
             view = piece.flat(gradient) if gradient.dtype == data.dtype else None
             slab = kept.slab
             if slab is None:
@@ -127,6 +149,9 @@ def backward(
             slab.backward(own, slab_grads, out)
             if view is None:
                 piece.write(gradient, out)
+
+        for _ in workers.each(compute, _parts_of(data, plan, wanted), data.scores):
+            pass
     return gradient
 
 
@@ -149,14 +174,19 @@ def backward_through_head(
     if not wanted and into.features is not None:
         into.features.zero_()
     with without_autocast(scores.device):
-        for piece, own, slab_grads in _pieces_of(data, plan, wanted):
+
+        def compute(part: PartOfBackward) -> tuple[Tensor | None, Tensor | None]:
+            piece, own, slab_grads = part
             v = data.slab(piece)
             if plan.slab is None:
                 d = _differentiate(v, own, slab_grads)
             else:
                 d = torch.empty_like(v.scores)
                 plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
-            into.add(piece, v.weight, d)
+            return into.of_piece(piece, v.weight, d)
+
+        for of_weight, of_bias in workers.each(compute, _parts_of(data, plan, wanted), scores):
+            into.add(of_weight, of_bias)
     return into.result()
 
 
@@ -169,14 +199,12 @@ def _wanted(terms: Sequence[Term], grads: Sequence[Tensor | None]) -> list[tuple
     ]
 
 
-def _pieces_of(
-    data: CallData, plan: Plan, wanted: Sequence[tuple[Term, Tensor]]
-) -> Iterator[tuple[Piece, Sequence[Term], Sequence[Tensor]]]:
+def _parts_of(data: CallData, plan: Plan, wanted: Sequence[tuple[Term, Tensor]]) -> list[PartOfBackward]:
     """The pieces of a backward, each with its part of the terms and of the gradients of their results."""
-    if wanted:
-        terms, grads = zip(*wanted, strict=True)
-        for piece in data.pieces(plan.length):
-            yield piece, *_in_piece(piece, terms, grads)
+    if not wanted:
+        return []
+    terms, grads = zip(*wanted, strict=True)
+    return [(piece, *_in_piece(piece, terms, grads)) for piece in data.pieces(plan.length)]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -1,6 +1,7 @@
 """Data sets that several test files share."""
 
 import copy
+import gc
 import logging
 import os
 import zlib
@@ -24,6 +25,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core of its own; so have the processes it starts.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what was imported and collected, which lives as long as the session."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

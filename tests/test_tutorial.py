@@ -19,6 +19,26 @@ LONGEST_OUTPUT = 99  # lines; MONAI's limit for a tutorial's cell
 RUNS = ("dice_ce", "cross_entropy", "weighted")
 
 
+# Commands whose output goes to a file run in the kernel, for a process takes seconds to start; others in the shell.
+IN_PROCESS = r"""
+import contextlib as _contextlib, re as _re, shlex as _shlex
+
+def _system(line, _shell=get_ipython().system):
+    from monai_extra_losses.cli import main
+    words = " ".join(_shlex.split(get_ipython().var_expand(line, depth=1), posix=False))
+    found = _re.fullmatch(r"monai-extra-losses ([^>|]+) > (\w+\.log) 2>&1 \|\| tail -n 5 \2", words)
+    if found is None:
+        return _shell(line)
+    with open(found[2], "w") as log, _contextlib.redirect_stdout(log), _contextlib.redirect_stderr(log):
+        try:
+            main(_shlex.split(found[1]))
+        except SystemExit as ended:
+            assert ended.code == 0, ended.code
+
+get_ipython().system = _system
+"""
+
+
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kernel of this Python, whatever kernels and settings the user has."""
@@ -41,6 +61,7 @@ def test_every_cell_runs(epochs: int | None, kernel: str, tmp_path: Path, monkey
     notebook = read()
     if epochs is not None:
         shorten(notebook, epochs)
+        notebook.cells.insert(1, nbformat.v4.new_code_cell(IN_PROCESS))
     work = tmp_path / "work"
     monkeypatch.setenv("MONAI_DATA_DIRECTORY", str(work))  # so that the tutorial leaves its files there
     options: dict[str, Any] = {"resources": {"metadata": {"path": str(tmp_path)}}}

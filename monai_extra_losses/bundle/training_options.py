@@ -130,7 +130,7 @@ class RecordedOptions:
     network: str = option(
         network_name,
         "unet, small and quick; dynunet, the larger one of nnU-Net, whose levels follow from patch and spacing, for "
-        "the best Dice and for thick slices; or segresnet, a residual one between them in time",
+        "long trainings and thick slices; or segresnet, a residual one between them in time",
         default="unet",
         rule=(lambda name: name in get_args(Network), "a network that this version knows"),
     )

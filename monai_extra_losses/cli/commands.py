@@ -159,7 +159,7 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     Often used ones:
 
     \b
-    --network dynunet             unet, small and quick; dynunet, of nnU-Net, for the best Dice and thick
+    --network dynunet             unet, small and quick; dynunet, of nnU-Net, for long trainings and thick
                                   slices; or segresnet
     --fold 0, --num_folds 5       the fold that validates, and the folds to deal
     --patch_size "[96, 96, 32]"   voxels per axis

@@ -30,7 +30,9 @@ _CPU_SLAB = 1 << 20
 _GPU_SLAB = 1 << 24
 # What the buffers of a slab may take beside the gradient: a share of the scores, or so many bytes where that is more.
 _CPU_SHARE = 0.2
-_HEAD_SHARE = 0.02  # of scores that are never there as a whole
+# Of scores that are never there as a whole.
+_HEAD_SHARE = 0.025
+_HEAD_BYTES = 1 << 23
 _FEW_BYTES = 13 << 18  # 3.25 MiB
 # Whether the GPU kernels take what they can. As it comes, CUDA tensors, where a tiny case of the same kind has shown
 # that the kernels are right on the device; "1": all, in triton's interpreter those of the CPU too; "0": none.
@@ -125,7 +127,9 @@ def slab_length(data: CallData, floats: int) -> int:
     if scores.device.type != "cpu" and not of_head:
         return max(_GPU_SLAB // scores.shape[1], 1)
     share = _HEAD_SHARE if of_head else _CPU_SHARE
-    least = _FEW_BYTES if scores.device.type == "cpu" else 4 * _GPU_SLAB
+    least = _HEAD_BYTES if of_head else _FEW_BYTES
+    if scores.device.type != "cpu":
+        least = 4 * _GPU_SLAB
     allowed = max(share * scores.numel() * scores.element_size(), least)
     longest = min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats)))
     return max(longest // workers.count(scores), 128)  # so many at a time

@@ -503,6 +503,16 @@ def test_threads_of_slabs_leave_torch_as_it_was() -> None:
     assert torch.isfinite(gradient()).all()
 
 
+@pytest.mark.usefixtures("_two_workers")
+def test_threads_of_slabs_are_in_inference_mode_too() -> None:
+    scores, labels = scores_and_labels((1, 3, 20, 20, 20), "softmax", torch.float32)
+    terms = [VoxelMap(TrueClassSums("softmax", CrossEntropyFormula()))]
+    (expected,) = fused_sums(CallData(scores, labels, None, True, None), terms)
+    with torch.inference_mode():
+        (got,) = fused_sums(CallData(scores.clone(), labels, None, True, None), terms)
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 @pytest.mark.usefixtures("_two_workers")
 def test_a_fork_has_threads_of_its_own() -> None:

@@ -40,8 +40,10 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], scores: Tensor) 
     if len(items) == 1 or count(scores) == 1:
         return map(work, items)
 
+    inference = torch.is_inference_mode_enabled()
+
     def apart(item: Item) -> Result:
-        with torch.no_grad():  # each thread has a mode of its own
+        with torch.inference_mode(inference), torch.no_grad():  # each thread has modes of its own
             return work(item)
 
     return _pool().map(apart, items)

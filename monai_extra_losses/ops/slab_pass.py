@@ -22,8 +22,6 @@ from monai_extra_losses.ops.pieces import Piece
 from monai_extra_losses.ops.plan import Plan, slab_length
 from monai_extra_losses.ops.terms import Term
 
-PartOfBackward = tuple[Piece, Sequence[Term], Sequence[Tensor]]
-
 
 @dataclass(slots=True)
 class Kept:
@@ -125,16 +123,16 @@ def backward(
     """
     kept = Kept() if kept is None else kept
     wanted = _wanted(terms, grads)
-    if not wanted:
+    if not wanted[0]:
         return torch.zeros_like(data.scores)
     with without_autocast(data.scores.device):
         if plan.gpu is not None:
-            of_gpu: Tensor = plan.gpu.backward(data, *zip(*wanted, strict=True))
+            of_gpu: Tensor = plan.gpu.backward(data, *wanted)
             return of_gpu
         gradient = torch.empty_like(data.scores) if kept.probabilities is None else kept.probabilities
 
-        def compute(part: PartOfBackward) -> None:
-            piece, own, slab_grads = part
+        def compute(piece: Piece) -> None:
+            own, slab_grads = _in_piece(piece, *wanted)
             if plan.slab is None:
                 piece.write(gradient, _differentiate(data.slab(piece), own, slab_grads))
                 return
@@ -150,7 +148,7 @@ def backward(
             if view is None:
                 piece.write(gradient, out)
 
-        for _ in workers.each(compute, _parts_of(data, plan, wanted), data.scores):
+        for _ in workers.each(compute, data.pieces(plan.length), data.scores):
             pass
     return gradient
 
@@ -171,12 +169,14 @@ def backward_through_head(
     scores = data.scores
     assert isinstance(scores, HeadScores)
     into, wanted = scores.gradients(needed), _wanted(terms, grads)
-    if not wanted and into.features is not None:
-        into.features.zero_()
+    if not wanted[0]:
+        if into.features is not None:
+            into.features.zero_()
+        return into.result()
     with without_autocast(scores.device):
 
-        def compute(part: PartOfBackward) -> tuple[Tensor | None, Tensor | None]:
-            piece, own, slab_grads = part
+        def compute(piece: Piece) -> tuple[Tensor | None, Tensor | None]:
+            own, slab_grads = _in_piece(piece, *wanted)
             v = data.slab(piece)
             if plan.slab is None:
                 d = _differentiate(v, own, slab_grads)
@@ -185,26 +185,19 @@ def backward_through_head(
                 plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
             return into.of_piece(piece, v.weight, d)
 
-        for of_weight, of_bias in workers.each(compute, _parts_of(data, plan, wanted), scores):
+        for of_weight, of_bias in workers.each(compute, data.pieces(plan.length), scores):
             into.add(of_weight, of_bias)
     return into.result()
 
 
-def _wanted(terms: Sequence[Term], grads: Sequence[Tensor | None]) -> list[tuple[Term, Tensor]]:
+def _wanted(terms: Sequence[Term], grads: Sequence[Tensor | None]) -> tuple[list[Term], list[Tensor]]:
     """The terms through which the scores get a gradient, and that of their results."""
-    return [
+    pairs = [
         (term, grad.contiguous())  # a map's may be an expanded scalar
         for term, grad in zip(terms, grads, strict=True)
         if grad is not None and term.reads_scores
     ]
-
-
-def _parts_of(data: CallData, plan: Plan, wanted: Sequence[tuple[Term, Tensor]]) -> list[PartOfBackward]:
-    """The pieces of a backward, each with its part of the terms and of the gradients of their results."""
-    if not wanted:
-        return []
-    terms, grads = zip(*wanted, strict=True)
-    return [(piece, *_in_piece(piece, terms, grads)) for piece in data.pieces(plan.length)]
+    return [term for term, _ in pairs], [grad for _, grad in pairs]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

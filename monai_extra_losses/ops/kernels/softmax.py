@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_extra_losses.ops.kernels.labels import FewLabels
 from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
@@ -45,8 +46,9 @@ class SoftmaxSlab(ProbabilitySlab):
     """A slab under a softmax.
 
     Parts of the gradient, without the voxels' weights: `base` (b, C), dL/dp that is the same for every voxel; `square`
-    (b, C), half of that of p^2; `log_base` (b, C), dL/dlog p; `jump` (b, m), p_t dL/dp_t of the true class alone plus
-    dL/dlog p_t; `apart` (b, C, m), dL/dx of what differs in every channel of every voxel.
+    (b, C), half of that of p^2; `own` (b, C), dL/dp of the true class alone, where classes are few; `log_base` (b, C),
+    dL/dlog p; `jump` (b, m), dL/dlog p_t plus, where classes are many, p_t dL/dp_t of the true class alone; `apart`
+    (b, C, m), dL/dx of what differs in every channel of every voxel.
     """
 
     activation: ClassVar[Activation] = "softmax"
@@ -102,6 +104,17 @@ class SoftmaxSlab(ProbabilitySlab):
     def write_gradient(self, parts: Parts, out: Tensor) -> None:
         base, square, log_base = parts.get("base"), parts.get("square"), parts.get("log_base")
         inner = parts["jump"].unsqueeze(1) if "jump" in parts else self.x.new_zeros(())
+        if base is not None and "own" in parts and isinstance(self.labels, FewLabels):
+            # p dL/dp, of which the sum over the classes is times p
+            d = torch.addcmul(base.unsqueeze(2), self.labels.g, parts["own"].unsqueeze(2))
+            if square is not None:
+                d.addcmul_(self.p, square.unsqueeze(2), value=2)
+            inner = inner + d.mul_(self.p).sum(1, keepdim=True)
+            if log_base is not None:
+                inner = inner + log_base.sum(1, keepdim=True).unsqueeze(2)
+            torch.addcmul(d, self.p, inner, value=-1, out=out)
+            self._add_rest(parts, out)
+            return
         if base is not None:
             inner = inner + torch.bmm(base.unsqueeze(1), self.p)
         if square is not None:
@@ -112,8 +125,11 @@ class SoftmaxSlab(ProbabilitySlab):
         if square is not None:
             factor = torch.addcmul(factor, self.p, square.unsqueeze(2), value=2)
         torch.mul(self.p, factor, out=out)
-        if log_base is not None:
-            out += log_base.unsqueeze(2)
+        self._add_rest(parts, out)
+
+    def _add_rest(self, parts: Parts, out: Tensor) -> None:
+        if "log_base" in parts:
+            out += parts["log_base"].unsqueeze(2)
         if "jump" in parts:
             self.labels.add(out, parts["jump"])
         if "apart" in parts:
@@ -122,7 +138,10 @@ class SoftmaxSlab(ProbabilitySlab):
 
 
 def _count_gradient(slab: SoftmaxSlab, term: CountSums, grad: Tensor) -> Parts:
-    parts = {"base": grad[1], "jump": slab.p_true * slab.labels.factors(grad[0])}
+    if isinstance(slab.labels, FewLabels):
+        parts = {"base": grad[1], "own": grad[0]}
+    else:
+        parts = {"base": grad[1], "jump": slab.p_true * slab.labels.factors(grad[0])}
     return parts | {"square": grad[2]} if term.squares else parts
 
 

@@ -23,6 +23,14 @@ _WIDTH = 100
 _PACKAGE = "monai_extra_losses.losses"
 
 
+# What a class without defaults is shown with, and how a training has it.
+_PARTS: dict[str, dict[str, Any]] = {
+    "HeadLoss": {
+        "head": {"_target_": "torch.nn.Conv3d", "in_channels": 32, "out_channels": 200, "kernel_size": 1},
+        "loss": {"_target_": f"{_PACKAGE}.FusedDiceCELoss", "to_onehot_y": True, "softmax": True},
+    }
+}
+_ABOUT_TRAIN = {"HeadLoss": "In `train`: --head_loss True, with --network dynunet or segresnet."}
 _FOR_LABELS = {"@to_onehot_y": True, "@softmax": True}  # what the training configs give for data with labels
 
 
@@ -147,7 +155,7 @@ def loss_config(key: str | None, cls: str) -> dict[str, Any]:
     defaults = {option.name: _value(option) for option in loss_options_of(cls) if option.own}
     known = {name: value for name, value in defaults.items() if value is not None}
     if key is None:
-        return {"_target_": f"{_PACKAGE}.{cls}", **known}
+        return {"_target_": f"{_PACKAGE}.{cls}", **_PARTS.get(cls, {}), **known}
     config: dict[str, Any] = _resolved(loss_table()[key])
     about = config["losses"][key] if key in config.get("losses", ()) else config
     about |= {name: value for name, value in known.items() if name not in about}
@@ -326,7 +334,7 @@ def _option_lines(options: Iterable[LossOption]) -> Iterator[str]:
 def _configuration(key: str | None, cls: str) -> Iterator[str]:
     config = loss_config(key, cls)
     if key is None:
-        yield from _filled("Not for `train`: its target is no map of labels.")
+        yield from _filled(_ABOUT_TRAIN.get(cls, "Not for `train`: its target is no map of labels."))
     else:
         yield f"  {train_command(key)}"
     yield ""
@@ -337,8 +345,11 @@ def _configuration(key: str | None, cls: str) -> Iterator[str]:
     yield ""
     yield "  In Python:"
     yield ""
-    classes = sorted({target.rpartition(".")[2] for target in _targets(config)})
-    yield f"    from monai_extra_losses import {', '.join(classes)}"
+    targets = sorted(set(_targets(config)))
+    ours = [target.removeprefix(f"{_PACKAGE}.") for target in targets if target.startswith(_PACKAGE)]
+    yield f"    from monai_extra_losses import {', '.join(ours)}"
+    for module, _, other in (target.rpartition(".") for target in targets if not target.startswith(_PACKAGE)):
+        yield f"    from {module} import {other}"
     yield from textwrap.wrap(
         f"loss = {python_text(config)}",
         _WIDTH,

@@ -9,6 +9,7 @@ from monai_extra_losses.cli import main
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.parametrize(("loss", "least"), [("dice_ce", 0.87), ("focal_tversky", 0.84)])
 def test_a_training_reaches_the_dice_of_a_good_small_network(
     hippocampus: Path, tmp_path: Path, loss: str, least: float

@@ -3,10 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
-import select
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -28,7 +24,7 @@ from term_checks import (
 from torch import Tensor
 
 from monai_extra_losses.ops import plan as plans
-from monai_extra_losses.ops import slab_pass, workers
+from monai_extra_losses.ops import slab_pass
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import CrossEntropyFormula, FocalFormula, PowerFormula, SoftFocalFormula
 from monai_extra_losses.ops.fused_sums import fused_sums
@@ -457,76 +453,3 @@ def test_a_power_has_no_slope_below_its_smallest_loss() -> None:
     assert formula(below) == formula(torch.zeros(1, dtype=torch.float64)) == 1e-7**0.3
     assert formula.slope(below) == 0
     assert formula.slope(above).item() == pytest.approx(-0.3 * 1.1e-7**-0.7)
-
-
-@pytest.fixture
-def _two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Slabs on two threads, even of a small call."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    monkeypatch.setattr(workers, "_FEWEST_ELEMENTS", 0)
-    monkeypatch.setattr(plans, "_FEW_BYTES", 0)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize(("activation", "name"), ALL)
-@pytest.mark.usefixtures("_two_workers")
-def test_slabs_on_several_threads_give_the_same(activation: Activation, name: str) -> None:
-    for num_classes, weighted in ((2, True), (3, False), (12, True)):
-        scores, labels = scores_and_labels((2, num_classes, 9, 8, 7), activation, torch.float64)
-        mask = torch.rand(2, 1, 9, 8, 7) * 2 if weighted else None
-        data = CallData(scores, labels, mask, True, None)
-        assert len(data.pieces(plans.plan(data, terms_of(activation)[name], keeps=False).length)) > 3
-        assert_equal_to_the_definition(data, terms_of(activation)[name])
-
-
-@pytest.mark.usefixtures("_two_workers")
-def test_threads_of_slabs_leave_torch_as_it_was() -> None:
-    scores, labels = scores_and_labels((1, 3, 20, 20, 20), "softmax", torch.float32)
-    leaf = scores.clone().requires_grad_()
-    terms = terms_of("softmax")["counts"]
-
-    def gradient() -> Tensor:
-        total = torch.cat([r.flatten() for r in fused_sums(CallData(leaf, labels, None, True, None), terms)]).sum()
-        return torch.autograd.grad(total, leaf)[0]
-
-    first = gradient()
-    assert all(torch.equal(gradient(), first) for _ in range(5))  # in the same order every time
-    assert torch.get_num_threads() == 2
-    with ThreadPoolExecutor(1) as others:  # a thread that torch has not seen
-        assert others.submit(torch.get_num_threads).result() == 2
-    labels[0, 0, 19, 19, 19] = 3
-    with pytest.raises(ValueError, match="labels"):
-        gradient()
-    labels[0, 0, 19, 19, 19] = 0
-    assert torch.isfinite(gradient()).all()
-
-
-@pytest.mark.usefixtures("_two_workers")
-def test_threads_of_slabs_are_in_inference_mode_too() -> None:
-    scores, labels = scores_and_labels((1, 3, 20, 20, 20), "softmax", torch.float32)
-    terms = [VoxelMap(TrueClassSums("softmax", CrossEntropyFormula()))]
-    (expected,) = fused_sums(CallData(scores, labels, None, True, None), terms)
-    with torch.inference_mode():
-        (got,) = fused_sums(CallData(scores.clone(), labels, None, True, None), terms)
-    assert torch.equal(got, expected)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-@pytest.mark.usefixtures("_two_workers")
-def test_a_fork_has_threads_of_its_own() -> None:
-    scores, labels = scores_and_labels((1, 3, 20, 20, 20), "softmax", torch.float32)
-    terms = terms_of("softmax")["counts"]
-    (expected,) = fused_sums(CallData(scores, labels, None, True, None), terms)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        (got,) = fused_sums(CallData(scores, labels, None, True, None), terms)
-        os.write(writer, b"equal" if torch.equal(got, expected) else b"other")
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        assert select.select([answer], [], [], 120)[0], "the fork hangs"
-        assert answer.read() == b"equal"
-    os.waitpid(child, 0)

@@ -109,25 +109,16 @@ class HeadGradients:
     weight: Tensor | None
     bias: Tensor | None
 
-    def of_piece(self, piece: Piece, voxel_weight: Tensor | None, d: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Store the features' part of d (b, C, m), the gradient of the scores of a piece; return those of W and b."""
+    def add(self, piece: Piece, voxel_weight: Tensor | None, d: Tensor) -> None:
+        """Add what follows from d (b, C, m), the gradient of the scores of a piece."""
         if self.features is not None:
             w = self.scores.weight.detach().to(d.dtype).t().expand(d.shape[0], -1, -1)
             piece.write(self.features, torch.bmm(w, d))
-        of_weight = of_bias = None
         if self.weight is not None:
             features = self.scores.features_in(piece, voxel_weight)
-            of_weight = torch.bmm(d, features.transpose(1, 2)).sum(0)
+            self.weight.add_(torch.bmm(d, features.transpose(1, 2)).sum(0))
         if self.bias is not None:
-            of_bias = d.sum(2).sum(0)
-        return of_weight, of_bias
-
-    def add(self, of_weight: Tensor | None, of_bias: Tensor | None) -> None:
-        """Add those of a piece."""
-        if self.weight is not None and of_weight is not None:
-            self.weight.add_(of_weight)
-        if self.bias is not None and of_bias is not None:
-            self.bias.add_(of_bias)
+            self.bias.add_(d.sum(2).sum(0))
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients, in the precision of what they are of."""

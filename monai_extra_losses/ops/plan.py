@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from monai_extra_losses.ops import workers
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.gpu_check import Variant, agree
 from monai_extra_losses.ops.head_scores import HeadScores
@@ -131,8 +130,7 @@ def slab_length(data: CallData, floats: int) -> int:
     if scores.device.type != "cpu":
         least = 4 * _GPU_SLAB
     allowed = max(share * scores.numel() * scores.element_size(), least)
-    longest = min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats)))
-    return max(longest // workers.count(scores), 128)  # so many at a time
+    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats))), 128)
 
 
 def _width(data: CallData) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_extra_losses.ops import workers
 from monai_extra_losses.ops.call_data import CallData, Voxels
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import read_labels, refuse_outside
@@ -79,34 +78,17 @@ def forward(data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept | None
 
 def _fill(outs: Sequence[Tensor], data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept) -> None:
     """Add up the terms, slab by slab, by kernels."""
-    kernels = plan.slab
-    assert kernels is not None
-    pieces = data.pieces(plan.length)
-    alone = len(pieces) == 1
-
-    def compute(piece: Piece) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The part of the results that belongs to a piece, and what is to be added to it."""
+    assert plan.slab is not None
+    for piece in data.pieces(plan.length):
         known = None
         if plan.softmax == "kept whole" and kept.probabilities is not None:
             known = piece.flat(kept.probabilities)
-        slab = kernels(data.slab(piece), known, by_index=plan.by_index)
-        own, views = _in_piece(piece, terms, outs)
-        if not alone:
-            parts = [view if term.is_map else torch.zeros_like(view) for term, view in zip(own, views, strict=True)]
-        slab.forward(own, views if alone else parts)
+        slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
+        slab.forward(*_in_piece(piece, terms, outs))
         if plan.softmax == "kept by slab" and kept.probabilities is not None:
             piece.write(kept.probabilities, slab.p)  # type: ignore[attr-defined]
         if plan.keeps_slab:
             kept.slab = slab
-        return views, views if alone else parts
-
-    if alone:
-        compute(pieces[0])
-        return
-    for views, parts in workers.each(compute, pieces, data.scores):  # in their order: the same bits each time
-        for view, part in zip(views, parts, strict=True):
-            if part is not view:
-                view += part
 
 
 def backward(
@@ -130,12 +112,11 @@ def backward(
             of_gpu: Tensor = plan.gpu.backward(data, *wanted)
             return of_gpu
         gradient = torch.empty_like(data.scores) if kept.probabilities is None else kept.probabilities
-
-        def compute(piece: Piece) -> None:
+        for piece in data.pieces(plan.length):
             own, slab_grads = _in_piece(piece, *wanted)
             if plan.slab is None:
                 piece.write(gradient, _differentiate(data.slab(piece), own, slab_grads))
-                return
+                continue
             view = piece.flat(gradient) if gradient.dtype == data.dtype else None
             slab = kept.slab
             if slab is None:
@@ -147,9 +128,6 @@ def backward(
             slab.backward(own, slab_grads, out)
             if view is None:
                 piece.write(gradient, out)
-
-        for _ in workers.each(compute, data.pieces(plan.length), data.scores):
-            pass
     return gradient
 
 
@@ -174,8 +152,7 @@ def backward_through_head(
             into.features.zero_()
         return into.result()
     with without_autocast(scores.device):
-
-        def compute(piece: Piece) -> tuple[Tensor | None, Tensor | None]:
+        for piece in data.pieces(plan.length):
             own, slab_grads = _in_piece(piece, *wanted)
             v = data.slab(piece)
             if plan.slab is None:
@@ -183,10 +160,7 @@ def backward_through_head(
             else:
                 d = torch.empty_like(v.scores)
                 plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
-            return into.of_piece(piece, v.weight, d)
-
-        for of_weight, of_bias in workers.each(compute, data.pieces(plan.length), scores):
-            into.add(of_weight, of_bias)
+            into.add(piece, v.weight, d)
     return into.result()
 
 

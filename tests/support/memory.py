@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
 from torch.autograd import _disable_profiler, _enable_profiler, _prepare_profiler
 
@@ -11,10 +10,8 @@ def peak_extra_bytes(step: Callable[[], object]) -> int:
     """Highest sum of live allocations during a step, above what was there before.
 
     As `torch.profiler` with `profile_memory=True` tells it, but without its record of every operation, which takes
-    longer than the step. On one thread: it does not see those that compute slabs, which have as much in all.
+    longer than the step.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     config = ProfilerConfig(ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
     _prepare_profiler(config, {ProfilerActivity.CPU})
     _enable_profiler(config, {ProfilerActivity.CPU}, {RecordScope.USER_SCOPE})
@@ -22,7 +19,6 @@ def peak_extra_bytes(step: Callable[[], object]) -> int:
         step()
     finally:
         events = _disable_profiler().events()
-        torch.set_num_threads(threads)
     live = peak = 0
     for event in events:
         if event.name() == "[memory]":

@@ -270,7 +270,16 @@ def test_an_export_gives_the_scores_of_the_run(runs: dict[str, RunFolder], tmp_p
     monai.bundle.verify_net_in_out(net_id="network_def", meta_file=str(run.metadata), **bundle)
 
 
-@pytest.mark.parametrize("name", ["supervised", "segresnet", "dynunet", "headed"])
+# Two are quick enough for every run; the slow ones resume by the same code.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "supervised",
+        "headed",
+        pytest.param("segresnet", marks=pytest.mark.slow),
+        pytest.param("dynunet", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_training_goes_on_as_if_it_had_not(
     runs: dict[str, RunFolder], phantom_folder: Path, tmp_path: Path, name: str
 ) -> None:

@@ -8,16 +8,12 @@ features is left out of it, and is there in every row. Times are medians of alte
 """
 
 import argparse
-import csv
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
-import monai
 import monai.losses
 import torch
 from torch import Tensor, nn
@@ -26,7 +22,7 @@ import monai_extra_losses.losses as ours
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import memory
-from bench_losses import keep_memory, shape_of
+from bench_losses import add_row, keep_memory, machine, shape_of
 
 SOFTMAX = {"to_onehot_y": True, "softmax": True}
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -73,13 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         keep_memory("keep")
-    where = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "date": date.today().isoformat(),
-    }
+    where = machine(args.device)
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print("| classes x voxels | loss | ms | of ours on scores | memory / scores |\n|---|---|---|---|---|")
     for classes, *size in args.shapes:
@@ -109,16 +99,7 @@ def main() -> None:
             }
             print(f"| {row['shape']} | {name} | {row['ms']} | {row['ratio']} | {row['memory']} |", flush=True)
             if args.csv:
-                add_row(args.csv, row | where)
-
-
-def add_row(path: Path, row: dict[str, object]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+                add_row(args.csv, row | where, [*row, *where])
 
 
 if __name__ == "__main__":

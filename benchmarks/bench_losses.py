@@ -34,7 +34,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -258,15 +258,7 @@ def main() -> None:
     if args.device == "cpu" and __name__ == "__main__":
         keep_memory(args.allocator)
 
-    where = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "busy": args.busy,
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "allocator": args.allocator,
-        "date": date.today().isoformat(),
-    }
+    where = machine(args.device) | {"busy": args.busy, "allocator": args.allocator}
     title = (
         "{device}, {threads} threads, {busy} busy neighbours, torch {torch}, MONAI {monai}, "
         "allocator: {allocator}, {date}"
@@ -290,15 +282,26 @@ def main() -> None:
                 rows.append(row)
                 print(printed(*(row[column] for column in COLUMNS)), flush=True)
                 if args.csv:
-                    add_row(args.csv, row)
+                    add_row(args.csv, row, (*COLUMNS, *WHERE))
     if args.markdown:
         args.markdown.write_text(f"{title}\n\n{markdown(rows)}")
 
 
-def add_row(path: Path, row: dict[str, int | float | str]) -> None:
+def machine(device: str) -> dict[str, int | float | str]:
+    """Where and when something was measured."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def add_row(path: Path, row: Mapping[str, object], columns: Iterable[str]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *WHERE))
+        writer = csv.DictWriter(file, list(columns))
         if new:
             writer.writeheader()
         writer.writerow(row)

@@ -10,16 +10,12 @@ the logits) does not need, below 0 where it needs more.
 """
 
 import argparse
-import csv
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
-import monai
 import monai.losses
 import torch
 from monai.networks.nets import SegResNet, UNet
@@ -29,6 +25,7 @@ import monai_extra_losses.losses as ours
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import memory
+from bench_losses import add_row, machine
 
 SOFTMAX = {"to_onehot_y": True, "softmax": True}
 SIGMOID = {"to_onehot_y": True, "sigmoid": True}
@@ -100,17 +97,7 @@ def main() -> None:
     losses = {name: loss for name, loss in losses.items() if args.only is None or name in (*args.only, "no loss")}
     image = torch.randn(1, 1, *[args.size] * 3, device=args.device)
     labels = torch.randint(0, args.classes, (1, 1, *[args.size] * 3), device=args.device).float()
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU {platform.machine()}"
-    where = {
-        "network": args.network,
-        "classes": args.classes,
-        "size": args.size,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "date": date.today().isoformat(),
-    }
+    where = {"network": args.network, "classes": args.classes, "size": args.size, **machine(args.device)}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print("| loss | peak of a step, GiB | of it the loss | seconds per step |\n|---|---|---|---|")
     network(image).mean().backward()  # the parameters have gradients from now on
@@ -126,12 +113,8 @@ def main() -> None:
         rows.append(row | {"seconds": round(statistics.median(times), 2)} | where)
         print(f"| {name} | {row['peak_gib']} | {row['loss_share']:.0%} | {rows[-1]['seconds']} |", flush=True)
     if args.csv:
-        new = not args.csv.exists()
-        with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        for row in rows:
+            add_row(args.csv, row, row)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -375,6 +376,8 @@ def test_a_last_layer_that_is_no_such_convolution_is_refused_by_its_name() -> No
         HeadlessNetwork(unet, "model.2.1.conv.unit0.conv")
     with pytest.raises(ValueError, match="expected the name of a module of UNet, got 'out'; its 1x1x1"):
         HeadlessNetwork(unet, "out")
+    with pytest.raises(ValueError, match="as head, got a Linear"):  # whatever the module is called
+        HeadlessNetwork(nn.Sequential(OrderedDict(head=nn.Linear(4, 3))), "head")
     with pytest.raises(ValueError, match="DynUNet without deep supervision, got one with it"):
         HeadlessNetwork(
             nets.DynUNet(3, 1, 5, [3] * 3, [1, 2, 2], [2, 2], deep_supervision=True), "output_block.conv.conv"

@@ -1,4 +1,4 @@
-"""The operators of torch.library: what torch asks of an operator, and the text that terms travel as."""
+"""Our operators of torch: what torch asks of an operator, and the text that terms travel as."""
 
 import dataclasses
 import importlib

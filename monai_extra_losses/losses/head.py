@@ -1,6 +1,5 @@
 """The last 1x1x1 convolution of a network and a loss in one pass, so that the scores are never there as a whole."""
 
-import inspect
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from monai_extra_losses.losses.checks import ShapeMismatchError, plain
 from monai_extra_losses.losses.geometry import in_deep_supervision
+from monai_extra_losses.losses.weighted_sum import reads_distance
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.numbers import has_numbers
 
@@ -63,6 +63,8 @@ class HeadLoss(nn.Module):
         super().__init__()
         if not isinstance(loss, nn.Module):
             raise TypeError(f"expected a loss that is a torch.nn.Module, got {type(loss).__name__}.")
+        if not isinstance(head, Convolution):
+            raise TypeError(_refusal("head", f"a {type(head).__name__}"))
         self.head = checked_head(head, "head")
         self.loss = loss
 
@@ -74,8 +76,7 @@ class HeadLoss(nn.Module):
     @property
     def reads_distance(self) -> bool:
         """Whether the loss takes a map of distances."""
-        takes = "distance" in inspect.signature(self.loss.forward).parameters
-        return takes and bool(getattr(self.loss, "reads_distance", True))
+        return reads_distance(self.loss)
 
     def forward(
         self, features: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
@@ -153,8 +154,8 @@ class HeadlessNetwork(nn.Module):
     def __init__(self, network: nn.Module, head: str) -> None:
         super().__init__()
         modules = dict(network.named_modules())
-        convolutions = [name for name, module in modules.items() if _fault(module) is None]
         if head not in modules:
+            convolutions = [name for name, module in modules.items() if _fault(module) is None]
             raise ValueError(
                 f"expected the name of a module of {type(network).__name__}, got {head!r}; "
                 f"its 1x1x1 convolutions are {', '.join(convolutions) or 'none'}."
@@ -168,9 +169,8 @@ class HeadlessNetwork(nn.Module):
         self.network = network
         self.head_name = head
         self._proved = False
-        plain_class = type(modules[head])
-        if not issubclass(plain_class, _Skipped):
-            modules[head].__class__ = _SKIPPED[plain_class]
+        if not isinstance(modules[head], _Skipped):
+            modules[head].__class__ = _SKIPPED[type(modules[head])]
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -236,11 +236,12 @@ def checked_head(module: nn.Module, name: str) -> Convolution:
     """The module, if it is a convolution that `HeadLoss` can compute."""
     fault = _fault(module)
     if fault is not None:
-        kind = TypeError if not isinstance(module, Convolution) else ValueError
-        if name != "head":
-            kind = ValueError
-        raise kind(f"expected a 1x1x1 convolution (Conv1d, Conv2d or Conv3d) as {name}, got {fault}.")
+        raise ValueError(_refusal(name, fault))
     return module  # type: ignore[return-value]
+
+
+def _refusal(name: str, got: str) -> str:
+    return f"expected a 1x1x1 convolution (Conv1d, Conv2d or Conv3d) as {name}, got {got}."
 
 
 def _fault(module: nn.Module) -> str | None:

@@ -98,7 +98,7 @@ class CompoundLoss(nn.Module):
     @property
     def reads_distance(self) -> bool:
         """Whether any part takes a map of distances."""
-        return any(map(_reads_distance, self.losses.values()))
+        return any(map(reads_distance, self.losses.values()))
 
     def forward(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
@@ -129,7 +129,7 @@ class CompoundLoss(nn.Module):
             if isinstance(loss, SegmentationLoss):
                 values[name] = loss.value(shared[_reading(loss)], answers_to(name, sums))
             else:
-                given = {"mask": mask, "distance": distance if _reads_distance(loss) else None}
+                given = {"mask": mask, "distance": distance if reads_distance(loss) else None}
                 values[name] = loss(input, target, **{key: value for key, value in given.items() if value is not None})
         self.components = {name: value.detach() for name, value in values.items()}
         total = torch.zeros((), device=input.device)
@@ -170,10 +170,10 @@ def _reading(loss: SegmentationLoss) -> object:
     return loss.to_onehot_y, loss.ignore_index, loss.other_act
 
 
-def _reads_distance(loss: nn.Module) -> bool:
-    if isinstance(loss, CompoundLoss):
-        return loss.reads_distance
-    return "distance" in inspect.signature(loss.forward).parameters
+def reads_distance(loss: nn.Module) -> bool:
+    """Whether a loss takes a map of distances."""
+    known: bool | None = getattr(loss, "reads_distance", None)  # of one with parts
+    return "distance" in inspect.signature(loss.forward).parameters if known is None else known
 
 
 def _named(losses: Sequence[nn.Module]) -> dict[str, nn.Module]:

@@ -50,12 +50,11 @@ def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
             _check_known(data)
         elif not differentiates_target:
             scores, different = data.scores, tuple(dict.fromkeys(terms))
+            inputs: tuple[Tensor | None, ...] = (scores,)
+            keeps = scores.requires_grad and torch.is_grad_enabled()
             if isinstance(scores, HeadScores):
-                call = data, different, plan(data, different, keeps=False)
-                results = _HeadSums.apply(scores.features, scores.weight, scores.bias, *call)
-            else:
-                keeps = scores.requires_grad and torch.is_grad_enabled()
-                results = _FusedSums.apply(scores, data, different, plan(data, different, keeps=keeps))
+                inputs, keeps = (scores.features, scores.weight, scores.bias), False
+            results = _FusedSums.apply(data, different, plan(data, different, keeps=keeps), *inputs)
             by_term = dict(zip(different, results, strict=True))
             return [by_term[term] for term in terms]
         else:
@@ -122,12 +121,17 @@ def _definition(data: CallData, term: Term) -> Tensor:
 
 
 class _FusedSums(torch.autograd.Function):
-    """The pass in eager mode, where the backward may write its gradient over the softmax of the forward."""
+    """The pass in eager mode, of scores or of the features, weight and bias of `HeadScores`.
+
+    Of scores the backward may go on with what the forward has computed; of a head it computes the slabs again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, data: CallData, terms: tuple[Term, ...], chosen: Plan) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, data: CallData, terms: tuple[Term, ...], chosen: Plan, *inputs: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(scores, data.target, data.mask)
+        ctx.save_for_backward(*inputs, data.target, data.mask)
         ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
         ctx.kept = slab_pass.Kept()
         results = slab_pass.forward(data, terms, chosen, ctx.kept)
@@ -139,46 +143,15 @@ class _FusedSums(torch.autograd.Function):
         raise RuntimeError(NO_FORWARD_MODE)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(library.NO_SECOND_DERIVATIVE)
-        scores, target, mask = ctx.saved_tensors
-        data = CallData(scores, target, mask, ctx.labels, ctx.ignore_index)
-        # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
-        kept, ctx.kept = ctx.kept, slab_pass.Kept()
-        return slab_pass.backward(data, ctx.terms, grads, ctx.plan, kept), None, None, None
-
-
-class _HeadSums(torch.autograd.Function):
-    """The pass over the slabs of a head: neither its scores nor their gradient are there as a whole."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        data: CallData,
-        terms: tuple[Term, ...],
-        chosen: Plan,
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(features, weight, bias, data.target, data.mask)
-        ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
-        results = slab_pass.forward(data, terms, chosen)
-        ctx.mark_non_differentiable(*[r for term, r in zip(terms, results, strict=True) if not term.reads_scores])
-        return results
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        raise RuntimeError(NO_FORWARD_MODE)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(library.NO_SECOND_DERIVATIVE)
-        features, weight, bias, target, mask = ctx.saved_tensors
-        scores = HeadScores.of(features, weight, bias)
-        data = CallData(scores, target, mask, ctx.labels, ctx.ignore_index)
-        gradients = slab_pass.backward_through_head(data, ctx.terms, grads, ctx.plan, ctx.needs_input_grad[:3])
-        return *gradients, None, None, None
+        *inputs, target, mask = ctx.saved_tensors
+        of_head = len(inputs) > 1
+        scores = HeadScores.of(*inputs) if of_head else inputs[0]
+        call = CallData(scores, target, mask, ctx.labels, ctx.ignore_index), ctx.terms, grads, ctx.plan
+        if of_head:
+            return None, None, None, *slab_pass.backward_through_head(*call, ctx.needs_input_grad[3:])
+        # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.
+        kept, ctx.kept = ctx.kept, slab_pass.Kept()
+        return None, None, None, slab_pass.backward(*call, kept)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from monai_extra_losses.ops import slab_pass
@@ -104,7 +104,7 @@ _DATA = f"{_CALL}, str terms"
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
-@torch.library.custom_op("monai_extra_losses::fused_sums", mutates_args=(), schema=f"({_DATA}) -> Tensor[]", tags=_TAGS)
+@library.custom_op("monai_extra_losses::fused_sums", mutates_args=(), schema=f"({_DATA}) -> Tensor[]", tags=_TAGS)
 def _sums(
     scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None, terms: str
 ) -> list[Tensor]:
@@ -124,7 +124,7 @@ def _shapes_of_sums(
     return [scores.new_empty(term.shape(scores), dtype=dtype) for term in decode(terms)]
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "monai_extra_losses::fused_sums_backward",
     mutates_args=(),
     schema=f"(Tensor?[] grads, {_DATA}) -> Tensor",
@@ -160,7 +160,7 @@ def _shape_of_gradient(
     return torch.empty_like(scores)
 
 
-@torch.library.custom_op("monai_extra_losses::checked_target", mutates_args=(), schema=f"({_CALL}) -> Tensor")
+@library.custom_op("monai_extra_losses::checked_target", mutates_args=(), schema=f"({_CALL}) -> Tensor")
 def _checked_target(
     scores: Tensor, target: Tensor, mask: Tensor | None, labels: bool, ignore_index: int | None
 ) -> Tensor:
@@ -179,7 +179,7 @@ def _shape_of_target(
     return torch.empty_like(target)
 
 
-@torch.library.custom_op("monai_extra_losses::checked_weights", mutates_args=(), schema="(Tensor mask) -> Tensor")
+@library.custom_op("monai_extra_losses::checked_weights", mutates_args=(), schema="(Tensor mask) -> Tensor")
 def _checked_weights(mask: Tensor) -> Tensor:
     refuse_negative_weights(mask)
     return _plain(mask).clone()

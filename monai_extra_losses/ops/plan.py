@@ -72,7 +72,7 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
         terms: what to compute.
         keeps: whether the forward may leave a slab, or its softmax, for the backward.
     """
-    gpu = _gpu_kernels(data, terms) if _TRITON == "1" or data.scores.device.type == "cuda" else None
+    gpu = _gpu_kernels(data, terms)
     if gpu is not None:
         return Plan(None, 0, gpu=gpu)
     channels = data.scores.shape[1]

@@ -104,28 +104,32 @@ class SoftmaxSlab(ProbabilitySlab):
     def write_gradient(self, parts: Parts, out: Tensor) -> None:
         base, square, log_base = parts.get("base"), parts.get("square"), parts.get("log_base")
         inner = parts["jump"].unsqueeze(1) if "jump" in parts else self.x.new_zeros(())
-        if base is not None and "own" in parts and isinstance(self.labels, FewLabels):
-            # p dL/dp, of which the sum over the classes is times p
-            d = torch.addcmul(base.unsqueeze(2), self.labels.g, parts["own"].unsqueeze(2))
-            if square is not None:
-                d.addcmul_(self.p, square.unsqueeze(2), value=2)
-            inner = inner + d.mul_(self.p).sum(1, keepdim=True)
-            if log_base is not None:
-                inner = inner + log_base.sum(1, keepdim=True).unsqueeze(2)
-            torch.addcmul(d, self.p, inner, value=-1, out=out)
-            self._add_rest(parts, out)
-            return
-        if base is not None:
+        d = self._weighted_slope(parts)
+        if d is not None:
+            inner = inner + d.sum(1, keepdim=True)
+        elif base is not None:
             inner = inner + torch.bmm(base.unsqueeze(1), self.p)
-        if square is not None:
-            inner = inner + 2 * torch.bmm(square.unsqueeze(1), self.p * self.p)
+            if square is not None:
+                inner = inner + 2 * torch.bmm(square.unsqueeze(1), self.p * self.p)
         if log_base is not None:
             inner = inner + log_base.sum(1, keepdim=True).unsqueeze(2)
-        factor = -inner if base is None else base.unsqueeze(2) - inner
-        if square is not None:
-            factor = torch.addcmul(factor, self.p, square.unsqueeze(2), value=2)
-        torch.mul(self.p, factor, out=out)
+        if d is not None:
+            torch.addcmul(d, self.p, inner, value=-1, out=out)
+        else:
+            factor = -inner if base is None else base.unsqueeze(2) - inner
+            if square is not None:
+                factor = torch.addcmul(factor, self.p, square.unsqueeze(2), value=2)
+            torch.mul(self.p, factor, out=out)
         self._add_rest(parts, out)
+
+    def _weighted_slope(self, parts: Parts) -> Tensor | None:
+        """(b, C, m) p dL/dp of sums of p, p^2 and pg, where classes are few; else None."""
+        if "own" not in parts or not isinstance(self.labels, FewLabels):
+            return None
+        d = torch.addcmul(parts["base"].unsqueeze(2), self.labels.g, parts["own"].unsqueeze(2))
+        if "square" in parts:
+            d.addcmul_(self.p, parts["square"].unsqueeze(2), value=2)
+        return d.mul_(self.p)
 
     def _add_rest(self, parts: Parts, out: Tensor) -> None:
         if "log_base" in parts:

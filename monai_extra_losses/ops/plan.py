@@ -29,10 +29,10 @@ _CPU_SLAB = 1 << 20
 _GPU_SLAB = 1 << 24
 # What the buffers of a slab may take beside the gradient: a share of the scores, or so many bytes where that is more.
 _CPU_SHARE = 0.2
-# Of scores that are never there as a whole.
+_FEW_BYTES = 13 << 18  # 3.25 MiB
+# The same of the scores of a head, which are never there as a whole.
 _HEAD_SHARE = 0.025
 _HEAD_BYTES = 1 << 23
-_FEW_BYTES = 13 << 18  # 3.25 MiB
 # Whether the GPU kernels take what they can. As it comes, CUDA tensors, where a tiny case of the same kind has shown
 # that the kernels are right on the device; "1": all, in triton's interpreter those of the CPU too; "0": none.
 _TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "")

@@ -67,8 +67,9 @@ class FusedDiceLoss(RegionLoss):
 
     def formula(self, c: SoftCounts) -> Tensor:
         # FP + FN, of the squared counts or of the counts.
-        errors = c.p_squared + c.g_squared - 2 * c.tp if self.squared_pred else c.fp + c.fn
-        return 1 - self.ratio(2 * c.tp, 2 * c.tp + (2 * errors if self.jaccard else errors))
+        overlap = 2 * c.tp
+        errors = c.p_squared + c.g_squared - overlap if self.squared_pred else c.fp + c.fn
+        return 1 - self.ratio(overlap, overlap + (2 * errors if self.jaccard else errors))
 
 
 class JaccardLoss(RegionLoss):

@@ -29,7 +29,7 @@ _CPU_SLAB = 1 << 20
 _GPU_SLAB = 1 << 24
 # What the buffers of a slab may take beside the gradient: a share of the scores, or so many bytes where that is more.
 _CPU_SHARE = 0.2
-_FEW_BYTES = 13 << 18  # 3.25 MiB
+_FEW_BYTES = 15 << 18  # 3.75 MiB
 # The same of the scores of a head, which are never there as a whole.
 _HEAD_SHARE = 0.025
 _HEAD_BYTES = 1 << 23
@@ -79,14 +79,13 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     slab = next((slab for slab in _SLABS if slab.computes(terms, channels)), None) if data.labels else None
     by_index = not few_classes(data.scores)
     voxels = data.scores.numel() // channels
-    if keeps and slab is not None:
-        floats = _floats(data, terms, slab, by_index=by_index, in_place=False)
-        if floats * _width(data) * voxels <= _FEW_BYTES:
-            return Plan(slab, max(voxels, 1), by_index=by_index, keeps_slab=True)
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
     if keeps and slab is SoftmaxSlab and _softmax_pays(data, terms):
         softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
     floats = _floats(data, terms, slab, by_index=by_index, in_place=softmax == "kept whole")
+    if keeps and slab is not None and floats * data.dtype.itemsize * voxels <= _FEW_BYTES:
+        softmax = "kept whole" if softmax == "kept whole" else "recomputed"  # the slab has it
+        return Plan(slab, max(voxels, 1), softmax, by_index=by_index, keeps_slab=True)
     return Plan(slab, slab_length(data, floats), softmax, by_index=by_index)
 
 
@@ -113,9 +112,12 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient
     if slab is TwoClassSlab:
         return head + copies * channels + own
-    labels = 12 if by_index else 2 * channels  # as an index, and what counts by it, or as g
+    # As an index, and what counts by it, or as g; 1 - g is with the terms that read it.
+    labels = 12 if by_index else channels if slab is SoftmaxSlab else 2 * channels
     probabilities = 2 * channels if slab is SoftmaxSlab and not in_place else 0
     gradient = 0 if slab is SoftmaxSlab else channels
+    if slab is not SoftmaxSlab and sum(term.reads_scores for term in terms) > 1:
+        gradient += 2 * channels  # those of two terms, and what one of them has kept
     return head + copies * channels + labels + probabilities + gradient + own
 
 
@@ -130,18 +132,13 @@ def slab_length(data: CallData, floats: int) -> int:
     if scores.device.type != "cpu":
         least = 4 * _GPU_SLAB
     allowed = max(share * scores.numel() * scores.element_size(), least)
-    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (_width(data) * floats))), 128)
-
-
-def _width(data: CallData) -> int:
-    """Bytes of a number in the buffers of a slab: float32 at least, whatever the scores are."""
-    return 8 if data.dtype == torch.float64 else 4
+    return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (data.dtype.itemsize * floats))), 128)
 
 
 def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:
     """The kernels that compute all of a call on a GPU; None where there are none."""
-    forced, interpreted = _TRITON == "1", os.environ.get("TRITON_INTERPRET") == "1"
-    on_gpu = data.scores.device.type == "cuda" or (interpreted and forced)
+    forced = _TRITON == "1"
+    on_gpu = data.scores.device.type == "cuda" or (forced and os.environ.get("TRITON_INTERPRET") == "1")
     if _TRITON == "0" or not on_gpu or isinstance(data.scores, HeadScores):
         return None
     kernels = _working_triton(data.scores.device)

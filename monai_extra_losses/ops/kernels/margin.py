@@ -35,7 +35,7 @@ def _margin_gradient(slab: MarginSlab, term: MarginSums, grad: Tensor) -> Parts:
 
 
 def _lead_sums(slab: MarginSlab, term: LeadSums, out: Tensor) -> None:
-    out[0] += slab.by_class(term.formula(slab.lead()[0]))
+    out[0].add_(slab.by_class(term.formula(slab.lead()[0])))
 
 
 def _lead_gradient(slab: MarginSlab, term: LeadSums, grad: Tensor) -> Parts:

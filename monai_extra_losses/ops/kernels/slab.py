@@ -121,8 +121,8 @@ class Slab(ABC):
 
     def by_outcome(self, values: Tensor, out: Tensor) -> None:
         """Add the (b, C, m) losses of each channel's outcome: row 0 at the true class, row 1 elsewhere."""
-        out[0] += self.labels.own_sums(values, self.w)
-        out[1] += self.sum(self.labels.clear(values))
+        out[0].add_(self.labels.own_sums(values, self.w))
+        out[1].add_(self.sum(self.labels.clear(values)))
 
     def weighted(self, values: Tensor) -> Tensor:
         """(b, m) or (b, C, m) values times the weight of each voxel, in place."""
@@ -147,17 +147,17 @@ class ProbabilitySlab(Slab):
 
 def target_sums(slab: Slab, term: TargetSums, out: Tensor) -> None:
     """sum g, sum 1."""
-    out[0] += slab.labels.volumes if slab.w is None else slab.labels.sums(slab.w)
-    out[1] += slab.x.shape[2] if slab.w is None else slab.w.sum(1, keepdim=True, dtype=out.dtype)
+    out[0].add_(slab.labels.volumes if slab.w is None else slab.labels.sums(slab.w))
+    out[1].add_(slab.x.shape[2] if slab.w is None else slab.w.sum(1, keepdim=True, dtype=out.dtype))
 
 
 def count_sums(slab: ProbabilitySlab, term: CountSums, out: Tensor) -> None:
     """sum pg, sum p, sum p^2, sum g^2. With labels min(p, g) = pg."""
-    out[0] += slab.labels.own_sums(slab.p, slab.w)
-    out[1] += slab.sum(slab.p)
+    out[0].add_(slab.labels.own_sums(slab.p, slab.w))
+    out[1].add_(slab.sum(slab.p))
     if term.squares:
-        out[2] += slab.sum(slab.p * slab.p)
-        out[3] += slab.labels.volumes if slab.w is None else slab.labels.sums(slab.w)  # g^2 = g
+        out[2].add_(slab.sum(slab.p * slab.p))
+        out[3].add_(slab.labels.volumes if slab.w is None else slab.labels.sums(slab.w))  # g^2 = g
 
 
 def map_sums(slab: ProbabilitySlab, term: MapSums, out: Tensor) -> None:
@@ -167,7 +167,7 @@ def map_sums(slab: ProbabilitySlab, term: MapSums, out: Tensor) -> None:
         values = slab.labels.put(slab.p * slab.p, (1 - slab.p_true).square_())
     elif term.of == "surface":
         values = slab.labels.put(slab.p * (2 - slab.p), (1 - slab.p_true) * (1 + slab.p_true))
-    out[0] += slab.sum(term.numbers().to(slab.x.dtype) * values)
+    out[0].add_(slab.sum(term.numbers().to(slab.x.dtype) * values))
 
 
 def map_gradient(slab: ProbabilitySlab, term: MapSums, grad: Tensor) -> Tensor:

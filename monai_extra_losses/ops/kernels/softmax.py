@@ -150,7 +150,7 @@ def _count_gradient(slab: SoftmaxSlab, term: CountSums, grad: Tensor) -> Parts:
 
 
 def _log_sums(slab: SoftmaxSlab, term: LogSums, out: Tensor) -> None:
-    out[0] += slab.sum(F.log_softmax(slab.x, 1))
+    out[0].add_(slab.sum(F.log_softmax(slab.x, 1)))
 
 
 def _log_gradient(slab: SoftmaxSlab, term: LogSums, grad: Tensor) -> Parts:
@@ -160,9 +160,9 @@ def _log_gradient(slab: SoftmaxSlab, term: LogSums, grad: Tensor) -> Parts:
 def _true_class_sums(slab: SoftmaxSlab, term: TrueClassSums, out: Tensor) -> None:
     loss = term.formula(slab.log_true)
     if term.by_class:
-        out[0] += slab.by_class(loss)
+        out[0].add_(slab.by_class(loss))
     else:
-        out[0, :, 0] += slab.sum(loss.unsqueeze(1)).squeeze(1)
+        out[0, :, 0].add_(slab.sum(loss.unsqueeze(1)).squeeze(1))
 
 
 def _true_class_gradient(slab: SoftmaxSlab, term: TrueClassSums, grad: Tensor) -> Parts:
@@ -195,8 +195,8 @@ def _map_gradient(slab: SoftmaxSlab, term: MapSums, grad: Tensor) -> Parts:
 
 
 def _error_sums(slab: SoftmaxSlab, term: ErrorSums, out: Tensor) -> None:
-    out[0] += slab.by_class(power(1 - slab.p_true, term.power))
-    out[1] += slab.sum(slab.labels.clear(power(slab.p, term.power)))
+    out[0].add_(slab.by_class(power(1 - slab.p_true, term.power)))
+    out[1].add_(slab.sum(slab.labels.clear(power(slab.p, term.power))))
 
 
 def _error_gradient(slab: SoftmaxSlab, term: ErrorSums, grad: Tensor) -> Parts:
@@ -209,8 +209,8 @@ def _error_gradient(slab: SoftmaxSlab, term: ErrorSums, grad: Tensor) -> Parts:
 
 
 def _outcome_sums(slab: SoftmaxSlab, term: OutcomeSums, out: Tensor) -> None:
-    out[0] += slab.by_class(term.formula(slab.log_true))
-    out[1] += slab.sum(slab.labels.clear(term.formula(slab.log_rest())))
+    out[0].add_(slab.by_class(term.formula(slab.log_true)))
+    out[1].add_(slab.sum(slab.labels.clear(term.formula(slab.log_rest()))))
 
 
 def _outcome_gradient(slab: SoftmaxSlab, term: OutcomeSums, grad: Tensor) -> Parts:
@@ -243,7 +243,7 @@ def _shares(scores: Tensor) -> Tensor:
 
 
 def _floats_of_formula(term: TrueClassSums | VoxelMap, channels: int) -> int:
-    return channels + (10 if is_differentiated(term) else 4)
+    return channels + (11 if is_differentiated(term) else 5)
 
 
 SoftmaxSlab.kernels = {
@@ -259,12 +259,12 @@ SoftmaxSlab.kernels = {
         floats=_floats_of_formula,
         takes=lambda term: type(term.sums) is TrueClassSums and not term.smoothing,
     ),
-    MapSums: Kernel(map_sums, _map_gradient, floats=lambda term, channels: 4 * channels + 10),
-    ErrorSums: Kernel(_error_sums, _error_gradient, floats=lambda term, channels: 4 * channels + 4),
+    MapSums: Kernel(map_sums, _map_gradient, floats=lambda term, channels: 5 * channels + 10),
+    ErrorSums: Kernel(_error_sums, _error_gradient, floats=lambda term, channels: 5 * channels + 4),
     OutcomeSums: Kernel(
         _outcome_sums,
         _outcome_gradient,
-        floats=lambda term, channels: 4 * channels + 10,
+        floats=lambda term, channels: 5 * channels + 10,
         takes=lambda term: isinstance(term.slope, float),
     ),
 }

@@ -167,9 +167,9 @@ def _outcome_gradient(slab: TwoClassSlab, term: OutcomeSums, grad: Tensor) -> Pa
 def _true_class_sums(slab: TwoClassSlab, term: TrueClassSums, out: Tensor) -> None:
     loss = term.formula(slab.log_true)
     if term.by_class:
-        out[0] += torch.stack(slab.both(loss), 1)
+        out[0].add_(torch.stack(slab.both(loss), 1))
     else:
-        out[0, :, 0] += slab.total(loss)
+        out[0, :, 0].add_(slab.total(loss))
 
 
 def _true_class_gradient(slab: TwoClassSlab, term: TrueClassSums, grad: Tensor) -> Parts:

@@ -133,6 +133,9 @@ def test_a_signature_lists_every_option(name: str) -> None:
     if name == "CompoundLoss":
         assert set(parameters) == {"losses", "weights"}  # the options are those of its parts
         return
+    if name == "PartialLabelLoss":
+        assert set(parameters) == {"loss", "mode", "exclusion"}
+        return
     regression = issubclass(getattr(losses, name), RegressionLoss)  # its target is no map of labels
     shared = {"include_background", "reduction"} | (set() if regression else {"to_onehot_y", "ignore_index"})
     assert shared <= set(parameters)
@@ -181,7 +184,7 @@ def test_a_number_of_the_table_is_the_default_of_its_class_or_a_comment_says_why
         parameters = inspect.signature(cls).parameters
         for option, value in values.items():
             given = yaml.safe_load(yaml.serialize(value))
-            if option.startswith("_") or str(given).startswith("@") or option in ("losses", "weights"):
+            if option.startswith("_") or str(given).startswith("@") or option in ("loss", "losses", "weights"):
                 continue
             default = getattr(parameters[option].default, "value", parameters[option].default)
             compared += 1
@@ -207,7 +210,7 @@ def entries_of_losses(node: yaml.Node) -> Iterator[yaml.MappingNode]:
 
 def test_every_loss_derives_from_the_one_base() -> None:
     others = {name for name in LOSSES if not issubclass(getattr(losses, name), SegmentationLoss)}
-    assert others == {"CompoundLoss"}  # it has parts, and no data of its own
+    assert others == {"CompoundLoss", "PartialLabelLoss"}  # they have parts, and no data of their own
 
 
 def test_the_first_lines_of_the_readme_run() -> None:

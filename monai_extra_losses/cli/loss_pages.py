@@ -28,10 +28,14 @@ _PARTS: dict[str, dict[str, Any]] = {
     "HeadLoss": {
         "head": {"_target_": "torch.nn.Conv3d", "in_channels": 32, "out_channels": 200, "kernel_size": 1},
         "loss": {"_target_": f"{_PACKAGE}.FusedDiceCELoss", "to_onehot_y": True, "softmax": True},
-    }
+    },
+    "PartialLabelLoss": {
+        "loss": {"_target_": f"{_PACKAGE}.FusedDiceCELoss", "to_onehot_y": True, "softmax": True},
+    },
 }
 _ABOUT_TRAIN = {"HeadLoss": "In `train`: --head_loss True, with --network dynunet or segresnet."}
-_FOR_LABELS = {"@to_onehot_y": True, "@softmax": True}  # what the training configs give for data with labels
+# what the training configs give for data with labels
+_FOR_LABELS = {"@to_onehot_y": True, "@softmax": True, "$'sigmoid' if @sigmoid else 'marginal'": "marginal"}
 
 
 _LEFT_TO_DEFAULTS = {"@sigmoid", "@include_background"}

@@ -31,6 +31,7 @@ from monai_extra_losses.losses.distribution import (
     WeightedCrossEntropyLoss,
 )
 from monai_extra_losses.losses.head import HeadlessNetwork, HeadLoss
+from monai_extra_losses.losses.partial import PartialLabelLoss
 from monai_extra_losses.losses.region import (
     BoundaryDoULoss,
     FocalTverskyLoss,
@@ -95,6 +96,7 @@ __all__ = [
     "MeanSquaredErrorLoss",
     "MeanSquaredLogarithmicErrorLoss",
     "NoiseRobustDiceLoss",
+    "PartialLabelLoss",
     "PoissonLoss",
     "PolyLoss",
     "SensitivitySpecificityLoss",

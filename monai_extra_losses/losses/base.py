@@ -203,12 +203,13 @@ class SegmentationLoss(nn.Module):
 
     def wrap(self, data: PlainData) -> LossInputs:
         """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
-        scores, target, mask, distance, affine = data
+        scores, target, mask, distance, affine, annotated = data
         labels = self.to_onehot_y and scores.shape[1] > 1
         if labels and target.device.type != "cpu":  # there the kernels check as they count
             self._check_labels(target, scores.shape[1], self.ignore_index)
-        call = CallData(scores, target, mask, labels, self.ignore_index)
-        return LossInputs(call, self.other_act, affine, distance)
+        unknown = ~annotated.classes if annotated is not None and annotated.merges else None
+        call = CallData(scores, target, mask, labels, self.ignore_index, unknown)
+        return LossInputs(call, self.other_act, affine, distance, None if annotated is None else annotated.classes)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
@@ -435,7 +436,8 @@ class RegionLoss(SegmentationLoss):
         """Which samples and classes enter the mean, from (B, C') sum g and sum 1; None for all."""
         if self.absent_class == "skip":
             return g > 0
-        return None if inputs.data.counts_all else n > 0
+        # Of a class without annotation no voxel counts.
+        return None if inputs.data.counts_all and inputs.annotated is None else n > 0
 
 
 class DistributionLoss(SegmentationLoss):

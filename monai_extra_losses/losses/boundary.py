@@ -83,10 +83,12 @@ class DistanceLoss(SegmentationLoss):
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         values, voxels = self.totals(inputs, sums), sums["target"][1]
+        if inputs.annotated is not None:
+            values = torch.where(inputs.annotated, values, 0)
         if self.batch:
             values, voxels = values.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
         values = self.without_background(values / torch.where(voxels > 0, voxels, 1))
-        return self.reduced_pairs(self.times_weight(values), voxels[:, :1] > 0, inputs.axes)
+        return self.reduced_pairs(self.times_weight(values), self.without_background(voxels) > 0, inputs.axes)
 
     def totals(self, inputs: LossInputs, sums: Sums) -> Tensor:
         """(B, C) sums over the voxels."""
@@ -208,6 +210,8 @@ class GeneralizedSurfaceLoss(DistanceLoss):
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         denominator = inputs.geometry.sum_of_certain(self._squared_distance(inputs))
+        if inputs.annotated is not None:
+            denominator = torch.where(inputs.annotated, denominator, 0)
         _, p, p_squared, _ = sums["counts"]
         table = torch.stack([self.totals(inputs, sums), denominator, p, p_squared, *sums["target"]])
         if self.batch:
@@ -215,7 +219,8 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         # The difference of denominator and numerator is one sum: nothing cancels.
         difference, denominator, p, p_squared, volumes, voxels = self.without_background(table, axis=2)
         present, bounded = volumes > 0, denominator > 0
-        keep = (voxels > 0) if self.absent_class == "smooth" else present.any(1, keepdim=True)
+        known = voxels > 0
+        keep = (known if self.absent_class == "smooth" else present).any(1, keepdim=True)
         voxels = torch.where(voxels > 0, voxels, 1)
         square = torch.where(bounded, denominator / voxels, 0)  # mean of D^2
         apart = ~present & ~bounded  # D is one number
@@ -226,10 +231,9 @@ class GeneralizedSurfaceLoss(DistanceLoss):
         if w is None:
             w = 1 / (volumes**2 + 1)
             w = torch.where(present, w, _mean_of(w, present & bounded))
-        if self.absent_class == "skip":
-            w = torch.where(present, w, 0)
+        w = torch.where(known if self.absent_class == "smooth" else present, w, 0)
         values = (w * difference).sum(1) / ((w * denominator).sum(1) + self.smooth).clamp_min(1e-30)
-        return self.reduced_pairs(values.unsqueeze(1), keep[:, :1], inputs.axes)
+        return self.reduced_pairs(values.unsqueeze(1), keep, inputs.axes)
 
 
 def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:

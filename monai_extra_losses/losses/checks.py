@@ -23,25 +23,42 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
+class Annotated(NamedTuple):
+    """Which classes of each sample are annotated.
+
+    Attributes:
+        classes: (B, C) bool.
+        merges: whether the others are part of the background; else they leave the loss.
+    """
+
+    classes: Tensor
+    merges: bool
+
+
 class PlainData(NamedTuple):
-    """The data of a call as plain tensors; `affine` is that of a target that was a MetaTensor."""
+    """The data of a call as plain tensors; `affine` is that of a target that was a MetaTensor.
+
+    `annotated` is what `PartialLabelLoss` knows; None: every class is.
+    """
 
     scores: Tensor
     target: Tensor
     mask: Tensor | None
     distance: Tensor | None
     affine: Tensor | None
+    annotated: Annotated | None = None
 
 
 def plain_data(input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None) -> PlainData:
     """The data of a call, without what a subclass of tensors makes of it."""
-    affine = getattr(target, "affine", None)
+    affine, annotated = getattr(target, "affine", None), getattr(target, "annotated_classes", None)
     scores = input if type(input) is Tensor else plain("input", input)
     target = target if type(target) is Tensor else plain("target", target)
     if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for them
         target = target.to(torch.int64)
     mask = None if mask is None else plain("mask", mask)
-    return PlainData(scores, target, mask, None if distance is None else plain("distance", distance), affine)
+    distance = None if distance is None else plain("distance", distance)
+    return PlainData(scores, target, mask, distance, affine, annotated)
 
 
 def refuse_gradient(name: str, tensor: Tensor) -> None:
@@ -59,7 +76,7 @@ def check_shapes(data: PlainData, *, labels: bool, spatial: range, target_gradie
             a target that requires a gradient where there is none (of labels, or without `target_gradient`).
         ShapeMismatchError: target, mask or distance of another shape than the input asks for.
     """
-    scores, target, mask, distance, _ = data
+    scores, target, mask, distance = data[:4]
     if not scores.is_floating_point():
         raise TypeError(f"expected a floating-point input, got {scores.dtype}.")
     if scores.ndim - 2 not in spatial:

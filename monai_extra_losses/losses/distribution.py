@@ -88,7 +88,7 @@ class CrossEntropyLoss(DistributionLoss):
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         if self.smooths(inputs):
-            share = self.label_smoothing / (2 if self.one_vs_rest(inputs) else inputs.channels)
+            share = self.label_smoothing / (2 if self.one_vs_rest(inputs) else inputs.annotated_channels())
             keep, (positive, negative) = 1 - self.label_smoothing, sums["losses"]
             losses = torch.stack([keep * positive - share * sums["logs"][0], keep * negative])
             sums = {**sums, "losses": losses}
@@ -489,7 +489,10 @@ class TopKLoss(DistributionLoss):
             number = torch.full((loss.shape[0],), math.prod(loss.shape[2:]), device=loss.device)
         else:
             number = counts.flatten(1).sum(1)
-        number = loss.shape[1] * number.to(sum_dtype(number.device))
+        channels: int | Tensor = loss.shape[1]
+        if inputs.annotated is not None and channels > 1:
+            channels = self.without_background(inputs.annotated).sum(1)
+        number = channels * number.to(sum_dtype(number.device))
         return number.sum(0, keepdim=True) if self.batch else number
 
 

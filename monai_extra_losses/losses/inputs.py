@@ -26,6 +26,7 @@ class LossInputs:
         other_act: activation of the user; applied to the whole input, once, when a term reads its result.
         affine: (4, 4), or one per sample (B, 4, 4), of a target that knows where its voxels are.
         distance: (B, C, *spatial) signed distances of the target's classes, where the caller has them.
+        annotated: (B, C) bool, the classes that are annotated in each sample; None: all. The others have sums of 0.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class LossInputs:
         other_act: Callable[[Tensor], Tensor] | None = None,
         affine: Tensor | None = None,
         distance: Tensor | None = None,
+        annotated: Tensor | None = None,
     ) -> None:
-        self.data, self.other_act = data, other_act
+        self.data, self.other_act, self.annotated = data, other_act, annotated
         self.scores, self.labels = data.scores, data.labels
         self.channels, self.axes = data.scores.shape[1], data.scores.ndim - 2
         self._affine, self._distance = affine, distance
@@ -54,13 +56,34 @@ class LossInputs:
         return answers
 
     def _answers(self, data: CallData, asked: Mapping[str, Asked]) -> dict[str, Tensor]:
-        return dict(zip(asked, fused_sums(data, [term for _, term in asked.values()]), strict=True))
+        terms = [term for _, term in asked.values()]
+        results = fused_sums(data, terms)
+        if self.annotated is not None:
+            results = [self._of_annotated(result) for result in results]
+        return dict(zip(asked, results, strict=True))
+
+    def _of_annotated(self, result: Tensor) -> Tensor:
+        """Sums (rows, B, C) or a map (B, C, *spatial), 0 for the classes without annotation; another map as it is."""
+        assert self.annotated is not None
+        known = self.annotated
+        if result.ndim > 3 or result.shape[1:] != known.shape:
+            if result.shape[:2] != known.shape:
+                return result
+            known = known.view(*known.shape, *[1] * (result.ndim - 2))
+        return torch.where(known, result, 0)
+
+    def annotated_channels(self) -> int | Tensor:
+        """How many classes there are, (B, 1) where not all are annotated."""
+        if self.annotated is None:
+            return self.channels
+        return self.annotated.sum(1, keepdim=True, dtype=sum_dtype(self.annotated.device))
 
     @property
     def geometry(self) -> Geometry:
         """The target and the prediction as regions in space."""
         if self._geometry is None:
-            self._geometry = Geometry(self.data, lambda: self.read("activated").scores, self._affine, self._distance)
+            activated = lambda: self.read("activated").merged().scores  # noqa: E731
+            self._geometry = Geometry(self.data, activated, self._affine, self._distance)
         return self._geometry
 
     def exact(self) -> Tensor:

@@ -281,7 +281,9 @@ class FusedGeneralizedDiceLoss(RegionLoss):
     def pairs_in_mean(self, inputs: LossInputs, g: Tensor, n: Tensor) -> Tensor | None:
         if self.absent_class == "skip":
             return (g > 0).any(1, keepdim=True).expand_as(g)
-        return super().pairs_in_mean(inputs, g, n)
+        in_mean = super().pairs_in_mean(inputs, g, n)
+        # One value of all classes: those without annotation add nothing to either sum.
+        return in_mean if in_mean is None else in_mean.any(1, keepdim=True).expand_as(g)
 
 
 class SensitivitySpecificityLoss(RegionLoss):

@@ -32,7 +32,10 @@ class _StructureLoss(SegmentationLoss):
         return {"target": TARGET_SUMS}  # counting finds wrong labels
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
-        values, in_mean = map(self.without_background, self.values(inputs))
+        values, in_mean = self.values(inputs)
+        if inputs.annotated is not None:
+            in_mean = in_mean & (inputs.annotated.any(0) if in_mean.shape[0] == 1 else inputs.annotated)
+        values, in_mean = self.without_background(values), self.without_background(in_mean)
         values = self.times_weight(values)
         values = torch.where(in_mean | values.isnan(), values, 0)
         if self.reduction == "none":
@@ -186,6 +189,8 @@ class LovaszLoss(_StructureLoss):
         )
         weight = torch.ones_like(g[:, :1]) if v.weight is None else v.weight.unsqueeze(1)
         positives = weight * g
+        if inputs.annotated is not None:  # of a pooled batch one sample may not know what others do
+            errors, positives = (torch.where(inputs.annotated.unsqueeze(2), x, 0) for x in (errors, positives))
         if self.batch:
             errors, positives, weight = (x.transpose(0, 1).flatten(1).unsqueeze(0) for x in (errors, positives, weight))
         enters = (positives if self.absent_class == "skip" else weight).sum(2) > 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_extra_losses.ops.head_scores import HeadScores
+from monai_extra_losses.ops.merging import merge
 from monai_extra_losses.ops.numbers import numbers_of, sum_dtype
 from monai_extra_losses.ops.pieces import Piece, has_flat_view
 
@@ -22,12 +23,16 @@ class Voxels:
         labels: (B, M) class of each voxel in the target's dtype, for a target of labels; 0 where it is ignored.
         target: (B, C, M) one-hot, multi-label or soft target, where `labels` is None.
         weight: (B, M) what each voxel counts; None where each counts 1.
+        unknown: (B, C) bool: classes without annotation, which `scores` has merged with the background; None: none.
+        unmerged: (B, C, M) the scores before that.
     """
 
     scores: Tensor
     labels: Tensor | None
     target: Tensor | None
     weight: Tensor | None
+    unknown: Tensor | None = None
+    unmerged: Tensor | None = None
 
     def index(self) -> Tensor:
         """(B, M) int64 class of each voxel of a target of labels."""
@@ -42,6 +47,18 @@ class Voxels:
             return self.target
         classes = torch.arange(self.scores.shape[1], device=self.scores.device)
         return (self.index().unsqueeze(1) == classes.view(1, -1, 1)).to(self.scores.dtype)
+
+    def smoothed(self, smoothing: float, *, one_vs_rest: bool) -> "Voxels":
+        """The same with the target (1-e) g + e/C, or (1-e) g + e/2; an unknown class keeps 0, and is none of the C."""
+        g = (1 - smoothing) * self.one_hot()
+        if one_vs_rest:
+            target = g + smoothing / 2
+        elif self.unknown is None:
+            target = g + smoothing / g.shape[1]
+        else:
+            known = (~self.unknown).to(g.dtype)
+            target = g + (smoothing * known / known.sum(1, keepdim=True)).unsqueeze(2)
+        return dataclasses.replace(self, labels=None, target=target)
 
     def weighted(self, values: Tensor) -> Tensor:
         """`values` (B, C, M) or (B, 1, M), times the weight of each voxel."""
@@ -58,6 +75,7 @@ class CallData:
         mask: (B, 1, *spatial) bool or float, or None.
         labels: whether `target` holds labels.
         ignore_index: label, or with a target of C channels the channel, whose voxels do not count.
+        unknown: (B, C) bool: classes without annotation in a sample, to be merged with its background; None: none.
         dtype: precision of the maps: float32, or float64 when the scores are.
         ignores: whether `ignore_index` can leave out a voxel.
         counts_all: whether every voxel counts 1, and there is any.
@@ -68,6 +86,7 @@ class CallData:
     mask: Tensor | None
     labels: bool
     ignore_index: int | None
+    unknown: Tensor | None = None
     dtype: torch.dtype = field(init=False)
     ignores: bool = field(init=False)
     counts_all: bool = field(init=False)
@@ -88,6 +107,17 @@ class CallData:
         """The same call with other scores."""
         return dataclasses.replace(self, scores=scores)
 
+    def merged(self) -> "CallData":
+        """The same call with the scores of `merging.merge`, as a whole, and no unknown classes."""
+        if self.unknown is None:
+            return self
+        scores = self.scores.to(self.dtype)
+        counts = self.voxels_that_count()
+        if counts is not None:  # NaN there would come back in the gradient
+            scores = scores.masked_fill(~counts, 0)
+        merged = merge(scores.flatten(2), self.unknown).reshape(scores.shape)
+        return dataclasses.replace(self, scores=merged, unknown=None)
+
     def voxels_that_count(self) -> Tensor | None:
         """(B, 1, *spatial) bool; None where all do."""
         counts = None if self.mask is None else self.mask > 0
@@ -104,7 +134,7 @@ class CallData:
         """Everything at once, as the plain definitions want it."""
         mask = None if self.mask is None else self.mask.flatten(2)
         target = self.target.flatten(2)
-        return self._voxels(self.scores.flatten(2), target, self._weight(target, mask))
+        return self._voxels(self.scores.flatten(2), target, self._weight(target, mask), self.unknown)
 
     def slab(self, piece: Piece) -> Voxels:
         """One piece of the call."""
@@ -112,7 +142,7 @@ class CallData:
         scores, target = self.scores, piece.read(self.target)
         weight = None if self.counts_all else self._weight(target, mask)
         scores = scores.read(piece, weight) if isinstance(scores, HeadScores) else piece.read(scores)
-        return self._voxels(scores, target, weight)
+        return self._voxels(scores, target, weight, None if self.unknown is None else self.unknown[piece.samples])
 
     def pieces(self, length: int) -> list[Piece]:
         """The pieces of slabs of about `length` voxels: whole samples where these are short, else parts of one."""
@@ -155,14 +185,17 @@ class CallData:
             weight = counts.to(self.dtype) if weight is None else weight * counts
         return weight
 
-    def _voxels(self, scores: Tensor, target: Tensor, weight: Tensor | None) -> Voxels:
+    def _voxels(self, scores: Tensor, target: Tensor, weight: Tensor | None, unknown: Tensor | None) -> Voxels:
         scores = scores.to(self.dtype)
         if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
             deleted = weight.unsqueeze(1) == 0
             target, scores = target.masked_fill(deleted, 0), scores.masked_fill(deleted, 0)
+        unmerged = None
+        if unknown is not None:
+            scores, unmerged = merge(scores, unknown), scores
         if self.labels:
-            return Voxels(scores, target[:, 0], None, weight)
-        return Voxels(scores, None, target.to(self.dtype), weight)
+            return Voxels(scores, target[:, 0], None, weight, unknown, unmerged)
+        return Voxels(scores, None, target.to(self.dtype), weight, unknown, unmerged)
 
     def _counts(self, target: Tensor) -> Tensor:
         """(B, M) what `ignore_index` leaves of each voxel."""

@@ -42,6 +42,7 @@ def fused_sums(data: CallData, terms: Sequence[Term]) -> list[Tensor]:
     terms = [term if isinstance(term, Term) else ForeignTerm(term) for term in terms]
     differentiates_target = data.target.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
+        data = data.merged()
         if _stays_torch():
             return _definitions(data, terms)
         return _definitions(library.checked(data), terms) if differentiates_target else _in_a_graph(data, terms)
@@ -77,7 +78,7 @@ def whole(data: CallData, *, any_target: bool = False) -> Voxels:
         ValueError: see `fused_sums`.
     """
     if torch.compiler.is_compiling() and not _stays_torch():
-        data = library.checked(data, any_target=any_target)
+        data = library.checked(data.merged(), any_target=any_target)
     return data.whole()
 
 
@@ -132,7 +133,13 @@ class _FusedSums(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, data.target, data.mask)
-        ctx.labels, ctx.ignore_index, ctx.terms, ctx.plan = data.labels, data.ignore_index, terms, chosen
+        ctx.labels, ctx.ignore_index, ctx.unknown, ctx.terms, ctx.plan = (
+            data.labels,
+            data.ignore_index,
+            data.unknown,
+            terms,
+            chosen,
+        )
         ctx.kept = slab_pass.Kept()
         results = slab_pass.forward(data, terms, chosen, ctx.kept)
         ctx.mark_non_differentiable(*[r for term, r in zip(terms, results, strict=True) if not term.reads_scores])
@@ -149,7 +156,7 @@ class _FusedSums(torch.autograd.Function):
         *inputs, target, mask = ctx.saved_tensors
         of_head = len(inputs) > 1
         scores = HeadScores.of(*inputs) if of_head else inputs[0]
-        call = CallData(scores, target, mask, ctx.labels, ctx.ignore_index), ctx.terms, grads, ctx.plan
+        call = CallData(scores, target, mask, ctx.labels, ctx.ignore_index, ctx.unknown), ctx.terms, grads, ctx.plan
         if of_head:
             return None, None, None, *slab_pass.backward_through_head(*call, ctx.needs_input_grad[3:])
         # A second backward of the same graph starts from the scores: the first has overwritten the probabilities.

@@ -76,14 +76,17 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     if gpu is not None:
         return Plan(None, 0, gpu=gpu)
     channels = data.scores.shape[1]
-    slab = next((slab for slab in _SLABS if slab.computes(terms, channels)), None) if data.labels else None
+    merges = data.unknown is not None
+    slabs = [SoftmaxSlab] if merges else _SLABS
+    slab = next((slab for slab in slabs if slab.computes(terms, channels)), None) if data.labels else None
     by_index = not few_classes(data.scores)
     voxels = data.scores.numel() // channels
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
     if keeps and slab is SoftmaxSlab and _softmax_pays(data, terms):
-        softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
+        directly = data.counts_all and data.scores.is_contiguous() and not merges
+        softmax = "kept whole" if directly else "kept by slab"
     floats = _floats(data, terms, slab, by_index=by_index, in_place=softmax == "kept whole")
-    if keeps and slab is not None and floats * data.dtype.itemsize * voxels <= _FEW_BYTES:
+    if keeps and slab is not None and not merges and floats * data.dtype.itemsize * voxels <= _FEW_BYTES:
         softmax = "kept whole" if softmax == "kept whole" else "recomputed"  # the slab has it
         return Plan(slab, max(voxels, 1), softmax, by_index=by_index, keeps_slab=True)
     return Plan(slab, slab_length(data, floats), softmax, by_index=by_index)
@@ -107,6 +110,7 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
     if isinstance(data.scores, HeadScores):  # scores and their gradient, features and theirs
         head = 2 * channels + 2 * data.scores.features.shape[1]
     copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
+    copies += 3 * (data.unknown is not None)  # those with merged classes, and what leads there and back
     if slab is None:
         return head + (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient
@@ -139,7 +143,7 @@ def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:
     """The kernels that compute all of a call on a GPU; None where there are none."""
     forced = _TRITON == "1"
     on_gpu = data.scores.device.type == "cuda" or (forced and os.environ.get("TRITON_INTERPRET") == "1")
-    if _TRITON == "0" or not on_gpu or isinstance(data.scores, HeadScores):
+    if _TRITON == "0" or not on_gpu or isinstance(data.scores, HeadScores) or data.unknown is not None:
         return None
     kernels = _working_triton(data.scores.device)
     if kernels is None or not kernels.supports(data, terms):

@@ -7,7 +7,7 @@ a compound loss too, is the gradient of its logits and one slab.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from monai_extra_losses.ops.call_data import CallData, Voxels
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.kernels.labels import read_labels, refuse_outside
 from monai_extra_losses.ops.kernels.slab import Slab
+from monai_extra_losses.ops.merging import unmerge_
 from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.pieces import Piece
 from monai_extra_losses.ops.plan import Plan, slab_length
@@ -115,17 +116,22 @@ def backward(
         for piece in data.pieces(plan.length):
             own, slab_grads = _in_piece(piece, *wanted)
             if plan.slab is None:
-                piece.write(gradient, _differentiate(data.slab(piece), own, slab_grads))
+                whole = data.slab(piece)
+                piece.write(gradient, _unmerged(_differentiate(whole, own, slab_grads), whole))
                 continue
             view = piece.flat(gradient) if gradient.dtype == data.dtype else None
             slab = kept.slab
+            v: Voxels | None = None
             if slab is None:
                 known = None
                 if kept.probabilities is not None:
                     known = piece.read(kept.probabilities) if view is None else view
-                slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
+                v = data.slab(piece)
+                slab = plan.slab(v, known, by_index=plan.by_index)
             out = torch.empty_like(slab.x) if view is None else view
             slab.backward(own, slab_grads, out)
+            if v is not None:
+                _unmerged(out, v)
             if view is None:
                 piece.write(gradient, out)
     return gradient
@@ -160,8 +166,13 @@ def backward_through_head(
             else:
                 d = torch.empty_like(v.scores)
                 plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
-            into.add(piece, v.weight, d)
+            into.add(piece, v.weight, _unmerged(d, v))
     return into.result()
+
+
+def _unmerged(d: Tensor, v: Voxels) -> Tensor:
+    """The gradient of a slab's scores as the network gave them, in place of that of the merged ones."""
+    return d if v.unknown is None or v.unmerged is None else unmerge_(d, v.unmerged, v.unknown)
 
 
 def _wanted(terms: Sequence[Term], grads: Sequence[Tensor | None]) -> tuple[list[Term], list[Tensor]]:
@@ -191,7 +202,8 @@ def check_target(data: CallData) -> None:
     if data.scores.device.type == "cpu":
         length = slab_length(data, 2 * data.scores.shape[1])
         # The scores are not looked at, and those of a head would be computed.
-        without_scores = data.with_scores(torch.zeros((), dtype=data.dtype).expand(data.scores.shape))
+        zeros = torch.zeros((), dtype=data.dtype).expand(data.scores.shape)
+        without_scores = replace(data, scores=zeros, unknown=None)
         for piece in without_scores.pieces(length):
             _refuse_wrong(without_scores.slab(piece))
 
@@ -226,7 +238,7 @@ def _differentiate(slab: Voxels, terms: Sequence[Term], grads: Sequence[Tensor])
     """(b, C, m) gradient of the plain definitions on one slab."""
     leaf = slab.scores.detach().requires_grad_()
     total = torch.zeros_like(leaf)
-    v = Voxels(leaf, slab.labels, slab.target, slab.weight)
+    v = replace(slab, scores=leaf)
     for term, grad in zip(terms, grads, strict=True):  # one after the other: the graph of one is enough to keep
         with torch.enable_grad():
             value = term.definition(v)

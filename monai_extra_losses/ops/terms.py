@@ -297,8 +297,7 @@ class VoxelMap(Term):
 
     def definition(self, v: Voxels) -> Tensor:
         if self.smoothing:
-            share = self.smoothing / (2 if self.sums.one_vs_rest else v.scores.shape[1])
-            v = Voxels(v.scores, None, (1 - self.smoothing) * v.one_hot() + share, v.weight)
+            v = v.smoothed(self.smoothing, one_vs_rest=self.sums.one_vs_rest)
         positive, negative = self.sums.losses(v)
         if self.sums.one_vs_rest:
             return v.weighted(_scaled(positive, self.positive) + _scaled(negative, self.negative))

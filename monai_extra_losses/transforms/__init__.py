@@ -1,5 +1,8 @@
 """MONAI transforms that prepare what a loss reads: targets, and maps beside them."""
 
+from monai_extra_losses.transforms.annotated import AnnotatedClassesD as AnnotatedClassesD
+from monai_extra_losses.transforms.annotated import AnnotatedClassesd as AnnotatedClassesd
+from monai_extra_losses.transforms.annotated import AnnotatedClassesDict as AnnotatedClassesDict
 from monai_extra_losses.transforms.distance import SignedDistance as SignedDistance
 from monai_extra_losses.transforms.distance import SignedDistanceD as SignedDistanceD
 from monai_extra_losses.transforms.distance import SignedDistanced as SignedDistanced
@@ -10,6 +13,9 @@ from monai_extra_losses.transforms.regions import LabelsToRegionsd as LabelsToRe
 from monai_extra_losses.transforms.regions import LabelsToRegionsDict as LabelsToRegionsDict
 
 __all__ = [
+    "AnnotatedClassesD",
+    "AnnotatedClassesDict",
+    "AnnotatedClassesd",
     "LabelsToRegions",
     "LabelsToRegionsD",
     "LabelsToRegionsDict",

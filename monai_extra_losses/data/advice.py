@@ -270,7 +270,7 @@ def _cases(classes: Sequence[ClassStatistics], statistics: DataStatistics) -> st
     wholes = {entry.annotated_cases for entry in classes}
     if len(wholes) == 1:
         counts = _in_order([entry.missing_cases for entry in classes])
-        return f"{_listed([f'{count:g}' for count in counts])} of {_counted_cases(*wholes, statistics.cases)}"
+        return f"{_listed([f'{count:g}' for count in counts])} of {_counted_cases(wholes.pop(), statistics.cases)}"
     pairs = [(entry.missing_cases, entry.annotated_cases) for entry in classes]
     pairs = pairs if len(pairs) <= _MANY else sorted(pairs, key=lambda pair: pair[0] / pair[1])
     return f"{_listed([f'{missing} of {whole}' for missing, whole in pairs])} annotated cases"

@@ -158,6 +158,7 @@ def klass(name: str, voxels: float, **changes: Any) -> ClassStatistics:
         component_mm3=same(voxels),
         single_voxels=0,
         border_cases=0,
+        annotated_cases=20,
     )
     return dataclasses.replace(entry, **changes)
 
@@ -233,8 +234,29 @@ def test_spacings_that_differ_want_resampling() -> None:
     assert advice(klass("a", 20000), spacing_mm=(*spacing[:2], same(5))).pixdim is None
 
 
+def test_a_class_is_counted_over_the_cases_that_annotate_it() -> None:
+    """Of 20 cases, 8 annotate the lesion and 2 of these have none; 5 annotate the cyst, and it is in 4."""
+    lesion = klass("lesion", 2000, missing_cases=2, annotated_cases=8, border_cases=3)
+    cyst = klass("cyst", 2000, missing_cases=1, annotated_cases=5)
+    one = advice(klass("organ", 20000), lesion)
+    assert one.losses[0].options == ("--loss::absent_class skip",)
+    assert "Many cases have no lesion (2 of 8 annotated cases)" in one.losses[0].why
+    assert "lesion: reaches the border of the volume in 3 of 8 annotated cases; is it cut off" in one.remarks[0]
+    assert "lesion and cyst (2 of 8, 1 of 5 annotated cases)" in advice(lesion, cyst).losses[0].why
+    # 2 of 20 would be a tenth, 1 of 20 would not
+    assert advice(dataclasses.replace(lesion, missing_cases=0)).losses[0].options == ()
+    assert advice(dataclasses.replace(cyst, missing_cases=1)).losses[0].options == ("--loss::absent_class skip",)
+    unseen = {"share": 0.0, "others_per_voxel": None, "volume_ml": None, "components": None, "component_voxels": None}
+    nowhere = dataclasses.replace(lesion, missing_cases=8, border_cases=0, **unseen)
+    assert advice(klass("organ", 20000), nowhere).remarks[0].startswith("lesion: no case has a voxel of it")
+    assert advice(klass("organ", 20000), nowhere).losses[0].options == ()
+    many = [dataclasses.replace(lesion, name=f"l{i}", missing_cases=i, annotated_cases=10) for i in range(1, 7)]
+    assert "(1 to 6 of 10 annotated cases)" in advice(*many).losses[0].why
+    assert "(1 of 10 to 6 of 10 annotated cases)" in advice(*many, cyst).losses[0].why
+
+
 def test_remarks_name_what_to_look_at() -> None:
-    remarks = advice(klass("organ", 20000, single_voxels=3, border_cases=2), cases=4).remarks
+    remarks = advice(klass("organ", 20000, single_voxels=3, border_cases=2, annotated_cases=4), cases=4).remarks
     assert remarks == (
         "4 labelled cases are fewer than the 5 folds of a training: give it --num_folds 4.",
         "organ: 3 connected components are single voxels; look whether they are meant or slips of the annotation.",
@@ -339,6 +361,93 @@ def test_above_20_classes_the_10_rarest_have_a_row(number: int, rows: int) -> No
     assert ("rarest" in said) == (rows < number)
 
 
+def organs(folder: Path, **declared: Any) -> Path:
+    """Liver (1) in a and b, kidney (2) in c, which is annotated in c and d alone; d has neither."""
+    for name, values in (("a", [1]), ("b", [1]), ("c", [1, 2]), ("d", [])):
+        label = np.zeros((16, 12, 10), np.uint8)
+        for value in values:
+            label[4 * value : 4 * value + 2, 3:6, 2:5] = value
+        write_case(folder, name, label)
+    training = [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in "abcd"]
+    for entry in training[:2]:
+        entry["annotated"] = [1]
+    content = {"labels": {"0": "background", "1": "liver", "2": "kidney"}, "training": training, **declared}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_statistics_of_a_class_are_over_the_cases_that_annotate_it(tmp_path: Path) -> None:
+    report = data_report(organs(tmp_path))
+    liver, kidney = report.statistics.classes
+    assert (liver.annotated_cases, liver.missing_cases, liver.share) == (4, 1, 3 * 18 / (4 * 1920))
+    assert (kidney.annotated_cases, kidney.missing_cases, kidney.share) == (2, 1, 18 / (2 * 1920))
+    assert kidney.others_per_voxel == pytest.approx((2 * 1920 - 18) / 18)
+    assert report.statistics.partly_annotated_cases == 2
+    assert [case["annotated"] for case in report.document()["cases"]] == [(1,), (1,), None, None]
+
+
+def test_the_report_tells_where_each_class_is_annotated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended("check", organs(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "2 of 4 cases are partly annotated: they say nothing of some classes." in said
+    rows = [line.split() for line in said.splitlines() if line.startswith(("1 liver", "2 kidney"))]
+    assert rows[:2] == [["1", "liver", "4", "3", "of", "4"], ["2", "kidney", "2", "1", "of", "2"]]
+    classes = next(row for row in rows[2:] if row[1] == "kidney")
+    assert classes[-6:] == ["1", "of", "2", "0", "of", "2"]  # without it, at the border
+    assert "Annotated regions" not in said
+    declared = json.loads((tmp_path / "dataset.json").read_text())
+    for entry in declared["training"]:
+        entry["annotated"] = [1, 2]
+    assert "annotated" not in data_report(organs(tmp_path, training=declared["training"])).text().casefold()
+
+
+def test_a_region_is_annotated_where_all_of_its_labels_are(tmp_path: Path) -> None:
+    text = data_report(organs(tmp_path, regions={"both": [1, 2], "liver": [1]})).text()
+    lines = text.splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("Annotated regions")) :]
+    assert [line.split() for line in table[1:3]] == [["both", "2", "1", "of", "2"], ["liver", "4", "3", "of", "4"]]
+
+
+def test_of_many_classes_those_that_few_cases_annotate_are_shown(tmp_path: Path) -> None:
+    for name in "ab":
+        label = np.zeros((31, 8, 8), np.uint8)
+        label[1:, 3, 3] = np.arange(1, 31) * (np.arange(1, 31) < (31 if name == "a" else 6))
+        write_case(tmp_path, name, label)
+    training = [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in "ab"]
+    training[1]["annotated"] = [1, 2, 3, 4, 5]  # type: ignore[assignment]
+    names = {"0": "background", **{str(value): f"part-{value:02d}" for value in range(1, 31)}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names, "training": training}))
+    text = data_report(tmp_path).text()
+    table = text[text.index("Annotated classes") : text.index("Percentiles")]
+    assert [line.split()[0] for line in table.splitlines()[1:11]] == [str(value) for value in range(6, 16)]
+    assert "Of 30 these are the 10 annotated in the fewest cases; --json tells of all." in table
+
+
+def test_what_no_case_annotates_is_a_problem_beside_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"0": "background", "1": "liver", "2": "kidney", "3": "spleen", "4": "cyst"}
+    first, second, _, last = json.loads((organs(tmp_path) / "dataset.json").read_text())["training"]
+    training = [first, {**second, "annotated": [1, 3]}, {**last, "annotated": [2]}]
+    organs(tmp_path, labels=names, training=training, regions={"whole": [1, 2], "odd": [2, 4], "ok": [1, 3]})
+    (tmp_path / "imagesTr" / "a.nii.gz").unlink()
+    assert ended("check", tmp_path, "--json") == 1
+    classes, regions, file = json.loads(capsys.readouterr().out)["problems"]
+    where = tmp_path / "dataset.json"
+    assert classes == (
+        f"{where}: expected every class to be annotated in some case, got none for 4 cyst; correct `annotated`, add "
+        "cases that annotate it, or remove it from `labels`."
+    )
+    assert regions == (
+        f"{where}: expected every region to be annotated in some case, which takes all of its labels, got none for "
+        "whole (1, 2); correct `annotated`, add cases that annotate it, or remove it from `regions`."
+    )
+    assert "expected a file" in file
+    # one case that annotates all is enough
+    organs(tmp_path, labels=names, training=[first, last])
+    (tmp_path / "labelsTr" / "a.nii.gz").replace(tmp_path / "imagesTr" / "a.nii.gz")
+    shutil.copy(tmp_path / "labelsTr" / "b.nii.gz", tmp_path / "labelsTr" / "a.nii.gz")
+    assert data_report(tmp_path).statistics.classes[3].annotated_cases == 1
+
+
 def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended("check", phantom_folder, "--json") == 0
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -350,6 +459,7 @@ def test_json_is_one_document_with_everything(phantom_folder: Path, capsys: pyte
         "passed_over",
         "remarks",
         "labels",
+        "regions",
         "ignore_label",
         "percentiles",
         "statistics",

@@ -24,6 +24,7 @@ from monai_extra_losses.data import CaseSummaries, ChannelIntensity, DatasetErro
 from monai_extra_losses.data.check_report import data_report
 from monai_extra_losses.data.checks import TOLERANCE
 from monai_extra_losses.data.nifti import NiftiFile
+from monai_extra_losses.data.statistics import data_statistics, measure_cases
 
 IMAGE, LABEL = "imagesTr/phantom_001.nii.gz", "labelsTr/phantom_001.nii.gz"
 
@@ -534,3 +535,55 @@ def test_a_volume_beyond_memory_is_one_sentence(broken: Path, monkeypatch: pytes
     monkeypatch.setattr("monai_extra_losses.data.checks.deviation", no_memory)
     with pytest.raises(DatasetError, match=rf"{broken / IMAGE}: expected a volume that fits into memory, got a larger"):
         _check(broken)
+
+
+# ---- classes that a case does not annotate ------------------------------------------------------------------------
+
+
+def _annotate(folder: Path, number: int, *values: int, **declared: Any) -> Path:
+    """The phantom, of which one case annotates some classes only."""
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][number]["annotated"] = list(values)
+    (folder / "dataset.json").write_text(json.dumps(content | declared))
+    return folder
+
+
+def test_voxels_of_a_class_that_the_case_does_not_annotate_are_a_problem(broken: Path) -> None:
+    lesion = int((np.asarray(nib.load(broken / LABEL).dataobj) == 2).sum())
+    assert lesion > 0
+    with pytest.raises(DatasetError) as caught:
+        _check(_annotate(broken, 1, 1))
+    assert caught.value.problems == [
+        f"{broken / LABEL}: expected voxels of the classes that the case annotates (1 organ), got 2 lesion ({lesion} "
+        f"voxels); add 2 to its `annotated` in {broken / 'dataset.json'}, or remove the voxels from the label map."
+    ]
+    _check(_annotate(broken, 1, 1, 2))
+    _change(broken, LABEL, lambda data: np.where(data == 2, 0, data))
+    found = _check(_annotate(broken, 1, 1))  # no voxel of it, and what the check remembers of the file is old
+    assert [case.annotated for case in found.cases] == [None, (1,), None, None, None, None]
+
+
+def test_what_is_undeclared_or_ignored_is_no_class_that_a_case_does_not_annotate(broken: Path) -> None:
+    _change(broken, LABEL, lambda data: np.where(data == 2, 0, data))
+    _change(broken, LABEL, _set(9))
+    with pytest.raises(DatasetError, match=r"expected the declared label values .*, got 9 \(3 voxels\)") as caught:
+        _check(_annotate(broken, 1, 1))
+    assert len(caught.value.problems) == 1
+    _check(_annotate(broken, 1, 1, ignore_label=9))
+    # labels of test cases are read by an evaluation
+    content = json.loads((broken / "dataset.json").read_text())
+    entry = content["test"][0]
+    content["test"] = [entry | {"annotated": [1]}] if isinstance(entry, dict) else []
+    (broken / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"labelsTs/.*expected voxels of the classes that .*, got 2 lesion \("):
+        _check(broken)
+
+
+def test_a_part_of_the_cases_need_not_annotate_every_class(broken: Path) -> None:
+    """A fold or a limit leaves out the cases that annotate it; `check` looks at all."""
+    _change(broken, LABEL, lambda data: np.where(data == 2, 0, data))
+    case_list = read_case_list(_annotate(broken, 1, 1))
+    part = dataclasses.replace(case_list, cases=case_list.cases[1:2], unlabelled=())
+    assert check_cases(part, progress=False).labels == {0: "background", 1: "organ", 2: "lesion"}
+    summaries, measures = measure_cases(part, progress=False)
+    assert [entry.annotated_cases for entry in data_statistics(summaries, measures).classes] == [1, 0]

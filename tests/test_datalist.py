@@ -173,6 +173,100 @@ def test_unusable_folder_is_one_sentence(tmp_path: Path, prepare: Callable[[Path
     assert all(problem.startswith(str(tmp_path)) for problem in caught.value.problems)
 
 
+# ---- cases that annotate some classes only ------------------------------------------------------------------------
+
+
+ORGANS = {"0": "background", "1": "liver", "2": "kidney", "3": "spleen"}
+
+
+def _entries(*annotated: Any) -> list[dict[str, Any]]:
+    """An entry per value of `annotated`, "" for one without."""
+    return [
+        {"image": f"i/{name}.nii", "label": f"l/{name}.nii"} | ({} if value == "" else {"annotated": value})
+        for name, value in zip("abcdef", annotated, strict=False)
+    ]
+
+
+def _annotated(found: CaseList) -> list[tuple[int, ...] | None]:
+    return [case.annotated for case in found.cases]
+
+
+def test_an_entry_says_which_classes_are_annotated(tmp_path: Path) -> None:
+    found = read_case_list(_decathlon(tmp_path, labels=ORGANS, training=_entries([3, 0, 1, 3], [2], ""), test=[]))
+    assert _annotated(found) == [(1, 3), (2,), None]
+    assert found.passed_over == ()
+    assert found.partly_annotated
+    first, _, last = found.cases
+    assert (first.annotates(1), first.annotates(2), first.annotates(0), last.annotates(2)) == (True, False, True, True)
+    assert (first.annotates(1, 3), first.annotates(1, 2)) == (True, False)  # of a region all of its labels
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_the_whole_file_has_the_default_of_its_entries(tmp_path: Path) -> None:
+    test = [{"image": "j/t.nii", "label": "k/t.nii"}, "j/u.nii"]
+    validation = [{"image": "i/v.nii", "label": "l/v.nii", "annotated": [1]}, {"image": "i/w.nii", "label": "l/w.nii"}]
+    lists = {"training": _entries("", [1, 2, 3]), "validation": validation, "test": test}
+    found = read_case_list(_decathlon(tmp_path, labels=ORGANS, annotated=[2, 3], **lists))
+    assert _annotated(found) == [(2, 3), (1, 2, 3), (1,), (2, 3)]
+    assert [(case.name, case.annotated) for case in found.unlabelled] == [("t", (2, 3)), ("u", None)]
+    assert found.passed_over == ()
+
+
+def test_pairs_without_a_list_have_the_default_alone(tmp_path: Path) -> None:
+    _touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii", "imagesVa/v.nii", "labelsVa/v.nii", "imagesTs/t.nii")
+    found = read_case_list(_declare(tmp_path, labels=ORGANS, annotated=[2]))
+    assert _annotated(found) == [(2,), (2,)]
+    assert [case.annotated for case in found.unlabelled] == [None]
+    assert found.passed_over == ()
+
+
+def test_all_classes_of_each_case_are_not_partly_annotated(tmp_path: Path) -> None:
+    for entries in (_entries("", ""), _entries([1, 2, 3], ""), _entries([0, 1, 2, 3])):
+        assert not read_case_list(_decathlon(tmp_path, labels=ORGANS, training=entries, test=[])).partly_annotated
+    entries = _entries("", [1, 2])
+    assert read_case_list(_decathlon(tmp_path, labels=ORGANS, training=entries, test=[])).partly_annotated
+    # the ignore label is no class
+    declared = {"labels": ORGANS, "ignore_label": 3, "training": _entries([1, 2]), "test": []}
+    assert not read_case_list(_decathlon(tmp_path, **declared)).partly_annotated
+
+
+def test_entries_of_nnunet_keep_what_is_annotated(tmp_path: Path) -> None:
+    listed = {
+        "a": {"images": ["i/a_0000.nii"], "label": "l/a.nii", "annotated": [1]},
+        "b": {"images": ["i/b_0000.nii"], "label": "l/b.nii"},
+    }
+    _touch(tmp_path, "i/a_0000.nii", "i/b_0000.nii")
+    names = {"background": 0, "liver": 1, "kidney": 2}
+    assert _annotated(read_case_list(_declare(tmp_path, labels=names, dataset=listed))) == [(1,), None]
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (1, r"`annotated`{} to be a list of label values such as \[1, 2\], got 1; correct"),
+        (None, r"`annotated`{} to be a list of label values .*, got null"),
+        ({"1": "liver"}, r"`annotated`{} to be a list of label values"),
+        ([1, "2"], r'`annotated`{} to be a list of label values .*, got \[1, "2"\]'),
+        ([True], r"`annotated`{} to be a list of label values .*, got \[true\]"),
+        ([1.0], r"`annotated`{} to be a list of label values .*, got \[1\.0\]"),
+        ([1, 9], r"declared label values in `annotated`{} \(0 background, 1 liver, 2 kidney\), got 9; correct it, or"),
+        ([-1], r"declared label values in `annotated`{} .*, got -1; correct it"),
+        ([1, 3], r"declared label values in `annotated`{} .*, got 3, the ignore label; leave it out"),
+        ([], r"label values other than 0 in `annotated`{}, got \[\]; leave {leave} out, or list"),
+        ([0], r"label values other than 0 in `annotated`{}, got \[0\]; leave {leave} out, or list"),
+    ],
+)
+def test_what_cannot_be_annotated_is_one_sentence(tmp_path: Path, value: Any, match: str) -> None:
+    declared: dict[str, Any] = {"labels": ORGANS, "ignore_label": 3, "test": []}
+    for key in ("training", "validation"):
+        lists = {"training": _entries("")} | {key: [*_entries("", "")[1:], *_entries("", "", value)[2:]]}
+        of_entry = match.format(f" of entry 1 of `{key}`", leave="the case")
+        with pytest.raises(DatasetError, match=rf"dataset\.json: expected {of_entry}"):
+            read_case_list(_decathlon(tmp_path, **declared, **lists))
+    with pytest.raises(DatasetError, match=rf"dataset\.json: expected {match.format('', leave='the key')}"):
+        read_case_list(_decathlon(tmp_path, **declared, annotated=value))
+
+
 # ---- JSON that anybody may have written ------------------------------------------------------------------------------
 
 

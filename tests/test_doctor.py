@@ -1,11 +1,13 @@
 """`monai-extra-losses doctor`: a training that is right gets no complaint, and each wrong one its sentence."""
 
 import dataclasses
+import json
 import math
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import monai.losses
@@ -22,6 +24,7 @@ from monai_extra_losses.bundle.loss_facts import has_regions_alone, loss_of_equa
 from monai_extra_losses.cli import main
 from monai_extra_losses.cli.runs import config_files
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.doctor.annotation import CaseAnnotation, shares_told
 from monai_extra_losses.doctor.findings import Finding, _about_tiny_classes, examine
 from monai_extra_losses.doctor.steps import spread_cases
 
@@ -409,6 +412,84 @@ def test_how_a_loss_reads_scores() -> None:
 )
 def test_cases_are_spread(cases: int, number: int, chosen: list[int]) -> None:
     assert spread_cases(range(cases), number) == chosen
+
+
+# ---- cases that annotate some classes only ---------------------------------------------------------------------------
+
+
+def partly(source: Path, folder: Path, cases: Sequence[int], **declared: Any) -> Path:
+    """The phantom, in some cases of which nobody has looked for lesions."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    for number in cases:
+        entry = content["training"][number]
+        entry["annotated"] = [1]
+        label = nibabel.load(folder / entry["label"])
+        voxels = np.asarray(label.dataobj).copy()
+        voxels[voxels == 2] = 1
+        nibabel.save(nibabel.Nifti1Image(voxels, label.affine), folder / entry["label"])
+    (folder / "dataset.json").write_text(json.dumps(content | declared))
+    return folder
+
+
+def test_a_share_is_of_the_patches_that_tell_of_the_class() -> None:
+    counts = torch.tensor([[80, 95, 60], [20, 5, 40], [0, 0, 0], [7, 7, 7]])
+    told = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [False, False, False]])
+    assert shares_told(counts, torch.tensor([100, 100, 300]), told) == [235 / 500, 60 / 400, 0.0, None]
+
+
+def test_partly_annotated_cases_are_told_and_counted(phantom_folder: Path, tmp_path: Path) -> None:
+    found = findings(partly(phantom_folder, tmp_path / "data", [0, 2, 3]))
+    assert of_level(found, "problem") == []
+    said = "\n".join(of_level(found, "ok"))
+    assert "3 of 6 cases are partly annotated. Training wraps the loss in PartialLabelLoss by itself" in said
+    assert "that takes a loss with softmax." in said
+    assert re.search(
+        r"Voxels of 16 patches from 4 cases: background [\d.]+%, organ [\d.]+%, lesion [\d.]+%, each in the", said
+    )
+    assert "expected" not in next(line for line in said.splitlines() if line.startswith("A network that knows nothing"))
+
+
+def test_a_class_that_no_training_case_annotates_is_a_problem(phantom_folder: Path, tmp_path: Path) -> None:
+    training = json.loads((phantom_folder / "dataset.json").read_text())["training"]
+    folds = [{**entry, "fold": number % 2} for number, entry in enumerate(training)]
+    data = partly(phantom_folder, tmp_path / "data", [1, 3, 5], training=folds)
+    content = json.loads((data / "dataset.json").read_text())
+    for number in (1, 3, 5):
+        content["training"][number]["annotated"] = [1]
+    (data / "dataset.json").write_text(json.dumps(content))
+    found = findings(data, num_folds=None, fold=0)  # fold 1 trains
+    (problem,) = of_level(found, "problem")
+    assert problem == (
+        "Expected each class to be annotated in some training case, got none for lesion; let another fold validate "
+        "(--fold), raise --limit, or add cases."
+    )
+    said = "\n".join(finding.text for finding in found)
+    assert re.search(r"Voxels of \d+ patches from 3 cases: organ [\d.]+%, each in the cases that annotate it\.", said)
+    assert re.search(r"None of \d+ patches from 3 cases is of a case that annotates lesion\.", said)
+    assert "has a voxel of lesion" not in said
+    other = findings(data, num_folds=None, fold=1)
+    assert of_level(other, "problem") == []
+    assert any(re.search(r"background [\d.]+%, organ [\d.]+%, lesion [\d.]+%\.", finding.text) for finding in other)
+
+
+def test_regions_are_annotated_with_all_of_their_labels(phantom_folder: Path, tmp_path: Path) -> None:
+    regions = {"whole": [1, 2], "organ": [1]}
+    found = findings(partly(phantom_folder, tmp_path / "data", range(5), regions=regions), fold=0)
+    said = "\n".join(finding.text for finding in found)
+    assert "5 of 6 cases are partly annotated." in said
+    assert "that takes a loss with sigmoid, as regions need it." in said
+    record: Any = SimpleNamespace(
+        dataset_dir=str(tmp_path / "data"),
+        training=("phantom_000", "phantom_001"),
+        validation=("phantom_005",),
+        labels={0: "background", 1: "organ", 2: "lesion"},
+        regions={"whole": (1, 2), "organ": (1,)},
+    )
+    annotation = CaseAnnotation(record)
+    assert annotation.told(["phantom_000", "phantom_005"]).tolist() == [[False, True], [True, True]]
+    assert annotation.never_annotated() == ["whole"]
+    assert (annotation.partly_annotated_cases, annotation.cases) == (2, 3)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

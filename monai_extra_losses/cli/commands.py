@@ -427,8 +427,11 @@ def check(data: Path, as_json: bool) -> None:
     losses to start from. What was read is remembered while a file does not change. Exit code 0 without a problem, 1
     with any.
 
-    The JSON document has: format (1), folder, problems; and without problems: name, labels, ignore_label, percentiles,
-    statistics (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
+    Where cases annotate some classes only ("annotated" in dataset.json), it also tells in how many cases each class is
+    annotated, and counts it over these.
+
+    The JSON document has: format (1), folder, problems; and without problems: name, labels, regions, ignore_label,
+    percentiles, statistics (axes R, A, S), advice, cases and unlabelled (each with the axes of its file).
 
     \b
     monai-extra-losses check Task04_Hippocampus

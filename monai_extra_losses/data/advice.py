@@ -120,36 +120,47 @@ def _remarks(statistics: DataStatistics, num_folds: int) -> Iterable[str]:
             )
     classes = statistics.classes
     yield from _of_each_or_many(
-        [(entry.name, cases) for entry in classes if entry.missing_cases == cases],
+        [(entry, cases) for entry in classes if entry.volume_ml is None and entry.annotated_cases],
         "{name}: no case has a voxel of it, so it cannot be learned; remove it from dataset.json.",
         "{names}: no case has a voxel of these {count} classes, so they cannot be learned; remove them from "
         "dataset.json.",
     )
     yield from _of_each_or_many(
-        [(entry.name, entry.single_voxels) for entry in classes if entry.single_voxels],
+        [(entry, entry.single_voxels) for entry in classes if entry.single_voxels],
         "{name}: {number} connected components are single voxels; "
         "look whether they are meant or slips of the annotation.",
         "{names}: {total} connected components of these {count} classes are single voxels; "
         "look whether they are meant or slips of the annotation.",
     )
     yield from _of_each_or_many(
-        [(entry.name, entry.border_cases) for entry in classes if entry.border_cases],
-        f"{{name}}: reaches the border of the volume in {{number}} of {cases} cases; "
-        "is it cut off, or is the volume a crop?",
-        f"{{names}}: these {{count}} classes reach the border of the volume, in up to {{most}} of {cases} cases each; "
-        "are they cut off, or is the volume a crop?",
+        [(entry, entry.border_cases) for entry in classes if entry.border_cases],
+        "{name}: reaches the border of the volume in {number} of {cases}; is it cut off, or is the volume a crop?",
+        "{names}: these {count} classes reach the border of the volume, in up to {most} of {cases} each; are they cut "
+        "off, or is the volume a crop?",
+        statistics.cases,
     )
 
 
-def _of_each_or_many(numbers: Sequence[tuple[str, int]], of_one: str, of_many: str) -> Iterable[str]:
-    """A sentence per class (name and number); or one for many, which names those with the largest numbers."""
+def _of_each_or_many(
+    numbers: Sequence[tuple[ClassStatistics, int]], of_one: str, of_many: str, whole: int = 0
+) -> Iterable[str]:
+    """A sentence per class and its number; or one for many, which names those with the largest numbers.
+
+    Where a sentence counts cases, `whole` is the number of all.
+    """
     if len(numbers) <= _MANY:
-        yield from (of_one.format(name=name, number=number) for name, number in numbers)
+        for entry, number in numbers:
+            yield of_one.format(name=entry.name, number=number, cases=_counted_cases(entry.annotated_cases, whole))
         return
     ordered = sorted(numbers, key=lambda entry: -entry[1])
     counts = [number for _, number in ordered]
-    names = _first([name for name, _ in ordered])
-    yield of_many.format(names=names, count=len(counts), total=sum(counts), most=counts[0])
+    names = _first([entry.name for entry, _ in ordered])
+    cases = _counted_cases(ordered[0][0].annotated_cases, whole)
+    yield of_many.format(names=names, count=len(counts), total=sum(counts), most=counts[0], cases=cases)
+
+
+def _counted_cases(annotated: int, whole: int) -> str:
+    return f"{annotated} {'' if annotated == whole else 'annotated '}cases"
 
 
 def _about_sides(statistics: DataStatistics, regions: Sequence[str]) -> Iterable[str]:
@@ -232,8 +243,8 @@ def _rare(classes: Sequence[ClassStatistics]) -> list[ClassStatistics]:
 
 
 def _often_missing(statistics: DataStatistics) -> list[ClassStatistics]:
-    limit = MISSING * statistics.cases
-    return [entry for entry in statistics.classes if limit <= entry.missing_cases < statistics.cases]
+    found = [entry for entry in statistics.classes if entry.missing_cases < entry.annotated_cases]
+    return [entry for entry in found if entry.missing_cases >= MISSING * entry.annotated_cases]
 
 
 def _tiny(classes: Sequence[ClassStatistics]) -> list[ClassStatistics]:
@@ -256,8 +267,13 @@ def _imbalance(classes: Sequence[ClassStatistics]) -> str:
 
 
 def _cases(classes: Sequence[ClassStatistics], statistics: DataStatistics) -> str:
-    counts = _in_order([entry.missing_cases for entry in classes])
-    return f"{_listed([f'{count:g}' for count in counts])} of {statistics.cases} cases"
+    wholes = {entry.annotated_cases for entry in classes}
+    if len(wholes) == 1:
+        counts = _in_order([entry.missing_cases for entry in classes])
+        return f"{_listed([f'{count:g}' for count in counts])} of {_counted_cases(wholes.pop(), statistics.cases)}"
+    pairs = [(entry.missing_cases, entry.annotated_cases) for entry in classes]
+    pairs = pairs if len(pairs) <= _MANY else sorted(pairs, key=lambda pair: pair[0] / pair[1])
+    return f"{_listed([f'{missing} of {whole}' for missing, whole in pairs])} annotated cases"
 
 
 def _in_order(numbers: Sequence[float]) -> Sequence[float]:

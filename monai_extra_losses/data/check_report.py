@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.advice import DataAdvice, data_advice
+from monai_extra_losses.data.annotation import never_annotated
 from monai_extra_losses.data.checks import CaseSummaries, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, count_folds, read_case_list
+from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.geometry import BODY_AXES
 from monai_extra_losses.data.statistics import (
     PERCENTILES,
@@ -56,10 +58,10 @@ class DataReport:
         Returns:
             `format`: 1; `folder`, `name`; `problems`: [] (a data set with problems has `format`, `folder` and these
             alone); `passed_over`: what is not read, `remarks`: what is assumed of files, a sentence each; `labels`:
-            value -> name; `ignore_label`: value or null; `percentiles`: those of the intensities;
-            `statistics`: `DataStatistics`; `advice`: `DataAdvice`; `cases`: per labelled case `CaseSummary` and
-            `CaseMeasures`; `validation`: names of the cases among them that are set apart to validate; `unlabelled`:
-            per other case `CaseSummary`.
+            value -> name; `regions`: name -> label values, or null; `ignore_label`: value or null; `percentiles`:
+            those of the intensities; `statistics`: `DataStatistics`; `advice`: `DataAdvice`; `cases`: per labelled
+            case `CaseSummary` (`annotated`: label values, or null for all) and `CaseMeasures`; `validation`: names of
+            the cases among them that are set apart to validate; `unlabelled`: per other case `CaseSummary`.
         """
         measured = zip(self.summaries.cases, self.measures, strict=True)
         return {
@@ -70,6 +72,7 @@ class DataReport:
             "passed_over": self.case_list.passed_over,
             "remarks": self.summaries.remarks,
             "labels": self.summaries.labels,
+            "regions": self.case_list.regions,
             "ignore_label": self.case_list.ignore_label,
             "percentiles": PERCENTILES,
             "statistics": asdict(self.statistics),
@@ -90,11 +93,38 @@ class DataReport:
                 f"{f' and {others} others' if others else ''}, every file read, no problem.",
                 *(passed_over if self.case_list.passed_over else ()),
                 *_ignored(self.case_list.ignore_label, self.statistics),
+                *self._annotation(),
                 "Below are medians (smallest to largest) over the labelled cases, or over all components.",
                 *_tables(self.statistics),
                 *_paragraphs(self.advice, self.case_list.folder),
             ]
         )
+
+    def _annotation(self) -> Iterable[str]:
+        """Of how many cases each class is annotated; nothing where all cases annotate all."""
+        if not self.case_list.partly_annotated:
+            return
+        yield (
+            f"{self.statistics.partly_annotated_cases} of {self.statistics.cases} cases are partly annotated: they say "
+            "nothing of some classes. Below, a class is counted over the cases that annotate it."
+        )
+        rows = [
+            (f"{entry.value} {entry.name}", entry.annotated_cases, entry.annotated_cases - entry.missing_cases)
+            for entry in self.statistics.classes
+        ]
+        kinds = [("Annotated classes", rows)]
+        if regions := self.case_list.regions:
+            kinds.append(("Annotated regions", [self._of_region(*region) for region in regions.items()]))
+        for kind, rows in kinds:
+            shown = rows if len(rows) <= _MANY else sorted(rows, key=lambda row: row[1:])[:_SOME]
+            more = f"\nOf {len(rows)} these are the {_SOME} annotated in the fewest cases; --json tells of all."
+            table = [(name, str(annotated), f"{found} of {annotated}") for name, annotated, found in shown]
+            yield _table((kind, "cases that annotate it", "cases with it"), table) + more * (len(shown) < len(rows))
+
+    def _of_region(self, name: str, values: Sequence[int]) -> tuple[str, int, int]:
+        """A region, the cases that annotate all of its labels, and those among them that have a voxel of one."""
+        annotating = [case for case in self.summaries.cases if case.annotates(*values)]
+        return name, len(annotating), sum(any(map(case.voxels.get, values)) for case in annotating)
 
     @property
     def _set_apart(self) -> list[str]:
@@ -111,7 +141,14 @@ def data_report(folder: str | Path) -> DataReport:
         DatasetError: all problems of all files, each with the file's name.
     """
     case_list = read_case_list(folder)
-    summaries, measures = measure_cases(case_list)
+    cases = [case.annotated for case in case_list.cases]
+    unknown = never_annotated(cases, case_list.labels, case_list.regions, case_list.folder / "dataset.json")
+    try:
+        summaries, measures = measure_cases(case_list)
+    except DatasetError as error:
+        raise DatasetError([*unknown, *error.problems]) from None
+    if unknown:
+        raise DatasetError(unknown)
     refuse_empty_labels(case_list.folder, summaries)
     statistics = data_statistics(summaries, measures)
     folds = count_folds(case_list.cases, None)
@@ -132,7 +169,6 @@ def _ignored(ignore_label: int | None, statistics: DataStatistics) -> Iterable[s
 
 
 def _tables(statistics: DataStatistics) -> Iterable[str]:
-    cases = statistics.cases
     sizes = zip(BODY_AXES, map(_shown, statistics.shape), map(_shown, statistics.spacing_mm), strict=True)
     yield (
         _table(("Volumes", "voxels", "spacing in mm"), sizes)
@@ -158,8 +194,8 @@ def _tables(statistics: DataStatistics) -> Iterable[str]:
             _shown(entry.volume_ml),
             f"{entry.share:.2%}",
             "-" if entry.others_per_voxel is None else f"1:{entry.others_per_voxel:.0f}",
-            f"{entry.missing_cases} of {cases}",
-            f"{entry.border_cases} of {cases}",
+            f"{entry.missing_cases} of {entry.annotated_cases}",
+            f"{entry.border_cases} of {entry.annotated_cases}",
         )
         for name, entry in zip(names, shown, strict=True)
     ]

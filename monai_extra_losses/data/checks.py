@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_extra_losses.data.annotation import annotates, contradiction
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.fact_cache import FactCache, state_of
@@ -51,6 +52,7 @@ class CaseSummary:
         intensity: one entry per channel.
         voxels: label value -> number of voxels; empty for a case without label.
         ignored: voxels of the data set's ignore label, which `voxels` leaves out.
+        annotated: as of `LabelledCase`.
     """
 
     name: str
@@ -59,11 +61,16 @@ class CaseSummary:
     intensity: tuple[ChannelIntensity, ...]
     voxels: dict[int, int]
     ignored: int = 0
+    annotated: tuple[int, ...] | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
         """Millimetres along the three axes."""
         return _spacing(self.affine)
+
+    def annotates(self, *values: int) -> bool:
+        """As of `LabelledCase`."""
+        return annotates(self.annotated, values)
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ def check_cases(
 
     A file must be there, whole, and a NIfTI volume of three dimensions (an image may have channels as a fourth), as
     `open_nifti` says. The images and the label of a case must have one shape and one grid, to `TOLERANCE`. Label values
-    must be declared whole numbers; where none are declared, 0 to n without a gap. No label may be ignored in every
-    voxel. No intensity may be NaN, infinite or beyond float32 and no channel constant, and every case needs the same
-    number of channels, the declared one.
+    must be declared whole numbers, of classes that the case annotates; where none are declared, 0 to n without a gap.
+    No label may be ignored in every voxel. No intensity may be NaN, infinite or beyond float32 and no channel constant,
+    and every case needs the same number of channels, the declared one.
 
     Args:
         case_list: the cases, as `read_case_list` gives them.
@@ -223,13 +230,13 @@ def _label_problems(
     if scan.label is not None:
         yield from (f"{case.label}: {sentence}" for sentence in refusals_of(scan.label))
     declared = case_list.labels
-    annotated = [(value, count) for value, count in scan.voxels if value != case_list.ignore_label]
-    if scan.voxels and not annotated:
+    counted = [(value, count) for value, count in scan.voxels if value != case_list.ignore_label]
+    if scan.voxels and not counted:
         yield (
             f"{case.label}: expected voxels with annotation, got the ignore label {case_list.ignore_label} in every "
             "voxel; leave the case out."
         )
-    foreign = {value: count for value, count in annotated if (value not in declared if declared else value < 0)}
+    foreign = {value: count for value, count in counted if (value not in declared if declared else value < 0)}
     if foreign:
         shown = first_of([f"{value} ({count} voxels)" for value, count in foreign.items()], _SHOWN)
         names = first_of([f"{value} {name}" for value, name in declared.items()], _SHOWN)
@@ -240,6 +247,8 @@ def _label_problems(
             if declared
             else f"{case.label}: expected label values of 0 and above, got {shown}; correct the file{hint}."
         )
+    place = f"its `annotated` in {case_list.folder / 'dataset.json'}"
+    yield from contradiction(case.label, dict(counted), case.annotated, declared, place)
     if case.image[0] in scans:
         yield from _grid_problems(case.label, case.image[0], scans)
 
@@ -274,6 +283,7 @@ def _summary(case: LabelledCase, scans: Mapping[Path, _FileScan], ignore_label: 
         intensity=tuple(entry for file in case.image for entry in scans[file].intensity),
         voxels=voxels,
         ignored=ignored,
+        annotated=case.annotated,
     )
 
 

@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from monai_extra_losses.data.annotation import annotates, declared_annotated
 from monai_extra_losses.data.declared import (
     NAME_OF_ENTRY,
     declared_channels,
@@ -47,6 +49,8 @@ class LabelledCase:
         label: label map, or None where the data set has none.
         fold: the fold that dataset.json deals the case to, or None.
         validation: whether it is set apart to validate, by the list `validation` of dataset.json or by its folder.
+        annotated: label values, sorted and without 0, of the classes that its label map tells of; a voxel of any other
+            class may be background there. None: all classes.
     """
 
     name: str
@@ -54,6 +58,11 @@ class LabelledCase:
     label: Path | None
     fold: int | None = None
     validation: bool = False
+    annotated: tuple[int, ...] | None = None
+
+    def annotates(self, *values: int) -> bool:
+        """Whether the label map tells of the class of a value; of a region, whether it does of all its values."""
+        return annotates(self.annotated, values)
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class CaseList:
     passed_over: tuple[str, ...] = ()
     ignore_label: int | None = None
 
+    @property
+    def partly_annotated(self) -> bool:
+        """Whether some labelled case does not annotate all classes."""
+        return any(not case.annotates(*self.labels) for case in self.cases)
+
 
 def read_case_list(folder: str | Path) -> CaseList:
     """Read the cases of a data set folder.
@@ -99,7 +113,8 @@ def read_case_list(folder: str | Path) -> CaseList:
             or imagesTr/ and labelsTr/ (or images/ and labels/) without dataset.json, beside them imagesVa/ and
             labelsVa/ and imagesTs/. Files are paired by name. Entries of `training` may have a `"fold"`, all of them
             or none, as MONAI's Auto3DSeg writes it; `validation` and `testing` are read as AMOS, BTCV and Auto3DSeg
-            have them. Voxels without annotation have the label named `ignore`, or that of `"ignore_label"`.
+            have them. Voxels without annotation have the label named `ignore`, or that of `"ignore_label"`. A case
+            annotates the classes of its entry's `"annotated"`, else of that of the whole file, else all.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the
@@ -117,7 +132,8 @@ def read_case_list(folder: str | Path) -> CaseList:
     labels = declared_labels(declared, declared_file)
     files = FolderFiles()
     if "training" in declared:
-        listed = {key: _listed_cases(declared, key, folder, files) for key in _LISTS}
+        annotated_in = partial(declared_annotated, labels=labels, ignore_label=ignore_label, where=declared_file)
+        listed = {key: _listed_cases(declared, key, folder, files, annotated_in) for key in _LISTS}
         passed_over = _unread_entries(declared, declared_file, files, listed)
     else:
         listed, passed_over = _cases_of_folders(folder, files, labels)
@@ -129,6 +145,8 @@ def read_case_list(folder: str | Path) -> CaseList:
         )
     passed_over += _other_numbers(declared, declared_file, listed)
     listed = _named_by_folder(listed)
+    if (default := declared_annotated(declared, labels, ignore_label, declared_file)) is not None:
+        listed = {key: [_annotated_by_default(case, default) for case in cases] for key, cases in listed.items()}
     to_validate = listed["validation"]
     cases = _by_name(listed["training"] + [case for case in to_validate if case.label is not None])
     unlabelled = _by_name([case for case in to_validate if case.label is None] + listed["test"] + listed["testing"])
@@ -259,7 +277,17 @@ def _refuse_too_few_folds(num_folds: int) -> None:
         )
 
 
-def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path, files: FolderFiles) -> list[LabelledCase]:
+def _annotated_by_default(case: LabelledCase, default: tuple[int, ...]) -> LabelledCase:
+    return replace(case, annotated=default) if case.label is not None and case.annotated is None else case
+
+
+def _listed_cases(
+    declared: Mapping[str, Any],
+    key: str,
+    folder: Path,
+    files: FolderFiles,
+    annotated_in: Callable[..., tuple[int, ...] | None],
+) -> list[LabelledCase]:
     """The entries of a list of dataset.json: image and label, or in other lists than `training` an image alone."""
     where = folder / "dataset.json"
     entries = declared.get(key, [])
@@ -295,6 +323,7 @@ def _listed_cases(declared: Mapping[str, Any], key: str, folder: Path, files: Fo
                 label=None if label is None else files.find(folder / label),
                 fold=folds[position],
                 validation=key == "validation" and label is not None,
+                annotated=None if label is None else annotated_in(fields, what=f"entry {position} of `{key}`"),
             )
         )
     if key == "training":

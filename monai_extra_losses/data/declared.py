@@ -50,7 +50,12 @@ def read_declared(path: Path) -> dict[str, Any]:
     listed = content.get("dataset")
     if "training" not in content and isinstance(listed, dict):
         entries = [
-            {"image": entry.get("images"), "label": entry.get("label"), NAME_OF_ENTRY: name}
+            {
+                "image": entry.get("images"),
+                "label": entry.get("label"),
+                NAME_OF_ENTRY: name,
+                **({"annotated": entry["annotated"]} if "annotated" in entry else {}),
+            }
             for name, entry in listed.items()
             if isinstance(entry, dict)
         ]

@@ -74,14 +74,16 @@ class ClassStatistics:
 
     Args:
         value, name: of the label.
-        missing_cases: cases without a voxel of it. The numbers below are over the others, and None without one.
-        share: of all voxels of the data set that are not ignored, 0 to 1.
+        missing_cases: cases that annotate it and have no voxel of it. The numbers below are over those that have one,
+            and None without such.
+        share: of all voxels that are not ignored, in the cases that annotate it, 0 to 1.
         others_per_voxel: N of an imbalance of 1 : N, the voxels that are not of the class for each one that is.
         volume_ml: per case.
         components: connected components per case.
         component_voxels, component_mm3: size of a component, over all components of the data set.
         single_voxels: components of one voxel in the data set.
         border_cases: cases in which it reaches the border of the volume.
+        annotated_cases: cases that annotate it; the others say nothing of it.
     """
 
     value: int
@@ -95,6 +97,7 @@ class ClassStatistics:
     component_mm3: Spread | None
     single_voxels: int
     border_cases: int
+    annotated_cases: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class DataStatistics:
         classes: those above 0, by label value.
         ignored_cases: cases with a voxel of the ignore label.
         ignored_share: those voxels among all of the data set, 0 to 1.
+        partly_annotated_cases: cases that do not annotate all classes.
     """
 
     cases: int
@@ -120,6 +124,7 @@ class DataStatistics:
     classes: tuple[ClassStatistics, ...]
     ignored_cases: int = 0
     ignored_share: float = 0.0
+    partly_annotated_cases: int = 0
 
 
 def measure_cases(
@@ -192,6 +197,7 @@ def data_statistics(summaries: CaseSummaries, measures: Sequence[CaseMeasures]) 
         ),
         ignored_cases=sum(case.ignored > 0 for case in cases),
         ignored_share=sum(case.ignored for case in cases) / sum(int(np.prod(case.shape)) for case in cases),
+        partly_annotated_cases=sum(not case.annotates(*summaries.labels) for case in cases),
     )
 
 
@@ -209,12 +215,13 @@ def _class_statistics(
             numbers.append(sum(sizes.values()))
             voxels.update(sizes)
             cubic_mm.update({size * of_voxel: number for size, number in sizes.items()})
-    annotated = sum(int(np.prod(c.shape)) - c.ignored for c in cases)
-    share = sum(c.voxels.get(value, 0) for c in cases) / annotated
+    annotating = [case for case in cases if case.annotates(value)]
+    annotated = sum(int(np.prod(c.shape)) - c.ignored for c in annotating)
+    share = sum(c.voxels.get(value, 0) for c in annotating) / annotated if annotated else 0.0
     return ClassStatistics(
         value=value,
         name=name,
-        missing_cases=len(cases) - len(volumes),
+        missing_cases=len(annotating) - len(volumes),
         share=share,
         others_per_voxel=(1 - share) / share if share else None,
         volume_ml=_spread(volumes),
@@ -223,6 +230,7 @@ def _class_statistics(
         component_mm3=_spread(_repeated(cubic_mm)),
         single_voxels=voxels[1],
         border_cases=sum(value in measured.at_border for measured in measures),
+        annotated_cases=len(annotating),
     )
 
 

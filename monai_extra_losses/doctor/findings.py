@@ -29,7 +29,9 @@ from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_setup import refuse_run_folder
 from monai_extra_losses.bundle.thread_stalls import Interruptions
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.sides import mirror_remarks
+from monai_extra_losses.doctor.annotation import CaseAnnotation, shares_told
 from monai_extra_losses.doctor.built import BuiltTraining, TakenStep
 from monai_extra_losses.doctor.failures import ExaminationStopped, caught_warnings, stage
 from monai_extra_losses.doctor.steps import (
@@ -112,8 +114,10 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     )
     for wrong, sentence in mirror_remarks(record.foreground.values(), record.flip_axes):
         yield Finding("warning" if wrong else "ok", sentence)
-    batches, data_seconds = draw_batches(training)
-    yield from _about_batches(training, batches)
+    annotation = CaseAnnotation(record)
+    yield from _about_annotation(training, annotation)
+    batches, cases, data_seconds = draw_batches(training)
+    yield from _about_batches(training, batches, annotation.told(cases))
     inputs, target = batches[0]
     scores = scores_of(training, inputs)
     yield from _about_channels(training, scores, label_of(target))
@@ -121,7 +125,8 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
     yield from _about_ignored(training, scores, target)
     with caught_warnings() as warned, torch.no_grad():
         equal = loss_of_scores(training, torch.zeros_like(scores), target).item()
-    yield _about_equal_scores(training, equal, label_of(target), scores.shape[1])
+    whole = not annotation.partly_annotated_cases
+    yield _about_equal_scores(training, equal, label_of(target), scores.shape[1], every_class=whole)
     interruptions = Interruptions()
     with caught_warnings() as warned_again:
         steps = take_steps(training, inputs, target)
@@ -137,16 +142,33 @@ def _examine(config_files: Sequence[str], run: Path | None, options: dict[str, A
         yield Finding("warning", stall)
 
 
-def _about_batches(training: BuiltTraining, batches: Sequence[tuple[Tensor, Any]]) -> Iterator[Finding]:
+def _about_annotation(training: BuiltTraining, annotation: CaseAnnotation) -> Iterator[Finding]:
+    if annotation.partly_annotated_cases:
+        activation = "sigmoid, as regions need it" if training.multi_label else "softmax"
+        yield Finding(
+            "ok",
+            f"{annotation.partly_annotated_cases} of {_count(annotation.cases, 'case')} are partly annotated. Training "
+            "wraps the loss in PartialLabelLoss by itself, so that a case teaches nothing of the classes that it does "
+            f"not annotate; that takes a loss with {activation}.",
+        )
+    if never := annotation.never_annotated():
+        yield Finding(
+            "problem",
+            f"Expected each {'region' if training.multi_label else 'class'} to be annotated in some training case, got "
+            f"none for {first_of(never)}; let another fold validate (--fold), raise --limit, or add cases.",
+        )
+
+
+def _about_batches(training: BuiltTraining, batches: Sequence[tuple[Tensor, Any]], told: Tensor) -> Iterator[Finding]:
     images = torch.cat([inputs.flatten().float() for inputs, _ in batches])
     if not images.isfinite().all():
         raise ExaminationStopped(
             f"Expected finite intensities in the patches, got {int((~images.isfinite()).sum())} voxels of NaN or "
             "infinity; a transform makes them, for the files have none."
         )
-    labels = torch.cat([label_of(target).float() for _, target in batches])
+    patches = torch.cat([label_of(target).float() for _, target in batches])
     drawn = f"{sum(inputs.shape[0] for inputs, _ in batches)} patches from {_count(len(training.dataset), 'case')}"
-    labels, share = _annotated(training, labels)
+    labels, share = _annotated(training, patches)
     if share < 1:
         yield Finding(
             "ok" if share else "warning",
@@ -162,20 +184,23 @@ def _about_batches(training: BuiltTraining, batches: Sequence[tuple[Tensor, Any]
             f"Expected the labels 0 to {number - 1} in the patches, got {', '.join(f'{v:g}' for v in foreign[:5])}; "
             "a label must be resampled with nearest neighbours."
         )
-    if training.multi_label:
-        shares = labels.mean(dim=1)
-    else:
-        shares = torch.bincount(labels[0].long(), minlength=number) / labels.numel()
-    shown = ", ".join(f"{name} {share:.2%}" for name, share in zip(training.names, shares.tolist(), strict=True))
-    yield Finding("ok", f"Voxels of {drawn}: {shown}.")
-    missing = [name for name, share in zip(training.names, shares.tolist(), strict=True) if share == 0]
+    of_patches = [_annotated(training, patch)[0] for patch in patches.split(1)]
+    counts = torch.stack([_class_counts(training, voxels) for voxels in of_patches], dim=1).cpu()
+    every = shares_told(counts, torch.tensor([voxels.shape[1] for voxels in of_patches]), told)
+    shares = {name: share for name, share in zip(training.names, every, strict=True) if share is not None}
+    shown = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    where = "" if told.all() else ", each in the cases that annotate it"
+    yield Finding("ok", f"Voxels of {drawn}: {shown}{where}.")
+    if unseen := [name for name in training.record.foreground.values() if name not in shares]:
+        yield Finding("ok", f"None of {drawn} is of a case that annotates {' or '.join(unseen)}.")
+    missing = [name for name, share in shares.items() if share == 0]
     if missing:
         yield Finding(
             "warning",
             f"None of {drawn} has a voxel of {' or '.join(missing)}. If few cases have one, the loss "
             "seldom sees it (`monai-extra-losses check` counts them); if all have, the patch is too small.",
         )
-    yield from _about_tiny_classes(training.loss, dict(zip(training.names, shares.tolist(), strict=True)))
+    yield from _about_tiny_classes(training.loss, shares)
 
 
 def _about_tiny_classes(loss: nn.Module, shares: Mapping[str, float]) -> Iterator[Finding]:
@@ -197,6 +222,13 @@ def _annotated(training: BuiltTraining, labels: Tensor) -> tuple[Tensor, float]:
         return voxels, 1.0
     annotated = voxels[0] != training.record.ignore_index
     return voxels[:, annotated], annotated.float().mean().item()
+
+
+def _class_counts(training: BuiltTraining, voxels: Tensor) -> Tensor:
+    """Voxels of each class, or of each region, among (C, voxels)."""
+    if training.multi_label:
+        return voxels.sum(dim=1)
+    return torch.bincount(voxels[0].long(), minlength=training.record.num_classes)
 
 
 def _about_ignored(training: BuiltTraining, scores: Tensor, target: Any) -> Iterator[Finding]:
@@ -277,12 +309,14 @@ def _about_activations(loss: nn.Module, scores: Tensor, multi_label: bool) -> It
             yield Finding("ok", f"{name} {applied}, as scores of {channels} channels need it.")
 
 
-def _about_equal_scores(training: BuiltTraining, value: float, label: Tensor, channels: int) -> Finding:
+def _about_equal_scores(
+    training: BuiltTraining, value: float, label: Tensor, channels: int, *, every_class: bool
+) -> Finding:
     said = f"A network that knows nothing (all scores equal) has the loss {value:.4g}"
     if not math.isfinite(value):
         return Finding("warning", f"{said}{of_part(training.loss)}; a formula divides by 0 or takes its logarithm.")
-    # the formulas are those of a label map
-    expected = None if training.multi_label else loss_of_equal_scores(training.loss, label, channels)
+    # the formulas are those of a label map that tells of every class
+    expected = None if training.multi_label or not every_class else loss_of_equal_scores(training.loss, label, channels)
     if expected is None:
         return Finding("ok", f"{said}.")
     number, words = expected

@@ -68,9 +68,10 @@ def build_training(config_files: Sequence[str], options: Mapping[str, Any]) -> B
     return BuiltTraining(*map(parser.get_parsed_content, ids))
 
 
-def draw_batches(training: BuiltTraining) -> tuple[list[tuple[Tensor, Any]], float]:
-    """Batches as the trainer hands them to network and loss, and the seconds that one takes."""
+def draw_batches(training: BuiltTraining) -> tuple[list[tuple[Tensor, Any]], list[str], float]:
+    """Batches as the trainer hands them to network and loss, the case of each patch, and the seconds that one takes."""
     trainer = training.trainer
+    cases: list[str] = []
     batches, seconds = [], []
     for _ in range(_BATCHES):
         with stage("Cutting patches"):
@@ -80,7 +81,8 @@ def draw_batches(training: BuiltTraining) -> tuple[list[tuple[Tensor, Any]], flo
         with stage("Preparing a batch"):
             inputs, target, *_ = trainer.prepare_batch(batch, training.device, False, **trainer.to_kwargs)
         batches.append((inputs, target))
-    return batches, statistics.median(seconds[1:])
+        cases += batch["case"] if isinstance(batch, Mapping) and "case" in batch else [""] * len(inputs)
+    return batches, cases, statistics.median(seconds[1:])
 
 
 def label_of(target: Any) -> Tensor:

@@ -20,6 +20,7 @@ from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.bundle.training_record import overlap_of
 from monai_extra_losses.data.storage import write_whole
+from monai_extra_losses.ops.merging import ANNOTATED
 from monai_extra_losses.report.tables import csv_cell, csv_text, text_table
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _CASE_COLUMNS = ("case", "label", "dice", "hd95_mm", "surface_dice", "target_ml"
 
 class EmptyAwareDice(DiceMetric):
     """Dice per case and foreground class of label maps (B,1,*), or of regions (B,R,*), with the rule for empty classes
-    above.
+    above; NaN for a class that the case does not annotate.
 
     `aggregate` is the mean over classes of the mean over the cases in which a class is defined.
 
@@ -61,7 +62,8 @@ class EmptyAwareDice(DiceMetric):
             invented = y_pred[case, column] > 0 if self.multi_label else y_pred[case] == column + 1
             if invented.any():
                 dice[case, column] = 0.0
-        return dice
+        known = annotated_in(y, dice.shape[1])
+        return dice if known is None else dice.masked_fill(~known.to(dice.device), torch.nan)
 
     def aggregate(self, reduction: Any = None) -> torch.Tensor:
         """Mean over classes of `per_class`."""
@@ -125,7 +127,11 @@ class CaseReport:
             ignored = None if self.ignore_index is None else target[0].numpy() == self.ignore_index
             if ignored is not None:
                 predicted, true = ({n: mask & ~ignored for n, mask in masks.items()} for masks in (predicted, true))
-            for number, name in self.labels.items():
+            vector = annotated_in(target, len(self.labels))
+            known = {
+                n: name for n, name in self.labels.items() if vector is None or vector[0, list(self.labels).index(n)]
+            }
+            for number, name in known.items():
                 measured = case_metrics(
                     predicted[number],
                     true[number],
@@ -136,11 +142,11 @@ class CaseReport:
             if self.overlays:
                 from monai_extra_losses.report.overlays import draw_overlay
 
-                mean = np.nanmean([row["dice"] for row in self.rows[-len(self.labels) :]])
+                mean = np.nanmean([row["dice"] for row in self.rows[-len(known) :]])
                 draw_overlay(
                     picture[0].numpy(),
-                    true,
-                    predicted,
+                    {number: mask & (number in known) for number, mask in true.items()},
+                    {number: mask & (number in known) for number, mask in predicted.items()},
                     spacing=spacing,
                     labels=self.labels,
                     out=self.folder.overlays / f"{item['case']}.png",
@@ -153,6 +159,7 @@ class CaseReport:
         rows = self._rows_of_all_processes()
         if not is_first_process():
             return
+        partly = len(rows) < len(self.labels) * len({row["case"] for row in rows})
         summary = summarise(rows, list(self.labels.values()))
         cells = [{k: v if isinstance(v, str) else csv_cell(v) for k, v in row.items()} for row in rows]
         write_whole(self.folder.cases_csv, csv_text(_CASE_COLUMNS, cells))
@@ -163,15 +170,17 @@ class CaseReport:
                 [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
             ),
         )
-        logger.info(f"{text_table(summary)}\n{self._legend(engine)}")
+        logger.info(f"{text_table(summary)}\n{self._legend(engine, partly=partly)}")
         logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
         if self.overlays:
             copies = ", ".join(str(path) for path in self._copy_overlays(rows))
             logger.info(f"Pictures: {self.folder.overlays}; {copies}")
 
-    def _legend(self, engine: Engine) -> str:
+    def _legend(self, engine: Engine, *, partly: bool) -> str:
         """What the columns of the printed table mean."""
+        cases = "  cases: those that annotate the class; in the others it is not measured.\n" if partly else ""
         return (
+            f"{cases}"
             "  ± standard deviation over the cases; the row mean is the mean of the classes.\n"
             "  undefined: cases with the class neither in the target nor in the prediction; they leave its means.\n"
             "  A class that is missed or invented in a case counts with Dice 0, surface Dice 0 and, as HD95, the\n"
@@ -201,6 +210,12 @@ class CaseReport:
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.rows)
         return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+
+
+def annotated_in(label: torch.Tensor, classes: int) -> torch.Tensor | None:
+    """(B, C) bool: which of the classes, without the background, are annotated, by the label's meta data; None: all."""
+    vector = getattr(label, "meta", {}).get(ANNOTATED)
+    return None if vector is None else torch.atleast_2d(torch.as_tensor(vector))[:, -classes:] > 0
 
 
 def known_affine(volume: MetaTensor) -> np.ndarray | None:

@@ -8,10 +8,11 @@ from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, Sca
 
 from monai_extra_losses.bundle.ignored_voxels import leave_out
 from monai_extra_losses.bundle.options import file_or_folder, half_precision_option, yes_or_no
+from monai_extra_losses.data.datalist import read_case_list
 from monai_extra_losses.data.declared import declared_ignore_label, declares_regions
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps, StackedScoresLoss
-from monai_extra_losses.losses import HeadlessNetwork, HeadLoss
+from monai_extra_losses.losses import HeadlessNetwork, HeadLoss, PartialLabelLoss
 
 
 def has_regions(dataset_dir: Any, regions: Any) -> bool:
@@ -69,8 +70,10 @@ def loss_for_training(
             before the data are read.
         deep_supervision: the network gives the scores of several levels.
 
+    Where some case of the data set annotates a part of the classes, the loss is wrapped in `PartialLabelLoss`.
+
     Raises:
-        StartUpRefused: what is no loss, or does not take the maps.
+        StartUpRefused: what is no loss, or does not take the maps; a loss that cannot be wrapped.
     """
     if not isinstance(loss, torch.nn.Module):
         raise StartUpRefused(
@@ -81,16 +84,27 @@ def loss_for_training(
     declared = None if dataset_dir is None else declared_ignore_label(str(dataset_dir), multi_label)
     leave_out(loss, declared, multi_label=multi_label)
     try:
+        if _is_partly_annotated(dataset_dir) and not isinstance(loss, PartialLabelLoss):
+            loss = PartialLabelLoss(loss, mode="sigmoid" if multi_label else "marginal")
         if declared is not None and multi_label:
             loss = AnnotatedVoxelLoss(loss, declared[1], maps)
         elif maps:
             loss = LossWithMaps(loss, maps)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise StartUpRefused(str(error)) from None
     if yes_or_no("deep_supervision", deep_supervision):
         loss = StackedScoresLoss(loss)
     moved: torch.nn.Module = loss.to(device)
     return moved
+
+
+def _is_partly_annotated(dataset_dir: Any) -> bool:
+    if dataset_dir is None:
+        return False
+    try:
+        return read_case_list(str(file_or_folder("dataset_dir", dataset_dir))).partly_annotated
+    except DatasetError:  # which the set-up refuses
+        return False
 
 
 def loss_with_head(loss: torch.nn.Module, network: torch.nn.Module, head_loss: Any) -> torch.nn.Module:

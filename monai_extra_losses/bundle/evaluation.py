@@ -76,8 +76,10 @@ class EvaluationSetUp(RunSetUp):
         with problems_as_refusal():
             summaries = check_cases(dataclasses.replace(case_list, cases=chosen, unlabelled=()))
         _refuse_other_data(summaries, record, case_list.folder)
-        # the data say which voxels are not annotated: those of another folder may have another value for it
-        record = dataclasses.replace(record, ignore_label=case_list.ignore_label)
+        # the data say which voxels and classes are not annotated: those of another folder may have others
+        record = dataclasses.replace(
+            record, ignore_label=case_list.ignore_label, partly_annotated=case_list.partly_annotated
+        )
         # the training cases are for MONAI's property check alone, which builds the training part of the configs too
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps, StackedScoresLoss
-from monai_extra_losses.losses import HeadLoss, LovaszLoss
+from monai_extra_losses.losses import HeadLoss, LovaszLoss, PartialLabelLoss
 from monai_extra_losses.losses.base import RegionLoss, SegmentationLoss
 from monai_extra_losses.losses.boundary import DistanceLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
@@ -41,7 +41,7 @@ def parts_of(loss: nn.Module, weight: float = 1.0) -> Iterator[tuple[float, nn.M
         loss: as the trainer has it.
         weight: of all of it.
     """
-    if isinstance(loss, LossWithMaps | AnnotatedVoxelLoss | StackedScoresLoss | HeadLoss):
+    if isinstance(loss, LossWithMaps | AnnotatedVoxelLoss | StackedScoresLoss | HeadLoss | PartialLabelLoss):
         yield from parts_of(loss.loss, weight)
     elif isinstance(loss, CompoundLoss):
         for factor, part in zip(loss.weight_values, loss.losses.values(), strict=True):

@@ -58,6 +58,7 @@ class RunRecord(RecordedOptions):
         loss_options: of the loss and its parts, dotted name -> value; None in records of earlier versions.
         flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
         ignore_label: label value of voxels without annotation, none of `labels`; None: every voxel is annotated.
+        partly_annotated: whether some case of the data set annotates some of the classes only.
 
     The others are options, see `training_options.RecordedOptions`.
     """
@@ -80,6 +81,7 @@ class RunRecord(RecordedOptions):
     loss_options: dict[str, Any] | None = None
     flip_axes: tuple[int, ...] = (0,)
     ignore_label: int | None = None
+    partly_annotated: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -34,8 +34,8 @@ class RunSetUp:
     ) -> None:
         self.folder = folder
         self.record = record
-        self.training_cases = [_item(case) for case in training]
-        self.validation_cases = [_item(case) for case in validation]
+        self.training_cases = [_item(case, record) for case in training]
+        self.validation_cases = [_item(case, record) for case in validation]
         self.resume = resume
         self.cache_dir = Path(record.cache_dir or folder.cache)
         self.is_first_process = is_first_process()
@@ -69,5 +69,9 @@ def problems_as_refusal() -> Iterator[None]:
         raise StartUpRefused(str(error)) from None
 
 
-def _item(case: LabelledCase) -> dict[str, Any]:
-    return {"case": case.name, "image": [str(file) for file in case.image], "label": str(case.label)}
+def _item(case: LabelledCase, record: RunRecord) -> dict[str, Any]:
+    item = {"case": case.name, "image": [str(file) for file in case.image], "label": str(case.label)}
+    if not record.partly_annotated:
+        return item
+    annotated = [number for value, number in record.values_in_memory.items() if case.annotates(value)]
+    return {**item, "annotated": [number for number in annotated if number in record.classes]}

@@ -5,7 +5,7 @@ import inspect
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from monai_extra_losses.bundle.weights import read_checkpoint, state_dict_of
 from monai_extra_losses.data.checks import check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.folder_files import named
 from monai_extra_losses.data.sides import automatic_flips, mirror_remarks
 from monai_extra_losses.data.storage import write_whole
 
@@ -93,6 +94,9 @@ class TrainingSetUp(RunSetUp):
             training, validation = _dealt_cases(case_list, options, num_folds)
             refuse_processes(training=training, validation=validation)
             self.passed_over = _passed_over(case_list, num_folds)
+            partly_annotated = case_list.partly_annotated
+            if options.regions and case_list.regions is not None:
+                _refuse_without_region([*training, *validation], case_list)
             self.test_cases = len(case_list.unlabelled)
             used = tuple(sorted((*training, *validation), key=lambda case: case.name))
             case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
@@ -116,6 +120,7 @@ class TrainingSetUp(RunSetUp):
             training=tuple(case.name for case in training),
             validation=tuple(case.name for case in validation),
             ignore_label=case_list.ignore_label,
+            partly_annotated=partly_annotated,
             **dataclasses.asdict(plan),
             **options.recorded,
         )
@@ -192,6 +197,12 @@ class TrainingSetUp(RunSetUp):
             f"{self.record.loss}"
             + ("" if self.record.ignore_label is None else f", voxels of label {self.record.ignore_label} left out")
         )
+        if self.record.partly_annotated:
+            parts = [len(case["annotated"]) < len(self.record.labels) for case in self.training_cases]
+            logger.info(
+                f"{sum(parts)} of the {len(parts)} training cases annotate a part of the classes: the loss is wrapped "
+                "in PartialLabelLoss, and validation measures a class where it is annotated"
+            )
         for sentence in self._loss_warnings:
             logger.warning(sentence)
         for wrong, sentence in mirror_remarks(self.record.foreground.values(), self.record.flip_axes):
@@ -249,6 +260,17 @@ def _dealt_cases(
             f"and {len(validation)} by the folds or lists of dataset.json; raise limit, or let another fold validate."
         )
     return training, validation
+
+
+def _refuse_without_region(cases: Sequence[LabelledCase], case_list: CaseList) -> None:
+    """Refuse cases of which no region is annotated: it takes all labels of one."""
+    regions = (case_list.regions or {}).values()
+    without = [case.name for case in cases if not any(case.annotates(*labels) for labels in regions)]
+    if without:
+        raise DatasetError(
+            f"{case_list.folder}: expected a region whose labels are all annotated in each case, got none in "
+            f"{named(without)}; leave these cases out, or train on the labels by --regions False."
+        )
 
 
 def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:

@@ -189,7 +189,9 @@ def _remove(draft: Path, older_than: float = 0.0) -> None:
 def _key_of_files(item: Mapping[str, Any]) -> bytes:
     files = [*item["image"], item["label"]]
     status = [os.stat(file) for file in files]
-    return _key([(os.path.abspath(file), s.st_size, s.st_mtime_ns) for file, s in zip(files, status, strict=True)])
+    stamps = [(os.path.abspath(file), s.st_size, s.st_mtime_ns) for file, s in zip(files, status, strict=True)]
+    # dataset.json says it, and the prepared label has it in its meta data
+    return _key((stamps, item["annotated"]) if "annotated" in item else stamps)
 
 
 def _key_of_transforms(transforms: Sequence[Any]) -> bytes:

@@ -201,9 +201,7 @@ class PartialLabelLoss(nn.Module):
         overlap = (2 * shared + _SMOOTH) / (p + foreground + _SMOOTH)
         values: Tensor = torch.where(known | (voxels == 0), 0, overlap + logs / voxels.clamp_min(1))
         unknown = ~known & (voxels > 0)
-        if part.reduction == "sum":
-            return values.sum()
-        return values.sum() / unknown.sum().clamp_min(1)
+        return values.sum() if part.reduction == "sum" else values.sum() / unknown.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)

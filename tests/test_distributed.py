@@ -53,6 +53,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "unified focal": ("UnifiedFocalLoss", {**REGION, "asymmetric": True}),
     "Dice and cross-entropy, weighted": ("FusedDiceCELoss", {**REGION, "weight": WEIGHT, "lambda_ce": 0.3}),
 }
+PARTLY = [
+    "Dice",
+    "cross-entropy",
+    "Dice and cross-entropy",
+    "generalized Dice",
+    "exponential logarithmic",
+    "unified focal",
+]
 SAMPLES_OF_RANK = [slice(0, 1), slice(1, 4)]  # unequal
 
 
@@ -76,6 +84,16 @@ def data(case: str) -> tuple[Tensor, Tensor]:
     labels[0, :, :5] = 255
     labels[0][labels[0] == 2] = 1  # a class that only the second process sees
     return images, labels
+
+
+def partly_annotated() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and what is annotated: each process knows a class of which the other one has not heard."""
+    images, labels = data("Dice")
+    known = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 0, 1], [1, 0, 1]], dtype=torch.bool)
+    for sample, row in enumerate(known):
+        for c in (~row).nonzero().flatten():
+            labels[sample][labels[sample] == c] = 0
+    return images, labels, known
 
 
 def make(case: str) -> nn.Module:
@@ -109,6 +127,12 @@ def run_rank(rank: int, folder: str) -> None:
         value = losses.HeadLoss(headless.head, make("Dice"))(model(images), labels)
         value.backward()
         results["head"] = value.detach(), [p.grad for p in model.parameters()]
+        for case in PARTLY:
+            images, labels, known = (tensor[SAMPLES_OF_RANK[rank]] for tensor in partly_annotated())
+            model = nn.parallel.DistributedDataParallel(network())
+            value = losses.PartialLabelLoss(make(case))(model(images), labels, annotated=known)
+            value.backward()
+            results[f"partial {case}"] = value.detach(), [p.grad for p in model.parameters()]
         torch.save(results, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -139,6 +163,19 @@ def test_two_ranks_are_one_rank_with_all_samples(case: str, of_each_rank: list[d
     value.backward()
     for results in of_each_rank:
         got, gradients = results[case]
+        torch.testing.assert_close(got, value.detach(), atol=1e-12, rtol=1e-10)
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("case", PARTLY)
+def test_ranks_that_annotate_other_classes_are_one_rank(case: str, of_each_rank: list[dict[str, Any]]) -> None:
+    model, (images, labels, known) = network(), partly_annotated()
+    value = losses.PartialLabelLoss(make(case))(model(images), labels, annotated=known)
+    value.backward()
+    for results in of_each_rank:
+        got, gradients = results[f"partial {case}"]
         torch.testing.assert_close(got, value.detach(), atol=1e-12, rtol=1e-10)
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=1e-10)

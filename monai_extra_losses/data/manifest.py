@@ -169,8 +169,8 @@ def finished_cases(folder: Path, planned: Manifest, earlier: Manifest | None) ->
         earlier: what an earlier call with the same options has recorded, or None.
 
     Raises:
-        DatasetError: all at once, what would be replaced or left over: files or sources changed since, cases that are
-            gone.
+        DatasetError: all at once, what would be replaced or left over: files, sources or label ids changed since, cases
+            that are gone.
     """
     if earlier is None:
         return {}
@@ -192,6 +192,8 @@ def finished_cases(folder: Path, planned: Manifest, earlier: Manifest | None) ->
             continue
         if before.sources != case.sources:
             problems.append(f"{case.name}: expected the sources of the earlier call, got changed ones; {_ANEW}.")
+        elif before.new_ids != case.new_ids:
+            problems.append(f"{case.name}: expected the label ids of the earlier call, got others; {_ANEW}.")
         finished[case.name] = dataclasses.replace(case, outputs=before.outputs)
     if problems:
         raise DatasetError(problems)

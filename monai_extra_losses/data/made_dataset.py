@@ -12,6 +12,7 @@ import nibabel as nib
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from monai_extra_losses.data.datalist import deal_folds
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.manifest import (
     CaseRecord,
@@ -91,6 +92,33 @@ class MadeDataset:
             + (f" and {len(self.unlabelled)} to segment" if self.unlabelled else "")
             + (f", {there} of them written by an earlier call" if there else "")
         )
+
+
+def dealt_folds(
+    groups: Mapping[str, str],
+    num_folds: int,
+    seed: int,
+    *,
+    kind: str = "cases",
+    sources: Mapping[str, str] | None = None,
+) -> dict[str, int]:
+    """Case -> fold, as `deal_folds` deals them; of 0 folds none.
+
+    Args:
+        groups, num_folds, seed, sources: as there.
+        kind: what the groups are, in the plural.
+
+    Raises:
+        DatasetError: as there.
+    """
+    if num_folds == 0:
+        return {}
+    if (number := len(set(groups.values()))) < max(num_folds, 2):
+        raise DatasetError(
+            f"expected at least as many {kind} as folds, got {number} for {num_folds}; lower the number (--folds), or "
+            "give 0 to deal none."
+        )
+    return deal_folds(groups, num_folds, seed, sources)
 
 
 def planned_manifest(options: Mapping[str, Any], cases: Sequence[CaseRecord]) -> Manifest:

@@ -17,7 +17,6 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
-from monai_extra_losses.data.datalist import deal_folds
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.label_ids import renumber
@@ -26,6 +25,7 @@ from monai_extra_losses.data.layouts import find_files, patterns_of
 from monai_extra_losses.data.made_dataset import (
     MadeDataset,
     dataset_json,
+    dealt_folds,
     in_parallel,
     planned_manifest,
     write_data_set,
@@ -151,7 +151,8 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     folds: dict[str, int] = {}
     try:
         groups = _groups(cases, pattern)
-        folds = {} if problems else _folds(groups, options)
+        kind = "cases" if options.group_by is None else "patients"
+        folds = {} if problems else dealt_folds(groups, options.num_folds, options.seed, kind=kind)
     except DatasetError as error:
         problems += error.problems
     try:
@@ -247,19 +248,6 @@ def _groups(cases: Sequence[SourceCase], pattern: re.Pattern[str] | None) -> dic
     if problems:
         raise DatasetError(problems)
     return groups
-
-
-def _folds(groups: Mapping[str, str], options: PrepareOptions) -> dict[str, int]:
-    if options.num_folds == 0:
-        return {}
-    patients = len(set(groups.values()))
-    if patients < max(options.num_folds, 2):
-        kind = "cases" if options.group_by is None else "patients"
-        raise DatasetError(
-            f"expected at least as many {kind} as folds, got {patients} for {options.num_folds}; lower the number "
-            "(--folds), or give 0 to deal none."
-        )
-    return deal_folds(groups, options.num_folds, options.seed)
 
 
 def _channel_problems(read: Sequence[CheckedCase], channels: Sequence[str]) -> Iterable[str]:

@@ -255,7 +255,7 @@ def by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("by_torchrun")
-@pytest.mark.parametrize("command", ["infer", "prepare", "demo", "doctor", "check", "phantom"])
+@pytest.mark.parametrize("command", ["infer", "prepare", "pool", "demo", "doctor", "check", "phantom"])
 def test_a_command_for_one_process_refuses_several(command: str) -> None:
     said = sentence_of(command)
     assert said == f"Expected one process for {command}, got 3 by torchrun; only train and evaluate take several."

@@ -688,6 +688,21 @@ def test_dealt_groups_stay_whole_and_folds_even() -> None:
         deal_folds(groups, 21, seed=1)
 
 
+def test_the_cases_of_each_source_are_dealt_to_folds_of_even_sizes() -> None:
+    sources = {f"{source}{i}": source for source, count in {"a": 7, "b": 2, "c": 11}.items() for i in range(count)}
+    alone = {name: name for name in sources}
+    dealt = deal_folds(alone, 5, seed=1, sources=sources)
+    sizes = {of: [sum(dealt[n] == fold for n, s in sources.items() if s == of) for fold in range(5)] for of in "abc"}
+    assert sorted(map(sum, zip(*sizes.values(), strict=True))) == [4, 4, 4, 4, 4]
+    for source, (low, high) in {"a": (1, 2), "b": (0, 1), "c": (2, 3)}.items():
+        assert (min(sizes[source]), max(sizes[source])) == (low, high)
+    assert deal_folds(dict(reversed(alone.items())), 5, seed=1, sources=sources) == dealt
+    one = dict.fromkeys(alone, "one")
+    assert deal_folds(alone, 5, seed=1, sources=one) == deal_folds(alone, 5, seed=1)
+    together = deal_folds({**alone, "a0": "x", "c5": "x"}, 5, seed=1, sources=sources)
+    assert together["a0"] == together["c5"]
+
+
 def test_dataset_error_lists_its_problems() -> None:
     assert str(DatasetError("one.")) == "one."
     several = pickle.loads(pickle.dumps(DatasetError(["one.", "two."])))

@@ -88,6 +88,15 @@ def test_ids_follow_the_names_where_the_numbers_differ(tmp_path: Path) -> None:
     assert (record["new_ids"], record["names"]) == ({"1": 2, "2": 1}, {"1": "Liver", "2": "tumour"})
 
 
+def test_a_name_that_moves_the_ids_of_finished_cases_is_refused(tmp_path: Path) -> None:
+    folder = sources(tmp_path, a=LIVER_1, b=LIVER_2)
+    prepare(folder)
+    sources(folder, c=([box(1, 3, 1)], [("aorta", 1, 0)]))
+    with pytest.raises(DatasetError, match=r"a: expected the label ids of the earlier call, got others; .*overwrite"):
+        prepare(folder)
+    assert np.array_equal(written(folder, "a"), box(0, 2, 1) + box(4, 7, 2))
+
+
 def test_the_order_of_the_names_may_be_given(tmp_path: Path) -> None:
     folder = sources(tmp_path, a=LIVER_1, b=LIVER_2)
     refused(folder, r"structures liver, tumour, got no id for tumour; correct --names", names={1: "liver"})

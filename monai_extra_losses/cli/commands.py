@@ -42,7 +42,15 @@ _WIDTH = 100
 
 
 # What a stopped command needs to go on, after its own words.
-_GO_ON = {"train": ("--resume", "True"), "evaluate": (), "infer": (), "prepare": (), "demo": (), "check": ()}
+_GO_ON = {
+    "train": ("--resume", "True"),
+    "evaluate": (),
+    "infer": (),
+    "prepare": (),
+    "pool": (),
+    "demo": (),
+    "check": (),
+}
 
 
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
@@ -88,7 +96,7 @@ def _how_to_go_on(command: str, words: Sequence[str]) -> str:
     """The line that goes on with a command that was stopped; "" for one that leaves nothing to go on with."""
     if command not in _GO_ON:
         return ""
-    anew, more = {"--overwrite"} if command == "prepare" else set(), _GO_ON[command]
+    anew, more = {"--overwrite"} if command in ("prepare", "pool") else set(), _GO_ON[command]
     if _processes() > 1:  # how torchrun was called is not known here
         return f"What was finished is kept; go on with the same call{f' and {shlex.join(more)}' if more else ''}."
     line = shlex.join(["monai-extra-losses", *(word for word in words if word not in anew), *more])
@@ -409,12 +417,69 @@ def prepare(
         prepared = prepare_dataset(options, out, overwrite=overwrite, num_workers=workers)
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
-    click.echo(prepared.summary())
-    folder = shlex.quote(str(out))
-    click.echo(
-        f"\nNext:\n  monai-extra-losses check {folder}\n"
-        f"  monai-extra-losses train --data {folder} --run {shlex.quote(f'runs/{out.resolve().name}')}"
-    )
+    _echo_made(prepared.summary(), out)
+
+
+@commands.command()
+@click.argument("sources", nargs=-1, type=_folder, metavar="DIR DIR ...")
+@click.option("--out", type=_folder, required=True, help="Folder for the data set.")
+@click.option("--rename", metavar="OLD:NEW,...", help='Give classes other names, such as "liver_tumor:tumor".')
+@click.option(
+    "--channel-names", metavar="NAME,...", help="Names of the channels, where the data sets call them others."
+)
+@click.option("--folds", type=click.IntRange(min=0), default=5, show_default=True, help="Folds to deal; 0: none.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Deals other folds.")
+@click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
+@click.option("--overwrite", is_flag=True, help="Make anew what an earlier call wrote; other files stay.")
+@click.option(
+    "--workers",
+    "--num-workers",
+    type=click.IntRange(min=1),
+    help="Cases at a time  [default: one per core, at most 8].",
+)
+def pool(
+    sources: tuple[Path, ...],
+    out: Path,
+    rename: str | None,
+    channel_names: str | None,
+    folds: int,
+    seed: int,
+    copy: bool,
+    overwrite: bool,
+    workers: int | None,
+) -> None:
+    """Make one data set out of several, each of which annotates some of the classes.
+
+    Takes folders with dataset.json, as training does. Labels of one name, whatever its case and spaces, are one class,
+    so the name has to mean the same in each. Ids are 1, 2, ... as the names first appear in the folders, in the order
+    given. dataset.json says of each case which classes are annotated in it; of the others nothing is known there.
+
+    Everything is checked before anything is written: every file, labels that are not declared, channels, names. Labels
+    are written with their new ids. Images are linked, by paths relative to the new folder: move it together with the
+    sources, or --copy. Names of cases that are in several folders get that of the folder in front (of folders of one
+    name, that of the parent too). The cases of each folder are dealt to the folds in proportion. manifest.json has the
+    source, the licence and the checksum of every file. The same call again goes on where it was stopped.
+
+    \b
+    monai-extra-losses pool Task03_Liver Task09_Spleen --out data/organs
+    monai-extra-losses pool liver kits spleen --out DIR --rename "Leber:liver,spl:spleen" --folds 4
+    """
+    from monai_extra_losses.data.pool import PoolOptions, pool_datasets
+    from monai_extra_losses.data.pool_classes import parse_rename
+
+    try:
+        options = PoolOptions(
+            sources=sources,
+            rename=parse_rename(rename) if rename else {},
+            channels=tuple(name.strip() for name in channel_names.split(",")) if channel_names else (),
+            num_folds=folds,
+            seed=seed,
+            copy=copy,
+        )
+        pooled = pool_datasets(options, out, overwrite=overwrite, num_workers=workers)
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
+    _echo_made(pooled.summary(), out)
 
 
 @commands.command()
@@ -643,6 +708,15 @@ def _training(
         options["epochs"] = epochs
     chosen = tuple(name for name in _OVERLAYS if name in overlays)
     return ("train", "losses", *chosen), options | overrides_of(context.args)
+
+
+def _echo_made(summary: str, out: Path) -> None:
+    """Print what a data set holds, and the commands that go on with it."""
+    folder = shlex.quote(str(out))
+    click.echo(
+        f"{summary}\n\nNext:\n  monai-extra-losses check {folder}\n"
+        f"  monai-extra-losses train --data {folder} --run {shlex.quote(f'runs/{out.resolve().name}')}"
+    )
 
 
 def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:

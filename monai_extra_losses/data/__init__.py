@@ -16,6 +16,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 if TYPE_CHECKING:
     from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, ChannelIntensity, check_cases
     from monai_extra_losses.data.phantom import write_phantom
+    from monai_extra_losses.data.pool import PooledDataset, PoolOptions, pool_datasets
     from monai_extra_losses.data.prepare import PreparedDataset, PrepareOptions, prepare_dataset
     from monai_extra_losses.data.volume_source import DicomSeries, VolumeGrid, VolumeSource
     from monai_extra_losses.data.volumes import open_volume, read_volume
@@ -28,6 +29,8 @@ __all__ = [
     "DatasetError",
     "DicomSeries",
     "LabelledCase",
+    "PoolOptions",
+    "PooledDataset",
     "PrepareOptions",
     "PreparedDataset",
     "StartUpRefused",
@@ -37,6 +40,7 @@ __all__ = [
     "count_folds",
     "deal_folds",
     "open_volume",
+    "pool_datasets",
     "prepare_dataset",
     "read_case_list",
     "read_volume",
@@ -46,6 +50,7 @@ __all__ = [
 
 _MODULES = {
     "phantom": ("write_phantom",),
+    "pool": ("PoolOptions", "PooledDataset", "pool_datasets"),
     "prepare": ("PrepareOptions", "PreparedDataset", "prepare_dataset"),
     "volumes": ("DicomSeries", "VolumeGrid", "VolumeSource", "open_volume", "read_volume"),
 }

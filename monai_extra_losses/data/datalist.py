@@ -234,7 +234,9 @@ def split_cases(
     )
 
 
-def deal_folds(groups: Mapping[str, str], num_folds: int, seed: int) -> dict[str, int]:
+def deal_folds(
+    groups: Mapping[str, str], num_folds: int, seed: int, sources: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Deal cases to folds of even sizes that keep the groups whole.
 
     Large groups are dealt first, each to the smallest fold; among groups of one size the order is that of a hash of
@@ -245,6 +247,7 @@ def deal_folds(groups: Mapping[str, str], num_folds: int, seed: int) -> dict[str
         groups: case name -> its group, such as the patient.
         num_folds: at least 2.
         seed: another seed deals the groups to other folds.
+        sources: case name -> its source; the cases of each are dealt to folds of even sizes. None: one for all.
 
     Returns:
         Case name -> fold, 0 to `num_folds` - 1; no fold is empty.
@@ -261,11 +264,15 @@ def deal_folds(groups: Mapping[str, str], num_folds: int, seed: int) -> dict[str
             "lower num_folds or add cases."
         )
     hashes = {group: hashlib.sha256(f"{seed}:{group}".encode()).digest() for group in sizes}
-    filled = [0] * num_folds
+    of_group: dict[str, list[str]] = {}  # the sources of its cases
+    for name in sorted(groups):
+        of_group.setdefault(groups[name], []).append(sources[name] if sources else "")
+    filled = [Counter[str]() for _ in range(num_folds)]  # source -> cases
     fold_of: dict[str, int] = {}
-    for group in sorted(sizes, key=lambda group: (-sizes[group], hashes[group])):
-        fold_of[group] = filled.index(min(filled))
-        filled[fold_of[group]] += sizes[group]
+    for group in sorted(sizes, key=lambda group: (of_group[group][0], -sizes[group], hashes[group])):
+        first = of_group[group][0]
+        fold_of[group] = min(range(num_folds), key=lambda fold: (filled[fold][first], filled[fold].total()))
+        filled[fold_of[group]].update(of_group[group])
     return {name: fold_of[group] for name, group in groups.items()}
 
 

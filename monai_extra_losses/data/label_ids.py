@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.folder_files import composed
 from monai_extra_losses.data.ignore_label import usual_ignore_label
 from monai_extra_losses.data.remarks import COARSE_LABELS, ROUNDED_LABELS
 
@@ -144,6 +145,11 @@ def parse_names(text: str) -> dict[int, str]:
             f'expected label names as ID:NAME,ID:NAME, each once, such as "1:liver,2:tumour", got {text!r}.'
         )
     return names
+
+
+def name_key(name: str) -> str:
+    """What is equal in equal names of structures, whatever their case, spaces and form of Unicode."""
+    return composed(" ".join(name.split())).casefold()
 
 
 def new_label_ids(found: Iterable[int], remap: Mapping[int, int], ignore_label: int | None = None) -> dict[int, int]:

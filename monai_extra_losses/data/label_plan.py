@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from monai_extra_losses.data.case_sources import CheckedCase
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.folder_files import composed, named
-from monai_extra_losses.data.label_ids import label_names, new_label_ids, original_labels
+from monai_extra_losses.data.folder_files import named
+from monai_extra_losses.data.label_ids import label_names, name_key, new_label_ids, original_labels
 from monai_extra_losses.data.label_layers import LayeredLabel
 
 
@@ -92,7 +92,7 @@ def _by_number(
         for value, name in _names_in(case).items():
             if value not in classes:
                 continue
-            found.setdefault(new_ids[value], {}).setdefault(_key(name), name)
+            found.setdefault(new_ids[value], {}).setdefault(name_key(name), name)
     # an id that joins several has the name of none
     given = {value: next(iter(of_value.values())) for value, of_value in found.items() if len(of_value) == 1}
     labels = label_names(classes, {**given, **names})
@@ -110,13 +110,13 @@ def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str) -
     shown: dict[str, str] = {}
     for case in cases:
         for name in _names_in(case).values():
-            shown.setdefault(_key(name), name)
+            shown.setdefault(name_key(name), name)
     if not shown:
         raise DatasetError(
             "expected a structure in some label, got the background alone in every voxel of every label."
         )
     if names:
-        ids = {_key(name): value for value, name in names.items() if value}
+        ids = {name_key(name): value for value, name in names.items() if value}
         for problem, keys in (("no id for", shown.keys() - ids.keys()), ("an id for", ids.keys() - shown.keys())):
             if keys:
                 none = "" if problem == "no id for" else ", which no label has"
@@ -132,7 +132,7 @@ def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str) -
     if len(set(labels.values())) < len(labels):
         raise DatasetError(f"expected another name for each id, got {_listed(labels.values())}; rename it.")
     new_ids = {
-        case.name: {0: 0, **{value: ids[_key(name)] for value, name in _names_in(case).items()}} for case in cases
+        case.name: {0: 0, **{value: ids[name_key(name)] for value, name in _names_in(case).items()}} for case in cases
     }
     note = f"ids follow the names of the structures, because {why}"
     return LabelPlan(new_ids, dict(sorted(labels.items())), {}, (f"{note}.",))
@@ -146,11 +146,11 @@ def _contradiction(cases: Sequence[CheckedCase]) -> str | None:
         if isinstance(case.label, LayeredLabel) and case.names:
             return f"{case.label.path} has a layer or a file per structure"
         for value, name in _names_in(case).items():
-            number, other = numbers.setdefault(_key(name), (value, case))
+            number, other = numbers.setdefault(name_key(name), (value, case))
             if number != value:
                 return f"{name!r} is {number} in {_file(other)} and {value} in {_file(case)}"
             known, other = names.setdefault(value, (name, case))
-            if _key(known) != _key(name):
+            if name_key(known) != name_key(name):
                 return f"{value} is {known!r} in {_file(other)} and {name!r} in {_file(case)}"
     return None
 
@@ -158,11 +158,6 @@ def _contradiction(cases: Sequence[CheckedCase]) -> str | None:
 def _names_in(case: CheckedCase) -> dict[int, str]:
     """The names of the ids that have a voxel."""
     return {value: " ".join(name.split()) for value, name in case.names.items() if value in case.voxels}
-
-
-def _key(name: str) -> str:
-    """What is equal in equal names."""
-    return composed(name).casefold()
 
 
 def _file(case: CheckedCase) -> str:

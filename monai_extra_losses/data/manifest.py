@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,9 @@ class CaseRecord:
         names: id -> name of the structure in the source, where that names it.
         outside: name of a structure -> voxels outside the image, voxels in all, of a label on another grid.
         vanished: names of the structures that have no voxel left on the image's grid.
+        annotated: ids of the classes annotated in a case of a pooled data set; empty in others.
+        source: of a case of a pooled data set: `name` and `folder` of its data set, and what that states as its
+            `licence`, `reference` and `release`, or None; empty in others.
     """
 
     name: str
@@ -55,6 +59,13 @@ class CaseRecord:
     names: dict[str, str] = dataclasses.field(default_factory=dict)
     outside: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     vanished: list[str] = dataclasses.field(default_factory=list)
+    annotated: list[int] = dataclasses.field(default_factory=list)
+    source: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it has a label; else it is a case to segment."""
+        return any(file.startswith("labels") for file in self.outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +169,8 @@ def finished_cases(folder: Path, planned: Manifest, earlier: Manifest | None) ->
         earlier: what an earlier call with the same options has recorded, or None.
 
     Raises:
-        DatasetError: all at once, what would be replaced or left over: files or sources changed since, cases that are
-            gone.
+        DatasetError: all at once, what would be replaced or left over: files, sources or label ids changed since, cases
+            that are gone.
     """
     if earlier is None:
         return {}
@@ -181,6 +192,8 @@ def finished_cases(folder: Path, planned: Manifest, earlier: Manifest | None) ->
             continue
         if before.sources != case.sources:
             problems.append(f"{case.name}: expected the sources of the earlier call, got changed ones; {_ANEW}.")
+        elif before.new_ids != case.new_ids:
+            problems.append(f"{case.name}: expected the label ids of the earlier call, got others; {_ANEW}.")
         finished[case.name] = dataclasses.replace(case, outputs=before.outputs)
     if problems:
         raise DatasetError(problems)
@@ -194,7 +207,7 @@ def refuse_foreign_files(folder: Path, planned: Manifest, earlier: Manifest | No
         DatasetError: all of them at once.
     """
     own = earlier.outputs if earlier else {}
-    foreign = [folder / name for name in planned.outputs if name not in own and (folder / name).exists()]
+    foreign = [folder / name for name in planned.outputs if name not in own and os.path.lexists(folder / name)]
     if foreign:
         raise DatasetError(
             f"{file}: expected no such file, got one that no earlier call wrote; move it away." for file in foreign
@@ -206,8 +219,14 @@ def stamp_of(file: Path) -> Stamp:
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def write_through(folder: Path, name: str, write: Callable[[Path], object]) -> Stamp:
+def write_through(folder: Path, name: str, write: Callable[[Path], object], stamp: Stamp | None = None) -> Stamp:
     """Let `write` make a file, then move it to its place, so that nobody ever finds half of it there.
+
+    Args:
+        folder: of the data set.
+        name: of the file in it.
+        write: makes it, at the path that it is given.
+        stamp: of the file where that is known, as of a link.
 
     Returns:
         Its stamp.
@@ -216,7 +235,7 @@ def write_through(folder: Path, name: str, write: Callable[[Path], object]) -> S
     for parent in (draft.parent, place.parent):
         parent.mkdir(parents=True, exist_ok=True)
     write(draft)
-    stamp = stamp_of(draft)
+    stamp = stamp or stamp_of(draft)
     draft.replace(place)
     return stamp
 

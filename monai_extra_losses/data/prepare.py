@@ -6,50 +6,36 @@ Everything is checked before the first file is written: names, headers, grids, e
 import dataclasses
 import os
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
-from monai_extra_losses.data.datalist import deal_folds
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.label_ids import renumber
 from monai_extra_losses.data.label_plan import LabelPlan, plan_labels
 from monai_extra_losses.data.layouts import find_files, patterns_of
-from monai_extra_losses.data.manifest import (
-    PARTS,
-    CaseRecord,
-    Manifest,
-    Stamp,
-    finished_cases,
-    refuse_foreign_files,
-    refuse_other_options,
-    remove_unfinished,
-    write_json,
-    write_through,
+from monai_extra_losses.data.made_dataset import (
+    MadeDataset,
+    dataset_json,
+    dealt_folds,
+    in_parallel,
+    planned_manifest,
+    write_data_set,
+    write_volume,
 )
+from monai_extra_losses.data.manifest import PARTS, CaseRecord, Manifest, Stamp, refuse_other_options
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
 from monai_extra_losses.data.remarks import remark_sentences
 from monai_extra_losses.data.storage import storage_sentence
-from monai_extra_losses.data.volume_source import VolumeGrid, VolumeSource
-from monai_extra_losses.versions import version_of
-
-_PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "pydicom", "numpy")
-_SECONDS_BETWEEN_RECORDS = 5.0
-
-_Item = TypeVar("_Item", bound=SourceCase | CheckedCase)
-_Result = TypeVar("_Result")
+from monai_extra_losses.data.volume_source import VolumeSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,56 +82,15 @@ class PrepareOptions:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedDataset:
-    """What `prepare_dataset` has made.
-
-    Args:
-        folder: of the data set.
-        cases: records of the labelled cases.
-        unlabelled: records of the cases to segment.
-        written: cases written by this call; an earlier one wrote the others.
-        labels: id -> name.
-        notes: what a person should know of how it was made, a sentence each.
-        ignore_label: id of voxels without annotation, or None.
-    """
-
-    folder: Path
-    cases: tuple[CaseRecord, ...]
-    unlabelled: tuple[CaseRecord, ...]
-    written: int
-    labels: dict[int, str]
-    notes: tuple[str, ...] = ()
-    ignore_label: int | None = None
-
-    @property
-    def voxels(self) -> dict[int, int]:
-        """Label id -> voxels in all cases."""
-        return {value: self._count(value) for value in self.labels}
-
-    def _count(self, value: int) -> int:
-        return sum(case.label_voxels.get(str(value), 0) for case in self.cases)
-
-    @property
-    def fold_sizes(self) -> tuple[int, ...]:
-        """Cases per fold; empty without folds."""
-        sizes = Counter(case.fold for case in self.cases if case.fold is not None)
-        return tuple(sizes[fold] for fold in sorted(sizes))
+class PreparedDataset(MadeDataset):
+    """What `prepare_dataset` has made."""
 
     def summary(self) -> str:
         """What a person wants to know of it, in a few lines."""
-        there = len(self.cases) + len(self.unlabelled) - self.written
-        lines = [
-            f"{self.folder}: {len(self.cases)} labelled cases"
-            + (f" and {len(self.unlabelled)} to segment" if self.unlabelled else "")
-            + (f", {there} of them written by an earlier call" if there else ""),
-            "",
-            f"{'label':>5}  {'voxels':>12}  {'cases':>5}  name",
-        ]
-        ignored = {} if self.ignore_label is None else {self.ignore_label: "(without annotation)"}
-        for value, name in (self.labels | ignored).items():
+        lines = [self.headline, "", f"{'label':>5}  {'voxels':>12}  {'cases':>5}  name"]
+        for value, name in self.rows.items():
             cases = sum(str(value) in case.label_voxels for case in self.cases)
-            lines.append(f"{value:>5}  {self._count(value):>12}  {cases:>5}  {name}")
+            lines.append(f"{value:>5}  {self.voxels_of(value):>12}  {cases:>5}  {name}")
         lines.append("")
         if resampled := [case.name for case in self.cases if case.resampled]:
             lines.append(f"{len(resampled)} labels resampled onto the grid of their image: {', '.join(resampled)}")
@@ -206,7 +151,8 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     folds: dict[str, int] = {}
     try:
         groups = _groups(cases, pattern)
-        folds = {} if problems else _folds(groups, options)
+        kind = "cases" if options.group_by is None else "patients"
+        folds = {} if problems else dealt_folds(groups, options.num_folds, options.seed, kind=kind)
     except DatasetError as error:
         problems += error.problems
     try:
@@ -217,7 +163,7 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     read: list[CheckedCase] = []
     everything = (*cases, *unlabelled)
     check = partial(check_case, series=options.series, resample_labels=options.resample_labels)
-    for result in _in_parallel(check, everything, "reading", workers, progress):
+    for result in in_parallel(check, everything, "reading", workers, progress):
         if isinstance(result, DatasetError):
             problems += result.problems
         else:
@@ -227,31 +173,31 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
         raise DatasetError(problems)
 
     plan = plan_labels(read, options.remap, options.names, options.ignore_label)
-    planned = Manifest(
-        options=options.as_json(),
-        versions={package: version_of(package) for package in _PACKAGES},
-        cases=tuple(_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read),
+    planned = planned_manifest(
+        options.as_json(),
+        [_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read],
     )
-    refuse_foreign_files(out, planned, earlier)
-    if overwrite and earlier is not None:
-        earlier.remove_outputs(out)
-        earlier = None
-    finished = finished_cases(out, planned, earlier)
-    records = _write_cases(out, planned, read, finished, plan.new_ids, workers, progress)
-
+    checked = {case.name: case for case in read}
     channels = options.channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
-    labelled, to_segment = records[: len(cases)], records[len(cases) :]
-    content = _dataset_json(out, labelled, to_segment, plan, channels)
-    if options.ignore_label is not None:
-        content["ignore_label"] = options.ignore_label
-    stamp = write_through(out, "dataset.json", lambda draft: write_json(draft, content))
-    dataclasses.replace(planned, cases=records, dataset_json=stamp).write(out)
-    remove_unfinished(out)
+    original = {str(new): old for new, old in plan.originals.items()}  # where that is known
+    records, written = write_data_set(
+        out,
+        planned,
+        earlier,
+        overwrite,
+        write_case=lambda record: _write_case(out, checked[record.name], record, plan.new_ids.get(record.name, {})),
+        content=lambda records: dataset_json(
+            out, "prepare", records, plan.labels, channels, options.ignore_label, original_labels=original
+        ),
+        workers=workers,
+        progress=progress,
+    )
+    labelled = tuple(case for case in records if case.labelled)
+    to_segment = tuple(case for case in records if not case.labelled)
     folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
     passed_over = [f"passed over: {text}" for text in other_files(folders)]
     remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
     notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
-    written = len(records) - len(finished)
     return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label)
 
 
@@ -302,19 +248,6 @@ def _groups(cases: Sequence[SourceCase], pattern: re.Pattern[str] | None) -> dic
     if problems:
         raise DatasetError(problems)
     return groups
-
-
-def _folds(groups: Mapping[str, str], options: PrepareOptions) -> dict[str, int]:
-    if options.num_folds == 0:
-        return {}
-    patients = len(set(groups.values()))
-    if patients < max(options.num_folds, 2):
-        kind = "cases" if options.group_by is None else "patients"
-        raise DatasetError(
-            f"expected at least as many {kind} as folds, got {patients} for {options.num_folds}; lower the number "
-            "(--folds), or give 0 to deal none."
-        )
-    return deal_folds(groups, options.num_folds, options.seed)
 
 
 def _channel_problems(read: Sequence[CheckedCase], channels: Sequence[str]) -> Iterable[str]:
@@ -387,55 +320,17 @@ def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -
     )
 
 
-def _write_cases(
-    out: Path,
-    planned: Manifest,
-    read: Sequence[CheckedCase],
-    finished: Mapping[str, CaseRecord],
-    new_ids: Mapping[str, Mapping[int, int]],
-    workers: int,
-    progress: bool,
-) -> tuple[CaseRecord, ...]:
-    """Write the cases that are not finished, recording each; the records of all."""
-    remove_unfinished(out)
-    records = {case.name: finished.get(case.name, case) for case in planned.cases}
-
-    def record() -> None:
-        dataclasses.replace(planned, cases=tuple(records.values())).write(out)
-
-    def write(case: CheckedCase) -> CaseRecord:
-        return _write_case(out, case, records[case.name], new_ids.get(case.name, {}))
-
-    record()  # what is about to be written is ours, even if it is written half
-    problems: list[str] = []
-    to_do = [case for case in read if case.name not in finished]
-    recorded = time.monotonic()
-    try:
-        for result in _in_parallel(write, to_do, "writing", workers, progress):
-            if isinstance(result, DatasetError):
-                problems += result.problems
-            else:
-                records[result.name] = result
-            if time.monotonic() - recorded > _SECONDS_BETWEEN_RECORDS:
-                record()
-                recorded = time.monotonic()
-    finally:
-        record()
-    if problems:
-        raise DatasetError(problems)
-    return tuple(records.values())
-
-
 def _write_case(out: Path, case: CheckedCase, record: CaseRecord, new_ids: Mapping[int, int]) -> CaseRecord:
     outputs: dict[str, Stamp | None] = {}
     files = list(record.outputs)
     for file, source in zip(files, case.images, strict=False):
         image = source.load()
-        outputs[file] = _write_volume(out, file, _as_trained(source, image), source.grid)
+        outputs[file] = write_volume(out, file, _as_trained(source, image).T, source.grid.affine)
     if case.label is not None:
         label = label_on_grid(case.label, case.grid)
         voxels = renumber(sitk.GetArrayViewFromImage(label), new_ids)
-        outputs[files[-1]] = _write_volume(out, files[-1], voxels, case.grid if case.resampled else case.label.grid)
+        grid = case.grid if case.resampled else case.label.grid
+        outputs[files[-1]] = write_volume(out, files[-1], voxels.T, grid.affine)
     return dataclasses.replace(record, outputs=outputs)
 
 
@@ -444,68 +339,3 @@ def _as_trained(source: VolumeSource, image: sitk.Image) -> NDArray[Any]:
     voxels = sitk.GetArrayViewFromImage(image)
     scaled = source.nifti is not None and source.nifti.is_scaled and source.nifti.stored.itemsize <= 2
     return voxels.astype(np.float32) if scaled else voxels
-
-
-def _write_volume(out: Path, name: str, voxels: NDArray[Any], grid: VolumeGrid) -> Stamp:
-    """Write an array of axes z, y, x. By nibabel, because ITK does not notice a full disk."""
-    volume = nib.Nifti1Image(voxels.T, grid.affine, dtype=voxels.dtype)
-    volume.set_qform(grid.affine, code="scanner")
-    volume.set_sform(grid.affine, code="scanner")
-    volume.header.set_xyzt_units("mm")
-    return write_through(out, name, lambda draft: nib.save(volume, draft))
-
-
-def _dataset_json(
-    out: Path,
-    labelled: Sequence[CaseRecord],
-    unlabelled: Sequence[CaseRecord],
-    plan: LabelPlan,
-    channels: Sequence[str],
-) -> dict[str, Any]:
-    """dataset.json of the Decathlon, with a fold per case, and with the ids that labels had where that is known."""
-    changed = {str(new): old for new, old in plan.originals.items()}
-    return {
-        "name": out.resolve().name,
-        "description": "Made by monai-extra-losses prepare; manifest.json tells of what",
-        "tensorImageSize": "3D",
-        "modality": {str(i): name for i, name in enumerate(channels)},
-        "labels": {str(value): name for value, name in plan.labels.items()},
-        **({"original_labels": changed} if changed else {}),
-        "numTraining": len(labelled),
-        "numTest": len(unlabelled),
-        "training": [_entry(case) for case in labelled],
-        "test": [entry["image"] if isinstance(entry["image"], str) else entry for entry in map(_entry, unlabelled)],
-    }
-
-
-def _entry(case: CaseRecord) -> dict[str, Any]:
-    images = [f"./{file}" for file in case.outputs if file.startswith("images")]
-    labels = [f"./{file}" for file in case.outputs if file.startswith("labels")]
-    return {
-        "image": images if len(images) > 1 else images[0],
-        **({"label": labels[0]} if labels else {}),
-        **({} if case.fold is None else {"fold": case.fold}),
-    }
-
-
-def _in_parallel(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], text: str, workers: int, progress: bool
-) -> Iterator[_Result | DatasetError]:
-    """What `work` gives for each item, in their order, or the error that it raises."""
-
-    def attempt(item: _Item) -> _Result | DatasetError:
-        try:
-            return work(item)
-        except DatasetError as error:
-            return error
-        except MemoryError:
-            return DatasetError(
-                f"{item.name}: expected volumes that fit into memory, got larger ones; free some memory."
-            )
-
-    pool = ThreadPoolExecutor(workers)
-    try:
-        results = pool.map(attempt, items)
-        yield from tqdm(results, total=len(items), desc=text, unit="case", disable=None if progress and items else True)
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupted call must not go through the rest first

@@ -26,7 +26,6 @@ from monai_extra_losses.data import (
     split_cases,
 )
 from monai_extra_losses.data import manifest as manifest_module
-from monai_extra_losses.data import pool_sources as sources_module
 from monai_extra_losses.data.pool_classes import parse_rename
 
 AFFINE = np.diag([-0.7, -1.1, 2.5, 1.0])
@@ -123,22 +122,6 @@ def label_of(out: Path, name: str) -> np.ndarray:
     return np.asanyarray(nibabel.load(out / "labelsTr" / f"{name}.nii.gz").dataobj)
 
 
-@pytest.fixture
-def partly_annotated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`read_case_list` with the `annotated` of each entry."""
-    read = sources_module.read_case_list
-
-    def with_annotated(folder: Path) -> Any:
-        case_list = read(folder)
-        stated = {Path(e["label"]).name.split(".")[0]: e for e in json_of(folder / "dataset.json")["training"]}
-        for case in case_list.cases:
-            if "annotated" in stated[case.name]:
-                object.__setattr__(case, "annotated", tuple(stated[case.name]["annotated"]))
-        return case_list
-
-    monkeypatch.setattr(sources_module, "read_case_list", with_annotated)
-
-
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +198,6 @@ def test_labels_of_one_data_set_with_equal_names_are_joined(tmp_path: Path) -> N
     assert (record["new_ids"], record["label_voxels"]) == ({"3": 2}, {"0": 192, "1": 6, "2": 12})
 
 
-@pytest.mark.usefixtures("partly_annotated")
 def test_what_is_annotated_in_a_case_stays(tmp_path: Path) -> None:
     a, b = two(tmp_path)
     pool(tmp_path / "once", a, b)
@@ -231,7 +213,6 @@ def test_what_is_annotated_in_a_case_stays(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("partly_annotated")
 def test_a_class_joined_of_labels_is_annotated_whole_or_not_at_all(tmp_path: Path) -> None:
     stated = [{"annotated": ids} for ids in ([1], [2, 3], [1, 3], [1, 2, 3])]
     labels = {1: "liver", 2: "liver_tumor", 3: "tumor"}

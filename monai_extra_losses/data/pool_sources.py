@@ -36,8 +36,7 @@ class PoolSource:
 
     def annotated(self, case: LabelledCase) -> tuple[int, ...]:
         """The labels, of this data set, that are annotated in a case of it; all of them where it does not say."""
-        stated = getattr(case, "annotated", None)
-        return tuple(value for value in self.case_list.labels if value) if stated is None else tuple(stated)
+        return tuple(value for value in self.case_list.labels if value) if case.annotated is None else case.annotated
 
     @property
     def notes(self) -> list[str]:

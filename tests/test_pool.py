@@ -51,7 +51,7 @@ def make_source(
         folder: new.
         names: of the labelled cases.
         labels: id -> name of the classes.
-        found: ids in each label; by default those of `labels`.
+        found: ids in each label; by default those that its entry annotates.
         suffix: of the images.
         channels: a file each where there are several.
         test: names of the cases to segment.
@@ -67,10 +67,9 @@ def make_source(
 
     training = []
     for number, name in enumerate(names):
-        write_nifti(
-            folder / "labelsTr" / f"{name}.nii.gz", block_label(ids=found or tuple(labels), dtype=np.uint16), AFFINE
-        )
         more = entries[number] if entries else {}
+        ids = found or tuple(more.get("annotated", labels))
+        write_nifti(folder / "labelsTr" / f"{name}.nii.gz", block_label(ids=ids, dtype=np.uint16), AFFINE)
         training.append({"image": images(name, "imagesTr"), "label": f"./labelsTr/{name}.nii.gz", **more})
     content = {
         "labels": {"0": "background", **{str(value): name for value, name in labels.items()}},

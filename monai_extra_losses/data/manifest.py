@@ -38,6 +38,7 @@ class CaseRecord:
         names: id -> name of the structure in the source, where that names it.
         outside: name of a structure -> voxels outside the image, voxels in all, of a label on another grid.
         vanished: names of the structures that have no voxel left on the image's grid.
+        annotated: new ids that the case annotates, where those are fewer than those of the data set; None: all.
     """
 
     name: str
@@ -55,6 +56,7 @@ class CaseRecord:
     names: dict[str, str] = dataclasses.field(default_factory=dict)
     outside: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     vanished: list[str] = dataclasses.field(default_factory=list)
+    annotated: list[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,14 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from monai_extra_losses.data.annotation import annotates
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
 from monai_extra_losses.data.datalist import deal_folds
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.label_ids import renumber
 from monai_extra_losses.data.label_plan import LabelPlan, plan_labels
-from monai_extra_losses.data.layouts import find_files, patterns_of
+from monai_extra_losses.data.layouts import CASE, LABEL, find_files, patterns_of
 from monai_extra_losses.data.manifest import (
     PARTS,
     CaseRecord,
@@ -69,6 +70,10 @@ class PrepareOptions:
         seed: deals them.
         group_by: pattern that finds the patient in the name of a case (its first group, else all it matches); a
             patient's cases are in one fold. None: each case is a patient.
+        annotated: ids in the data set of the classes that every case annotates; those that `names` has need no voxel.
+            None: all.
+        organ_masks: take a structure without a mask file for not annotated in that case, and one whose mask is empty
+            for absent. `labels` is a pattern with `{label}` then.
     """
 
     images: Path
@@ -83,6 +88,8 @@ class PrepareOptions:
     seed: int = 0
     group_by: str | None = None
     ignore_label: int | None = None
+    annotated: tuple[int, ...] | None = None
+    organ_masks: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON has them."""
@@ -93,6 +100,9 @@ class PrepareOptions:
             "remap": {str(old): new for old, new in sorted(self.remap.items())},
             "names": {str(value): name for value, name in sorted(self.names.items())},
             "channels": list(self.channels),
+            # null is what a manifest means that was written before there were these options
+            "annotated": None if self.annotated is None else list(self.annotated),
+            "organ_masks": self.organ_masks or None,
         }
 
 
@@ -108,6 +118,7 @@ class PreparedDataset:
         labels: id -> name.
         notes: what a person should know of how it was made, a sentence each.
         ignore_label: id of voxels without annotation, or None.
+        annotated: ids of the classes that every case annotates; None: all, or as the record of the case says.
     """
 
     folder: Path
@@ -117,6 +128,12 @@ class PreparedDataset:
     labels: dict[int, str]
     notes: tuple[str, ...] = ()
     ignore_label: int | None = None
+    annotated: tuple[int, ...] | None = None
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether some case annotates each class, so that no other data set is needed."""
+        return annotates(self.annotated, self.labels)
 
     @property
     def voxels(self) -> dict[int, int]:
@@ -195,6 +212,7 @@ def prepare_dataset(
 
 
 def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PreparedDataset:
+    _refuse_annotation(options)
     _refuse_overlap(options, out)
     pattern = _compiled(options.group_by)
     earlier = Manifest.read(out)
@@ -226,7 +244,7 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     if problems:
         raise DatasetError(problems)
 
-    plan = plan_labels(read, options.remap, options.names, options.ignore_label)
+    plan = plan_labels(read, options.remap, options.names, options.ignore_label, options.annotated, options.organ_masks)
     planned = Manifest(
         options=options.as_json(),
         versions={package: version_of(package) for package in _PACKAGES},
@@ -252,7 +270,20 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
     notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
     written = len(records) - len(finished)
-    return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label)
+    return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label, plan.annotated)
+
+
+def _refuse_annotation(options: PrepareOptions) -> None:
+    if not options.organ_masks:
+        return
+    if options.annotated is not None:
+        raise DatasetError(
+            "expected --annotated, for all cases, or --organ-masks, for each by its files, got both; leave one out."
+        )
+    if LABEL not in ",".join(patterns_of(options.labels)):
+        raise DatasetError(
+            f"expected a pattern with {CASE} and {LABEL} for the masks, a file each, got {options.labels}; correct it."
+        )
 
 
 def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
@@ -381,6 +412,7 @@ def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -
         names={str(new_ids[old]): name for old, name in case.names.items() if old in case.voxels},
         outside=outside,
         vanished=[called(value) for value in case.vanished if new_ids.get(value) != 0],
+        annotated=list(plan.annotated_in[case.name]) if case.name in plan.annotated_in else None,
         label_voxels={str(value): count for value, count in sorted(label_voxels.items())},
         sources=case.sources,
         outputs=dict.fromkeys([*images, *([f"labelsTr/{case.name}.nii.gz"] if case.label else [])]),
@@ -471,6 +503,7 @@ def _dataset_json(
         "modality": {str(i): name for i, name in enumerate(channels)},
         "labels": {str(value): name for value, name in plan.labels.items()},
         **({"original_labels": changed} if changed else {}),
+        **({} if plan.annotated is None else {"annotated": list(plan.annotated)}),
         "numTraining": len(labelled),
         "numTest": len(unlabelled),
         "training": [_entry(case) for case in labelled],
@@ -485,6 +518,7 @@ def _entry(case: CaseRecord) -> dict[str, Any]:
         "image": images if len(images) > 1 else images[0],
         **({"label": labels[0]} if labels else {}),
         **({} if case.fold is None else {"fold": case.fold}),
+        **({} if case.annotated is None else {"annotated": case.annotated}),
     }
 
 

@@ -360,6 +360,19 @@ def test_without_organ_masks_a_structure_without_a_file_is_absent_and_a_note_say
     )
 
 
+def test_ids_that_a_new_structure_moves_are_not_mixed_with_those_written(tmp_path: Path) -> None:
+    """A label map that is there keeps its ids, and `dataset.json` would name others."""
+    organ_masks(tmp_path / "in", {"s0": "liver kidney", "s1": "liver"})
+    prepare_masks(tmp_path)
+    organ_masks(tmp_path / "in", {"s2": "liver spleen"})  # the last one of the alphabet moves none
+    assert prepare_masks(tmp_path).written == 1
+    write(volume(box(6, 7)), tmp_path / "in" / "s2" / "segmentations" / "aorta.nii.gz")
+    before = (tmp_path / "out" / "dataset.json").read_text()
+    with pytest.raises(DatasetError, match=r"s0: expected the label ids of the earlier call, got others; choose"):
+        prepare_masks(tmp_path)
+    assert (tmp_path / "out" / "dataset.json").read_text() == before
+
+
 def test_images_of_organ_masks(tmp_path: Path) -> None:
     folder = organ_masks(tmp_path / "in", {"s0": "liver"})
     masks = folder / "{case}" / "segmentations" / "{label}.nii.gz"

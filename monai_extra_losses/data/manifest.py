@@ -183,6 +183,8 @@ def finished_cases(folder: Path, planned: Manifest, earlier: Manifest | None) ->
             continue
         if before.sources != case.sources:
             problems.append(f"{case.name}: expected the sources of the earlier call, got changed ones; {_ANEW}.")
+        elif before.new_ids != case.new_ids:  # ids that follow names move with a new name
+            problems.append(f"{case.name}: expected the label ids of the earlier call, got others; {_ANEW}.")
         finished[case.name] = dataclasses.replace(case, outputs=before.outputs)
     if problems:
         raise DatasetError(problems)

@@ -334,7 +334,7 @@ def test_masks_of_every_structure_in_every_case_say_nothing(tmp_path: Path) -> N
 
 def test_voxels_that_are_ignored_are_no_class_that_a_mask_annotates(tmp_path: Path) -> None:
     organ_masks(tmp_path / "in", {"s0": "liver kidney", "s1": "liver"})
-    write(volume(box(6, 7)), tmp_path / "in" / "s0" / "segmentations" / "ignore.nii.gz")
+    write(volume(box(6, 7)), tmp_path / "in" / "s1" / "segmentations" / "ignore.nii.gz")
     assert prepare_masks(tmp_path).labels == {0: "background", 1: "ignore", 2: "kidney", 3: "liver"}
     found = read_case_list(tmp_path / "out")
     assert (found.ignore_label, [case.annotated for case in found.cases]) == (1, [None, (3,)])
@@ -358,6 +358,28 @@ def test_without_organ_masks_a_structure_without_a_file_is_absent_and_a_note_say
         "2 of 4 cases have no file of some structure (kidney in 1, liver in 1, spleen in 1), which counts as absent "
         "there; if nobody has looked for it, --organ-masks DIR takes it for not annotated."
     )
+
+
+def test_a_segment_that_a_layered_label_lacks_is_no_missing_file(tmp_path: Path) -> None:
+    layered = ([box(0, 2), box(4, 7)], [("tumour", 1, 0), ("liver", 1, 1)])
+    prepared = prepare(sources(tmp_path, a=LIVER_1, b=layered, c=([box(0, 2), box(3, 3)], [("liver", 1, 0)])))
+    assert len(prepared.notes) == 1
+    assert [case.annotated for case in prepared.cases] == [None, None, None]
+
+
+def test_names_that_no_label_has_are_for_other_data_sets_to_annotate(tmp_path: Path) -> None:
+    folder = sources(tmp_path, a=LIVER_1, b=LIVER_2)
+    three = {1: "vessel", 2: "tumour", 3: "liver"}
+    prepared = prepare(folder, names=three, annotated=(2, 3))
+    assert prepared.labels == {0: "background", **three}
+    assert np.array_equal(written(folder, "b"), box(0, 2, 3) + box(4, 7, 2))
+    assert prepared.notes[-1].startswith("no case annotates 1 vessel; a training needs")
+    match = r"b\.seg\.nrrd: expected voxels of the classes .* annotates \(1 vessel, 3 liver\), got 2 tumour \(90 "
+    with pytest.raises(DatasetError, match=match):
+        prepare_dataset(
+            PrepareOptions(folder / "images", folder / "labels", num_folds=0, names=three, annotated=(1, 3)),
+            folder / "other",
+        )
 
 
 def test_ids_that_a_new_structure_moves_are_not_mixed_with_those_written(tmp_path: Path) -> None:

@@ -12,8 +12,17 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from volume_files import DIRECTIONS, block_label, random_image, volume, write
 
-from monai_extra_losses.data import DatasetError, PreparedDataset, PrepareOptions, prepare_dataset, read_case_list
+from monai_extra_losses.cli import main
+from monai_extra_losses.data import (
+    DatasetError,
+    PreparedDataset,
+    PrepareOptions,
+    check_cases,
+    prepare_dataset,
+    read_case_list,
+)
 from monai_extra_losses.data.label_layers import open_label
+from monai_extra_losses.data.layouts import organ_mask_patterns
 
 SHAPE = (7, 6, 5)
 Segments = Sequence[tuple[str, int, int]]
@@ -269,6 +278,163 @@ def test_a_mask_per_structure_is_one_label(tmp_path: Path) -> None:
     write(volume(box(4, 7), DIRECTIONS["straight"]), tmp_path / "s0" / "masks" / "liver.nii.gz")
     with pytest.raises(DatasetError, match=r"spleen\.nii\.gz: expected the grid of .*liver\.nii\.gz, got another"):
         prepare(tmp_path, **options)
+
+
+# ---- masks that say what is annotated ----
+
+
+PLANES = {"liver": (0, 2), "kidney": (2, 4), "spleen": (4, 6), "cyst": (0, 0)}
+MASKS = {"s0": "liver kidney spleen cyst", "s1": "spleen liver", "s2": "kidney", "s3": "kidney spleen liver"}
+
+
+def organ_masks(folder: Path, masks: dict[str, str] = MASKS, image: str = "ct.nii.gz") -> Path:
+    """As TotalSegmentator has it; in s3 the spleen is absent."""
+    for case, names in masks.items():
+        write(volume(random_image()), folder / case / image)
+        for name in names.split():
+            mask = box(0, 0) if (case, name) == ("s3", "spleen") else box(*PLANES[name])
+            write(volume(mask), folder / case / "segmentations" / f"{name}.nii.gz")
+    return folder
+
+
+def prepare_masks(folder: Path, **options: Any) -> PreparedDataset:
+    images, labels = organ_mask_patterns(folder / "in")
+    return prepare(folder, **{"images": images, "labels": labels, "organ_masks": True, **options})
+
+
+def test_a_structure_without_a_file_is_not_annotated_and_one_of_an_empty_file_absent(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in")
+    prepared = prepare_masks(tmp_path)
+    assert prepared.labels == {0: "background", 1: "kidney", 2: "liver", 3: "spleen"}
+    found = read_case_list(tmp_path / "out")
+    assert {case.name: case.annotated for case in found.cases} == {"s0": None, "s1": (2, 3), "s2": (1,), "s3": None}
+    assert not written(tmp_path, "s3")[slice(*PLANES["spleen"])].any()
+    check_cases(found, progress=False)
+    follow, empty, missing = prepared.notes
+    assert follow.startswith("ids follow the names")
+    assert empty == "1 structures are no labels, because no case has a voxel of them (cyst)."
+    assert missing == (
+        "2 of 4 cases have no file of some structure (kidney in 1, liver in 1, spleen in 1), which counts as not "
+        "annotated there."
+    )
+    declared = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert "annotated" not in declared
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert record["options"]["organ_masks"] is True
+    assert [case["annotated"] for case in record["cases"]] == [None, [2, 3], [1], None]
+    assert prepare_masks(tmp_path).written == 0
+    with pytest.raises(DatasetError, match=r"got organ_masks None instead of True"):
+        prepare_masks(tmp_path, organ_masks=False)
+
+
+def test_the_order_of_the_names_holds_for_what_is_annotated(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in")
+    prepare_masks(tmp_path, names={1: "spleen", 2: "Liver", 3: "kidney"})
+    assert [case.annotated for case in read_case_list(tmp_path / "out").cases] == [None, (1, 2), (3,), None]
+
+
+def test_masks_of_every_structure_in_every_case_say_nothing(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in", {"s0": "liver kidney", "s1": "kidney liver"})
+    prepared = prepare_masks(tmp_path)
+    assert len(prepared.notes) == 1
+    assert not read_case_list(tmp_path / "out").partly_annotated
+    assert "annotated" not in (tmp_path / "out" / "dataset.json").read_text()
+
+
+def test_voxels_that_are_ignored_are_no_class_that_a_mask_annotates(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in", {"s0": "liver kidney", "s1": "liver"})
+    write(volume(box(6, 7)), tmp_path / "in" / "s1" / "segmentations" / "ignore.nii.gz")
+    assert prepare_masks(tmp_path).labels == {0: "background", 1: "ignore", 2: "kidney", 3: "liver"}
+    found = read_case_list(tmp_path / "out")
+    assert (found.ignore_label, [case.annotated for case in found.cases]) == (1, [None, (3,)])
+
+
+def test_a_case_of_whose_masks_no_structure_is_left_is_refused(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in", {**MASKS, "s4": "cyst"})
+    match = (
+        r"s4/segmentations: expected a mask of a structure that some case has \(kidney, liver, spleen\), got none; l"
+    )
+    with pytest.raises(DatasetError, match=match):
+        prepare_masks(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_organ_masks_a_structure_without_a_file_is_absent_and_a_note_says_so(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in")
+    prepared = prepare_masks(tmp_path, organ_masks=False)
+    assert not read_case_list(tmp_path / "out").partly_annotated
+    assert prepared.notes[-1] == (
+        "2 of 4 cases have no file of some structure (kidney in 1, liver in 1, spleen in 1), which counts as absent "
+        "there; if nobody has looked for it, --organ-masks DIR takes it for not annotated."
+    )
+
+
+def test_a_segment_that_a_layered_label_lacks_is_no_missing_file(tmp_path: Path) -> None:
+    layered = ([box(0, 2), box(4, 7)], [("tumour", 1, 0), ("liver", 1, 1)])
+    prepared = prepare(sources(tmp_path, a=LIVER_1, b=layered, c=([box(0, 2), box(3, 3)], [("liver", 1, 0)])))
+    assert len(prepared.notes) == 1
+    assert [case.annotated for case in prepared.cases] == [None, None, None]
+
+
+def test_names_that_no_label_has_are_for_other_data_sets_to_annotate(tmp_path: Path) -> None:
+    folder = sources(tmp_path, a=LIVER_1, b=LIVER_2)
+    three = {1: "vessel", 2: "tumour", 3: "liver"}
+    prepared = prepare(folder, names=three, annotated=(2, 3))
+    assert prepared.labels == {0: "background", **three}
+    assert np.array_equal(written(folder, "b"), box(0, 2, 3) + box(4, 7, 2))
+    assert prepared.notes[-1].startswith("no case annotates 1 vessel; a training needs")
+    match = r"b\.seg\.nrrd: expected voxels of the classes .* annotates \(1 vessel, 3 liver\), got 2 tumour \(90 "
+    with pytest.raises(DatasetError, match=match):
+        prepare_dataset(
+            PrepareOptions(folder / "images", folder / "labels", num_folds=0, names=three, annotated=(1, 3)),
+            folder / "other",
+        )
+
+
+def test_ids_that_a_new_structure_moves_are_not_mixed_with_those_written(tmp_path: Path) -> None:
+    """A label map that is there keeps its ids, and `dataset.json` would name others."""
+    organ_masks(tmp_path / "in", {"s0": "liver kidney", "s1": "liver"})
+    prepare_masks(tmp_path)
+    organ_masks(tmp_path / "in", {"s2": "liver spleen"})  # the last one of the alphabet moves none
+    assert prepare_masks(tmp_path).written == 1
+    write(volume(box(6, 7)), tmp_path / "in" / "s2" / "segmentations" / "aorta.nii.gz")
+    before = (tmp_path / "out" / "dataset.json").read_text()
+    with pytest.raises(DatasetError, match=r"s0: expected the label ids of the earlier call, got others; choose"):
+        prepare_masks(tmp_path)
+    assert (tmp_path / "out" / "dataset.json").read_text() == before
+
+
+def test_images_of_organ_masks(tmp_path: Path) -> None:
+    folder = organ_masks(tmp_path / "in", {"s0": "liver"})
+    masks = folder / "{case}" / "segmentations" / "{label}.nii.gz"
+    assert organ_mask_patterns(folder) == (folder / "{case}" / "ct.nii.gz", masks)
+    assert organ_mask_patterns(folder, Path("I"), Path("M")) == (Path("I"), Path("M"))
+    organ_masks(folder, {"s1": "liver", "s2": "liver"}, image="mri.nii.gz")
+    match = (
+        r"the same in all, got ct\.nii\.gz in 1 \(s0\) and mri\.nii\.gz in 2 \(s1, s2\); name the images by a pattern"
+    )
+    with pytest.raises(DatasetError, match=match):
+        organ_mask_patterns(folder)
+    (folder / "s0" / "ct.nii.gz").unlink()
+    assert organ_mask_patterns(folder)[0].name == "mri.nii.gz"
+    with pytest.raises(
+        DatasetError, match=r"segmentations: expected ct\.nii\.gz or mri\.nii\.gz in .*, got none; name"
+    ):
+        organ_mask_patterns(folder / "s0" / "segmentations")
+    with pytest.raises(DatasetError, match=r"a folder with a folder per case, got .*no, which does not exist; correct"):
+        organ_mask_patterns(tmp_path / "no")
+
+
+def test_the_command_takes_organ_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    organ_masks(tmp_path / "in")
+    for name, changes in (("out", []), ("same", ["--images", tmp_path / "in" / "{case}" / "ct.nii.gz"])):
+        call = ["prepare", "--organ-masks", tmp_path / "in", *changes, "--out", tmp_path / name, "--folds", 0]
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in call])
+        assert ended.value.code == 0
+        assert "which counts as not annotated there." in capsys.readouterr().out
+    first, second = ((tmp_path / name / "dataset.json").read_text() for name in ("out", "same"))
+    assert second.replace('"same"', '"out"') == first
 
 
 # ---- what another grid leaves out ---------------------------------------------------------------------------------

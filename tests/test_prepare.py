@@ -536,6 +536,110 @@ def test_label_values_a_little_off_are_written_as_whole_numbers(tmp_path: Path) 
     assert "b_seg.nii.gz (of 4 files): label values a little off whole numbers, such as" in prepared.summary()
 
 
+# ---- ids that the cases annotate -------------------------------------------------------------------------------------
+
+
+ORGANS = {1: "liver", 2: "kidney", 3: "spleen"}
+
+
+def test_what_all_cases_annotate_is_written_and_read(tmp_path: Path) -> None:
+    make_sources(tmp_path, ids=(1, 2))
+    prepared = prepare(tmp_path, remap={2: 3}, names=ORGANS, annotated=(3, 1, 0))
+    assert declared(tmp_path)["annotated"] == [1, 3]
+    assert not any("annotated" in entry for entry in declared(tmp_path)["training"])
+    assert prepared.labels == {0: "background", **ORGANS}
+    assert prepared.notes == ("no case annotates 2 kidney; a training needs cases of another data set that do.",)
+    assert not prepared.trains_alone
+    found = read_case_list(tmp_path / "out")
+    assert [case.annotated for case in found.cases] == [(1, 3)] * 3
+    assert found.partly_annotated
+    check_cases(found, progress=False)
+
+
+def test_an_annotated_structure_may_be_in_no_case(tmp_path: Path) -> None:
+    prepared = prepare(make_sources(tmp_path), names=ORGANS, annotated=(1, 2, 3))
+    assert (prepared.notes, prepared.trains_alone) == ((), True)
+    assert prepared.voxels[2] == prepared.voxels[3] == 0
+    assert not read_case_list(tmp_path / "out").partly_annotated
+    # every class needs a voxel where nothing is said of annotation
+    refused(tmp_path, r"expected names for the label ids 0, 1, got one for 2, 3", out="other", names=ORGANS)
+
+
+def test_a_label_of_another_id_than_the_annotated_ones_is_refused(tmp_path: Path) -> None:
+    make_sources(tmp_path, names=("a", "b"), ids=(1, 2))
+    write(volume(block_label(ids=(1,))), tmp_path / "labels" / "b_seg.nii.gz")
+    (problem,) = refused(tmp_path, r"a_seg\.nii\.gz", names={1: "liver", 2: "kidney"}, annotated=(1,))
+    assert problem == (
+        f"{tmp_path / 'labels' / 'a_seg.nii.gz'}: expected voxels of the classes that the case annotates (1 liver), "
+        "got 2 kidney (6 voxels); add 2 to --annotated, or remove the voxels from the label map."
+    )
+    # joined by the remap, their voxels are of one class; the ignore label is none
+    assert prepare(tmp_path, remap={2: 1}, names={1: "organs"}, annotated=(1,)).voxels[1] == 18
+    assert prepare(tmp_path, out="other", ignore_label=2, annotated=(1,)).labels == {0: "background", 1: "label_1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"annotated": (1, 7)}, r"annotated ids of the data set \(1 label_1, 2 label_2\), got 7; correct --annotated"),
+        ({"annotated": (-1, 1)}, r"annotated ids of the data set .*, got -1; correct"),
+        ({"annotated": (0,)}, r"annotated ids of the data set .*, got none but the background"),
+        ({"annotated": ()}, r"annotated ids of the data set .*, got none but the background"),
+        ({"annotated": (1, 2), "ignore_label": 2}, r"annotated ids of the data set \(1 label_1\), got 2"),
+        ({"annotated": (2, 3), "remap": {1: 3}}, r'--remap "1:2,2:1" closes the gap; or --names has the ids between'),
+        (
+            {"annotated": (1,), "organ_masks": True},
+            r"expected --annotated, .* or --organ-masks, .* got both; leave one",
+        ),
+        ({"organ_masks": True}, r"expected a pattern with \{case\} and \{label\} for the masks, .*labels; correct it"),
+    ],
+)
+def test_ids_that_cannot_be_annotated_are_one_sentence(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    refused(make_sources(tmp_path, names=("a",), ids=(1, 2)), match, **changes)
+
+
+def test_another_annotation_is_another_data_set(tmp_path: Path) -> None:
+    prepare(make_sources(tmp_path), names=ORGANS, annotated=(1,))
+    assert prepare(tmp_path, names=ORGANS, annotated=(1,)).written == 0
+    for changed in ((1, 2), None):
+        names = ORGANS if changed else {1: "liver"}
+        refused(
+            tmp_path,
+            rf"annotated {re.escape(repr(changed and [*changed]))} instead of \[1\]",
+            names=names,
+            annotated=changed,
+        )
+
+
+def test_a_manifest_of_before_there_was_annotation_goes_on(tmp_path: Path) -> None:
+    prepare(make_sources(tmp_path))
+    file = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["options"].pop("annotated", 0) is None
+    assert manifest["options"].pop("organ_masks", 0) is None
+    for case in manifest["cases"]:
+        assert case.pop("annotated", 0) is None
+    file.write_text(json.dumps(manifest))
+    assert prepare(tmp_path).written == 0
+    file.write_text(json.dumps(manifest))
+    refused(tmp_path, r"annotated \[1\] instead of None", annotated=(1,))
+
+
+def test_the_command_takes_annotated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_sources(tmp_path)
+    call = ["--images", folder / "images", "--labels", folder / "labels", "--folds", 0]
+    assert "such as \"1,3\", got '1,x'; correct it." in str(run(*call, "--out", folder / "a", "--annotated", "1,x"))
+    assert run(*call, "--out", folder / "a", "--annotated", "1, 0") == 0
+    assert "monai-extra-losses train" in capsys.readouterr().out
+    names = ["--names", "1:liver,2:kidney"]
+    assert run(*call, "--out", folder / "b", "--annotated", "1", *names) == 0
+    assert "monai-extra-losses train" not in capsys.readouterr().out  # which would refuse it
+    assert declared(folder, "b")["annotated"] == [1]
+    for missing, given in (("labels", "--images"), ("images", "--labels")):
+        assert run(given, folder, "--out", folder / "c") == 2
+        assert f"Missing option '--{missing}', or --organ-masks." in capsys.readouterr().err
+
+
 def test_ids_may_change_places() -> None:
     new_ids = new_label_ids([0, 1, 2, 255], {1: 2, 2: 1, 255: 3})
     assert new_ids == {0: 0, 1: 2, 2: 1, 255: 3}

@@ -327,10 +327,14 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
 @commands.command()
 @click.option(
-    "--images", type=_folder, required=True, help="Folder of images: files, or a folder per DICOM series; or patterns."
+    "--images", type=_folder, help="Folder of images: files, or a folder per DICOM series; or patterns  [required]."
 )
+@click.option("--labels", type=_folder, help="Folder of labels, paired with images by name; or a pattern  [required].")
 @click.option(
-    "--labels", type=_folder, required=True, help="Folder of labels, paired with images by name; or a pattern."
+    "--organ-masks",
+    type=_folder,
+    metavar="DIR",
+    help="In place of both: folders as of TotalSegmentator, CASE/ct.nii.gz and CASE/segmentations/ORGAN.nii.gz.",
 )
 @click.option("--out", type=_folder, required=True, help="Folder for the data set.")
 @click.option("--test-images", type=_folder, help="Folder of images without labels, for imagesTs/.")
@@ -339,6 +343,11 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 @click.option("--remap", metavar="OLD:NEW,...", help='Give label ids others, such as "4:3,7:0".')
 @click.option("--ignore-label", type=int, metavar="ID", help="The id, after --remap, of voxels without annotation.")
 @click.option("--names", metavar="ID:NAME,...", help='Names of the labels, such as "1:liver,2:tumour".')
+@click.option(
+    "--annotated",
+    metavar="ID,...",
+    help='The ids, after --remap, that these cases annotate where they do not all, such as "1,3".',
+)
 @click.option("--modality", metavar="NAME", help="Name of the images' one channel, such as CT.")
 @click.option("--channel-names", metavar="NAME,...", help='Names of several channels, such as "T1,T2".')
 @click.option("--folds", type=click.IntRange(min=0), default=5, show_default=True, help="Folds to deal; 0: none.")
@@ -351,8 +360,9 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 @click.option("--overwrite", is_flag=True, help="Make anew what an earlier call wrote; other files stay.")
 @click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
 def prepare(
-    images: Path,
-    labels: Path,
+    images: Path | None,
+    labels: Path | None,
+    organ_masks: Path | None,
     out: Path,
     test_images: Path | None,
     series: str | None,
@@ -360,6 +370,7 @@ def prepare(
     remap: str | None,
     ignore_label: int | None,
     names: str | None,
+    annotated: str | None,
     modality: str | None,
     channel_names: str | None,
     folds: int,
@@ -387,19 +398,31 @@ def prepare(
     the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap. Voxels of the
     --ignore-label are left out of losses and measures; it may be any id, 255 or -1 say.
 
+    Where nobody has looked for some structures, a voxel of the background may be one of them. --annotated names the ids
+    that all cases of this call annotate; --names may have more then, for cases of other data sets to annotate. Of
+    --organ-masks a case annotates the structures of which it has a file: an empty mask is an absent structure, and no
+    mask says nothing. --images and --labels may name other files of these folders by patterns.
+
     \b
     monai-extra-losses prepare --images scans --labels contours --out data/liver --names 1:liver,2:tumour
     monai-extra-losses prepare --images dicom --labels nrrd --out DIR --series portal --group-by "^[^_]+"
     monai-extra-losses prepare --images "IN/{case}/imaging.nii.gz" --labels "IN/{case}/segmentation.nii.gz" --out DIR
     monai-extra-losses prepare --images "IN/{case}/ct.nii.gz" --labels "IN/{case}/masks/{label}.nii.gz" --out DIR
+    monai-extra-losses prepare --organ-masks Totalsegmentator_dataset --out DIR --modality CT
+    monai-extra-losses prepare --images IN --labels SEG --out DIR --names 1:liver,2:kidney,3:spleen --annotated 1,3
     """
-    from monai_extra_losses.data.label_ids import parse_names, parse_remap
+    from monai_extra_losses.data.label_ids import parse_ids, parse_names, parse_remap
+    from monai_extra_losses.data.layouts import organ_mask_patterns
     from monai_extra_losses.data.prepare import PrepareOptions, prepare_dataset
 
     if modality is not None and channel_names is not None:
         raise StartUpRefused("Expected --modality for one channel or --channel-names for several, got both.")
     channels = channel_names.split(",") if channel_names else [modality] if modality else []
     try:
+        if organ_masks is not None:
+            images, labels = organ_mask_patterns(organ_masks, images, labels)
+        if images is None or labels is None:
+            raise click.UsageError(f"Missing option '--{'images' if images is None else 'labels'}', or --organ-masks.")
         options = PrepareOptions(
             images=images,
             labels=labels,
@@ -413,11 +436,13 @@ def prepare(
             num_folds=folds,
             seed=seed,
             group_by=group_by,
+            annotated=parse_ids(annotated) if annotated is not None else None,
+            organ_masks=organ_masks is not None,
         )
         prepared = prepare_dataset(options, out, overwrite=overwrite, num_workers=workers)
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
-    _echo_made(prepared.summary(), out)
+    _echo_made(prepared.summary(), out, trains_alone=prepared.trains_alone)
 
 
 @commands.command()
@@ -710,13 +735,15 @@ def _training(
     return ("train", "losses", *chosen), options | overrides_of(context.args)
 
 
-def _echo_made(summary: str, out: Path) -> None:
+def _echo_made(summary: str, out: Path, *, trains_alone: bool = True) -> None:
     """Print what a data set holds, and the commands that go on with it."""
+    click.echo(summary)
     folder = shlex.quote(str(out))
-    click.echo(
-        f"{summary}\n\nNext:\n  monai-extra-losses check {folder}\n"
-        f"  monai-extra-losses train --data {folder} --run {shlex.quote(f'runs/{out.resolve().name}')}"
-    )
+    if trains_alone:
+        click.echo(
+            f"\nNext:\n  monai-extra-losses check {folder}\n"
+            f"  monai-extra-losses train --data {folder} --run {shlex.quote(f'runs/{out.resolve().name}')}"
+        )
 
 
 def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:

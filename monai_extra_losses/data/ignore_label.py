@@ -35,7 +35,7 @@ def split_ignore_label(declared: Mapping[str, Any], where: Path) -> tuple[int | 
     numbers = {}  # key -> label value, of the labels of another name
     for key, value in entries.items() if isinstance(entries, Mapping) else ():
         number, name = (key, value) if isinstance(value, str) else (value, key)
-        if str(name).strip().lower() == _NAME:
+        if is_ignore_name(str(name)):
             found.add(_whole(number, "`ignore` in `labels`", where))
         else:
             numbers[key] = number
@@ -57,6 +57,11 @@ def split_ignore_label(declared: Mapping[str, Any], where: Path) -> tuple[int | 
     # `ignore_label` may mean a value that has another name among the labels
     rest = {key: entries[key] for key, number in numbers.items() if str(number) != str(ignored)}
     return ignored, {**declared, "labels": rest}
+
+
+def is_ignore_name(name: str) -> bool:
+    """Whether a label of that name is the ignore label."""
+    return name.strip().lower() == _NAME
 
 
 def value_in_memory(ignore_label: int | None, num_classes: int) -> int | None:

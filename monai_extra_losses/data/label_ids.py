@@ -152,13 +152,24 @@ def name_key(name: str) -> str:
     return composed(" ".join(name.split())).casefold()
 
 
-def new_label_ids(found: Iterable[int], remap: Mapping[int, int], ignore_label: int | None = None) -> dict[int, int]:
+def parse_ids(text: str) -> tuple[int, ...]:
+    """`"1,3"` as (1, 3)."""
+    ids = [entry.strip() for entry in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,18}", entry) for entry in ids):
+        raise DatasetError(f'expected label ids as ID,ID, such as "1,3", got {text!r}; correct it.')
+    return tuple(map(int, ids))
+
+
+def new_label_ids(
+    found: Iterable[int], remap: Mapping[int, int], ignore_label: int | None = None, named: Iterable[int] | None = None
+) -> dict[int, int]:
     """Which id each label id of the sources gets; the new ones are 0 to n without a gap, and the ignore label.
 
     Args:
         found: all ids in the labels of the sources.
         remap: id of the sources -> new id; the others stay.
         ignore_label: new id of the voxels without annotation, if there are any.
+        named: new ids with a name, which need no voxel; None: every id needs one.
 
     Raises:
         DatasetError: an id to remap that no label has, an ignore label that no label gets, background alone, or a gap,
@@ -184,6 +195,7 @@ def new_label_ids(found: Iterable[int], remap: Mapping[int, int], ignore_label: 
             f"expected labels with background and one structure at least, got {listed_ids(values)} alone in every "
             f"voxel of every label{' after the remap' if remap else ''}; {hint}"
         )
+    values = sorted({*values, *(named or ())} - {ignore_label})
     if values == list(range(len(values))):
         return new_ids
     order = sorted(values, key=lambda value: (value != 0, value < 0, value))  # the background stays the background
@@ -192,19 +204,26 @@ def new_label_ids(found: Iterable[int], remap: Mapping[int, int], ignore_label: 
     hint = f'--remap "{proposal}" closes the gap' if len(values) <= MOST_IDS else "are these label volumes?"
     if 0 not in values:
         hint += f", with {order[0]} as background"
+    if named is not None:
+        hint += "; or --names has the ids between, if they are those of other structures"
     if ignore_label is None and (likely := usual_ignore_label(values)) is not None:
         hint += f'; if {likely} marks voxels without annotation, --ignore-label "{likely}" keeps it apart'
     after = " after the remap" if remap else ""
     raise DatasetError(f"expected label ids 0 to n without a gap{after}, got {listed_ids(values)}; {hint}.")
 
 
-def label_names(new_ids: Mapping[int, int], names: Mapping[int, str]) -> dict[int, str]:
+def label_names(new_ids: Mapping[int, int], names: Mapping[int, str], named: Iterable[int] = ()) -> dict[int, str]:
     """Name of each id in the data set: the one given, else `background` or `label_1`, `label_2`, ...
+
+    Args:
+        new_ids: id of the sources -> id in the data set.
+        names: id in the data set -> name.
+        named: ids in the data set that need no voxel.
 
     Raises:
         DatasetError: a name for an id that no label has, or one name for two.
     """
-    values = sorted(set(new_ids.values()))
+    values = sorted({*new_ids.values(), *named})
     if unknown := sorted(names.keys() - set(values)):
         raise DatasetError(f"expected names for the label ids {listed_ids(values)}, got one for {listed_ids(unknown)}.")
     labels = {value: f"label_{value}" if value else "background" for value in values} | dict(names)

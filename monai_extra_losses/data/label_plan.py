@@ -1,13 +1,18 @@
 """Which id each structure of each label gets in a data set: as the sources number them, or by the names they give."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from monai_extra_losses.data.annotation import contradiction, shown_classes
 from monai_extra_losses.data.case_sources import CheckedCase
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.folder_files import named
-from monai_extra_losses.data.label_ids import label_names, name_key, new_label_ids, original_labels
+from monai_extra_losses.data.folder_files import first_of, named
+from monai_extra_losses.data.ignore_label import is_ignore_name
+from monai_extra_losses.data.label_ids import label_names, listed_ids, name_key, new_label_ids, original_labels
 from monai_extra_losses.data.label_layers import LayeredLabel
+
+_SHOWN = 5  # structures in one sentence
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,21 @@ class LabelPlan:
         labels: id -> name.
         originals: id in the data set -> the one id that it has in the sources, where that is another.
         notes: how the ids came about where that is no matter of course, a sentence each.
+        annotated: ids that every case annotates; None: all.
+        annotated_in: case -> ids, of the cases that annotate fewer.
     """
 
     new_ids: dict[str, dict[int, int]]
     labels: dict[int, str]
     originals: dict[int, int]
     notes: tuple[str, ...] = ()
+    annotated: tuple[int, ...] | None = None
+    annotated_in: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """The labels without that of voxels which nobody has annotated."""
+        return {value: name for value, name in self.labels.items() if not is_ignore_name(name)}
 
 
 def plan_labels(
@@ -32,6 +46,8 @@ def plan_labels(
     remap: Mapping[int, int],
     names: Mapping[int, str],
     ignore_label: int | None = None,
+    annotated: Collection[int] | None = None,
+    organ_masks: bool = False,
 ) -> LabelPlan:
     """Give the structures of all labels their ids.
 
@@ -44,16 +60,34 @@ def plan_labels(
         remap: id of the sources -> id in the data set.
         names: id in the data set -> name.
         ignore_label: id in the data set of voxels without annotation, or None.
+        annotated: ids in the data set that every case annotates, and no others; the ids of `names` need no voxel then.
+            None: all.
+        organ_masks: whether a case does not annotate the structures of which it has no mask file; else these are
+            absent from it.
 
     Raises:
         DatasetError: numbers that contradict the names in a data set of which some labels have no names, or with a
             `remap` or an `ignore_label`; names of `names` that are not those of the structures; a label without a voxel
-            of annotation; else as `new_label_ids` and `label_names`.
+            of annotation; ids to annotate that are none of the data set; voxels of ids that are not annotated; else as
+            `new_label_ids` and `label_names`.
     """
     labelled = [case for case in cases if case.label is not None]
+    plan = _numbered(labelled, remap, names, ignore_label, further_names=annotated is not None)
+    if annotated is not None:
+        return _annotated_alike(plan, labelled, annotated)
+    return _annotated_by_files(plan, labelled, organ_masks)
+
+
+def _numbered(
+    labelled: Sequence[CheckedCase],
+    remap: Mapping[int, int],
+    names: Mapping[int, str],
+    ignore_label: int | None,
+    further_names: bool,
+) -> LabelPlan:
     contradiction = _contradiction(labelled)
     if contradiction is None:
-        return _by_number(labelled, remap, names, ignore_label)
+        return _by_number(labelled, remap, names, ignore_label, further_names)
     unnamed = [str(case.label.path) for case in labelled if case.label is not None and not case.names]
     if unnamed:
         raise DatasetError(
@@ -71,13 +105,18 @@ def plan_labels(
             f"expected no number of an ignore label, because {contradiction}, got {ignore_label}; call the segment of "
             "the voxels without annotation `ignore`."
         )
-    return _by_name(labelled, names, contradiction)
+    return _by_name(labelled, names, contradiction, further_names)
 
 
 def _by_number(
-    cases: Sequence[CheckedCase], remap: Mapping[int, int], names: Mapping[int, str], ignore_label: int | None
+    cases: Sequence[CheckedCase],
+    remap: Mapping[int, int],
+    names: Mapping[int, str],
+    ignore_label: int | None,
+    further_names: bool,
 ) -> LabelPlan:
-    new_ids = new_label_ids({value for case in cases for value in case.voxels}, remap, ignore_label)
+    named_ids = names.keys() - {ignore_label} if further_names else None
+    new_ids = new_label_ids({value for case in cases for value in case.voxels}, remap, ignore_label, named_ids)
     problems = [
         f"{_file(case)}: expected voxels with annotation, got the ignore label {ignore_label} in every voxel; leave "
         "the case out."
@@ -95,7 +134,7 @@ def _by_number(
             found.setdefault(new_ids[value], {}).setdefault(name_key(name), name)
     # an id that joins several has the name of none
     given = {value: next(iter(of_value.values())) for value, of_value in found.items() if len(of_value) == 1}
-    labels = label_names(classes, {**given, **names})
+    labels = label_names(classes, {**given, **names}, named_ids or ())
     without = [str(case.label.path) for case in cases if case.label is not None and not case.names]
     notes = []
     if found and without:
@@ -106,7 +145,7 @@ def _by_number(
     return LabelPlan({case.name: new_ids for case in cases}, labels, original_labels(classes), tuple(notes))
 
 
-def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str) -> LabelPlan:
+def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str, further_names: bool) -> LabelPlan:
     shown: dict[str, str] = {}
     for case in cases:
         for name in _names_in(case).values():
@@ -117,7 +156,8 @@ def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str) -
         )
     if names:
         ids = {name_key(name): value for value, name in names.items() if value}
-        for problem, keys in (("no id for", shown.keys() - ids.keys()), ("an id for", ids.keys() - shown.keys())):
+        further = set() if further_names else ids.keys() - shown.keys()
+        for problem, keys in (("no id for", shown.keys() - ids.keys()), ("an id for", further)):
             if keys:
                 none = "" if problem == "no id for" else ", which no label has"
                 raise DatasetError(
@@ -128,14 +168,71 @@ def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str) -
             raise DatasetError(f"expected ids 1 to {len(ids)} in the names, got {_listed(map(str, ids.values()))}.")
     else:
         ids = {key: number for number, key in enumerate(sorted(shown), start=1)}
-    labels = {0: "background", **{value: shown[key] for key, value in ids.items()}, **names}
+    labels = {0: "background", **{value: shown.get(key, key) for key, value in ids.items()}, **names}
     if len(set(labels.values())) < len(labels):
         raise DatasetError(f"expected another name for each id, got {_listed(labels.values())}; rename it.")
     new_ids = {
         case.name: {0: 0, **{value: ids[name_key(name)] for value, name in _names_in(case).items()}} for case in cases
     }
-    note = f"ids follow the names of the structures, because {why}"
-    return LabelPlan(new_ids, dict(sorted(labels.items())), {}, (f"{note}.",))
+    notes = [f"ids follow the names of the structures, because {why}."]
+    unseen = {name_key(name): " ".join(name.split()) for case in cases for name in case.names.values()}
+    if empty := [name for key, name in unseen.items() if key not in ids]:
+        notes.append(f"{len(empty)} structures are no labels, because no case has a voxel of them ({named(empty)}).")
+    return LabelPlan(new_ids, dict(sorted(labels.items())), {}, tuple(notes))
+
+
+def _annotated_alike(plan: LabelPlan, cases: Sequence[CheckedCase], annotated: Collection[int]) -> LabelPlan:
+    """The plan where every case annotates the same ids."""
+    ids = tuple(sorted({*annotated} - {0}))
+    structures = {value: name for value, name in plan.classes.items() if value}
+    if not ids or not structures.keys() >= {*ids}:
+        got = listed_ids({*ids} - structures.keys()) if ids else "none but the background"
+        raise DatasetError(
+            f"expected annotated ids of the data set ({shown_classes(structures)}), got {got}; correct --annotated, or "
+            "give --names to the ids that no label has."
+        )
+    problems: list[str] = []
+    for case in cases:
+        voxels: Counter[int] = Counter()
+        for value, count in case.voxels.items():
+            voxels[plan.new_ids[case.name][value]] += count
+        if case.label is not None:
+            problems += contradiction(case.label.path, voxels, ids, plan.classes, "--annotated")
+    if problems:
+        raise DatasetError(problems)
+    notes = plan.notes
+    if others := {value: name for value, name in structures.items() if value not in ids}:
+        notes += (f"no case annotates {shown_classes(others)}; a training needs cases of another data set that do.",)
+    return replace(plan, annotated=ids, notes=notes)
+
+
+def _annotated_by_files(plan: LabelPlan, cases: Sequence[CheckedCase], organ_masks: bool) -> LabelPlan:
+    """The plan where mask files say what a case annotates, or without `organ_masks` a note on those that lack."""
+    ids = {name_key(name): value for value, name in plan.classes.items() if value}
+    lacking: dict[str, list[int]] = {}
+    problems = []
+    for case in cases:
+        if isinstance(case.label, LayeredLabel) and case.label.masks:
+            there = {name_key(name) for name in case.names.values()}
+            if missing := [value for key, value in ids.items() if key not in there]:
+                lacking[case.name] = missing
+            if organ_masks and len(missing) == len(ids):
+                problems.append(
+                    f"{case.label.path}: expected a mask of a structure that some case has ({named(ids)}), got none; "
+                    "leave the case out."
+                )
+    if problems:
+        raise DatasetError(problems)
+    if not lacking:
+        return plan
+    counts = Counter(value for missing in lacking.values() for value in missing)
+    shown = first_of([f"{plan.labels[value]} in {count}" for value, count in counts.most_common()], _SHOWN)
+    said = f"{len(lacking)} of {len(cases)} cases have no file of some structure ({shown}), which counts as"
+    if not organ_masks:
+        note = f"{said} absent there; if nobody has looked for it, --organ-masks DIR takes it for not annotated."
+        return replace(plan, notes=(*plan.notes, note))
+    annotated_in = {case: tuple(sorted({*ids.values()} - {*missing})) for case, missing in lacking.items()}
+    return replace(plan, annotated_in=annotated_in, notes=(*plan.notes, f"{said} not annotated there."))
 
 
 def _contradiction(cases: Sequence[CheckedCase]) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES, composed
+from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES, composed, first_of
 
 CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # nnU-Net's name of a channel, without its suffix
 
@@ -23,6 +23,7 @@ CASE = "{case}"
 LABEL = "{label}"
 """Stands for the name of a structure in the pattern of masks, a file each."""
 
+_ORGAN_IMAGES = ("ct.nii.gz", "mri.nii.gz")
 _TOKENS = re.compile(r"(\{case\}|\{label\}|\*|\?)")
 _LABEL_WORD = re.compile(r"(^|[-_. ])(seg|segm|segmentations?|labels?|masks?|gt|groundtruth)($|[-_. ])", re.IGNORECASE)
 _LOOKED_AT = 50  # folders of cases, to recognise their layout
@@ -108,6 +109,38 @@ def channels_of_cases(
                 problems.append(f"{case}: expected a file for {pattern}, got none; add it, or move the others away.")
     whole = {case: tuple(files[0] for files in parts if files) for case, parts in sorted(found.items())}
     return {case: files for case, files in whole.items() if len(files) == len(patterns)}, problems
+
+
+def organ_mask_patterns(folder: Path, images: Path | None = None, labels: Path | None = None) -> tuple[Path, Path]:
+    """The patterns of images and masks in the layout of TotalSegmentator.
+
+    That is a folder per case with ct.nii.gz (or mri.nii.gz) and segmentations/NAME.nii.gz, a mask per structure.
+
+    Args:
+        folder: of the cases.
+        images, labels: patterns of others in place of these.
+
+    Raises:
+        DatasetError: no folder, or without `images` a folder without such images, or with both.
+    """
+    if not folder.is_dir():
+        raise DatasetError(
+            f"expected a folder with a folder per case, got {folder}, which "
+            f"{'is a file' if folder.exists() else 'does not exist'}; correct --organ-masks."
+        )
+    masks = labels or folder / CASE / "segmentations" / f"{LABEL}.nii.gz"
+    if images is not None:
+        return images, masks
+    cases = _folders_in(folder)
+    found = {name: [case.name for case in cases if (case / name).is_file()] for name in _ORGAN_IMAGES}
+    kinds = [name for name, of_name in found.items() if of_name]
+    if len(kinds) != 1:
+        got = " and ".join(f"{name} in {len(found[name])} ({first_of(found[name])})" for name in kinds) or "none"
+        raise DatasetError(
+            f"{folder}: expected {' or '.join(_ORGAN_IMAGES)} in the folder of each case, the same in all, got {got}; "
+            f'name the images by a pattern, --images "{folder}/{CASE}/image.nii.gz", or keep two kinds in two folders.'
+        )
+    return folder / CASE / kinds[0], masks
 
 
 def prepare_command(images: str | Path, labels: str | Path, folder: Path, extra: Sequence[str] = ()) -> str:

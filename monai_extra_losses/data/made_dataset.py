@@ -220,7 +220,7 @@ def dataset_json(
     ignore_label: int | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """dataset.json of the Decathlon, with a fold per case, and in a pooled data set the classes annotated in it.
+    """dataset.json of the Decathlon, with a fold per case, and the classes annotated in it where it says so.
 
     Args:
         out: folder of the data set.
@@ -251,12 +251,12 @@ def dataset_json(
 def _entry(case: CaseRecord) -> dict[str, Any]:
     images = [f"./{file}" for file in case.outputs if file.startswith("images")]
     labels = [f"./{file}" for file in case.outputs if file.startswith("labels")]
-    pooled = {"annotated": case.annotated, "source": case.source["name"]} if labels and case.source else {}
     return {
         "image": images if len(images) > 1 else images[0],
         **({"label": labels[0]} if labels else {}),
         **({} if case.fold is None else {"fold": case.fold}),
-        **pooled,
+        **({"annotated": case.annotated} if labels and case.annotated is not None else {}),
+        **({"source": case.source["name"]} if labels and case.source else {}),
     }
 
 

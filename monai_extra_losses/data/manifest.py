@@ -39,7 +39,7 @@ class CaseRecord:
         names: id -> name of the structure in the source, where that names it.
         outside: name of a structure -> voxels outside the image, voxels in all, of a label on another grid.
         vanished: names of the structures that have no voxel left on the image's grid.
-        annotated: ids of the classes annotated in a case of a pooled data set; empty in others.
+        annotated: ids of the classes that the case annotates; None: all.
         source: of a case of a pooled data set: `name` and `folder` of its data set, and what that states as its
             `licence`, `reference` and `release`, or None; empty in others.
     """
@@ -59,7 +59,7 @@ class CaseRecord:
     names: dict[str, str] = dataclasses.field(default_factory=dict)
     outside: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     vanished: list[str] = dataclasses.field(default_factory=list)
-    annotated: list[int] = dataclasses.field(default_factory=list)
+    annotated: list[int] | None = None
     source: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
@@ -192,7 +192,7 @@ def finished_cases(folder: Path, planned: Manifest, earlier: Manifest | None) ->
             continue
         if before.sources != case.sources:
             problems.append(f"{case.name}: expected the sources of the earlier call, got changed ones; {_ANEW}.")
-        elif before.new_ids != case.new_ids:
+        elif before.new_ids != case.new_ids:  # ids that follow names move with a new name
             problems.append(f"{case.name}: expected the label ids of the earlier call, got others; {_ANEW}.")
         finished[case.name] = dataclasses.replace(case, outputs=before.outputs)
     if problems:

@@ -75,7 +75,7 @@ class PooledDataset(MadeDataset):
         columns = "".join(f"  {name:>{width}}" for name, width in widths.items())
         lines = [self.headline, "", f"{'label':>5}  {'annotated':>9}{columns}  {'voxels':>12}  name"]
         for value, name in self.rows.items():
-            counts = Counter(case.source["name"] for case in self.cases if value in case.annotated)
+            counts = Counter(case.source["name"] for case in self.cases if value in (case.annotated or ()))
             of_class = value not in (0, self.ignore_label)
             whole = counts.total() if of_class else "-"
             each = "".join(f"  {counts[source] if of_class else '-':>{width}}" for source, width in widths.items())
@@ -364,7 +364,7 @@ def _planned(
         sources=dict(stamps),
         outputs=dict.fromkeys(case.outputs),
         names={value: " + ".join(joined) for value, joined in names.items()},
-        annotated=sorted({new_ids[value] for value in source.annotated(case.case)}) if case.labelled else [],
+        annotated=sorted({new_ids[value] for value in source.annotated(case.case)}) if case.labelled else None,
         source={
             "name": source.name,
             "folder": str(source.folder),

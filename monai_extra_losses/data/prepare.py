@@ -16,12 +16,13 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from monai_extra_losses.data.annotation import annotates
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.label_ids import renumber
 from monai_extra_losses.data.label_plan import LabelPlan, plan_labels
-from monai_extra_losses.data.layouts import find_files, patterns_of
+from monai_extra_losses.data.layouts import CASE, LABEL, find_files, patterns_of
 from monai_extra_losses.data.made_dataset import (
     MadeDataset,
     dataset_json,
@@ -55,6 +56,10 @@ class PrepareOptions:
         seed: deals them.
         group_by: pattern that finds the patient in the name of a case (its first group, else all it matches); a
             patient's cases are in one fold. None: each case is a patient.
+        annotated: ids in the data set of the classes that every case annotates; those that `names` has need no voxel.
+            None: all.
+        organ_masks: take a structure without a mask file for not annotated in that case, and one whose mask is empty
+            for absent. `labels` is a pattern with `{label}` then.
     """
 
     images: Path
@@ -69,6 +74,8 @@ class PrepareOptions:
     seed: int = 0
     group_by: str | None = None
     ignore_label: int | None = None
+    annotated: tuple[int, ...] | None = None
+    organ_masks: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON has them."""
@@ -79,11 +86,26 @@ class PrepareOptions:
             "remap": {str(old): new for old, new in sorted(self.remap.items())},
             "names": {str(value): name for value, name in sorted(self.names.items())},
             "channels": list(self.channels),
+            # null is what a manifest means that was written before there were these options
+            "annotated": None if self.annotated is None else list(self.annotated),
+            "organ_masks": self.organ_masks or None,
         }
 
 
+@dataclasses.dataclass(frozen=True)
 class PreparedDataset(MadeDataset):
-    """What `prepare_dataset` has made."""
+    """What `prepare_dataset` has made.
+
+    Args:
+        annotated: ids of the classes that every case annotates; None: all, or as the record of the case says.
+    """
+
+    annotated: tuple[int, ...] | None = None
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether some case annotates each class, so that no other data set is needed."""
+        return annotates(self.annotated, self.labels)
 
     def summary(self) -> str:
         """What a person wants to know of it, in a few lines."""
@@ -140,6 +162,7 @@ def prepare_dataset(
 
 
 def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PreparedDataset:
+    _refuse_annotation(options)
     _refuse_overlap(options, out)
     pattern = _compiled(options.group_by)
     earlier = Manifest.read(out)
@@ -172,7 +195,7 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     if problems:
         raise DatasetError(problems)
 
-    plan = plan_labels(read, options.remap, options.names, options.ignore_label)
+    plan = plan_labels(read, options.remap, options.names, options.ignore_label, options.annotated, options.organ_masks)
     planned = planned_manifest(
         options.as_json(),
         [_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read],
@@ -187,7 +210,14 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
         overwrite,
         write_case=lambda record: _write_case(out, checked[record.name], record, plan.new_ids.get(record.name, {})),
         content=lambda records: dataset_json(
-            out, "prepare", records, plan.labels, channels, options.ignore_label, original_labels=original
+            out,
+            "prepare",
+            records,
+            plan.labels,
+            channels,
+            options.ignore_label,
+            original_labels=original,
+            annotated=list(plan.annotated or ()),
         ),
         workers=workers,
         progress=progress,
@@ -198,7 +228,20 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     passed_over = [f"passed over: {text}" for text in other_files(folders)]
     remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
     notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
-    return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label)
+    return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label, plan.annotated)
+
+
+def _refuse_annotation(options: PrepareOptions) -> None:
+    if not options.organ_masks:
+        return
+    if options.annotated is not None:
+        raise DatasetError(
+            "expected --annotated, for all cases, or --organ-masks, for each by its files, got both; leave one out."
+        )
+    if LABEL not in ",".join(patterns_of(options.labels)):
+        raise DatasetError(
+            f"expected a pattern with {CASE} and {LABEL} for the masks, a file each, got {options.labels}; correct it."
+        )
 
 
 def _refuse_overlap(options: PrepareOptions, out: Path) -> None:
@@ -314,6 +357,7 @@ def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -
         names={str(new_ids[old]): name for old, name in case.names.items() if old in case.voxels},
         outside=outside,
         vanished=[called(value) for value in case.vanished if new_ids.get(value) != 0],
+        annotated=list(plan.annotated_in[case.name]) if case.name in plan.annotated_in else None,
         label_voxels={str(value): count for value, count in sorted(label_voxels.items())},
         sources=case.sources,
         outputs=dict.fromkeys([*images, *([f"labelsTr/{case.name}.nii.gz"] if case.label else [])]),

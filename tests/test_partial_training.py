@@ -138,6 +138,16 @@ def test_a_case_without_a_whole_region_is_named(phantom_folder: Path, tmp_path: 
         train(folder, tmp_path / "run")
 
 
+def test_a_class_that_no_training_case_annotates_is_refused(phantom_folder: Path, tmp_path: Path) -> None:
+    folder = partly(phantom_folder, tmp_path / "data")
+    content = json.loads((folder / "dataset.json").read_text())
+    for number, entry in enumerate(content["training"]):
+        entry["fold"] = number % 2  # those with lesions are in fold 0
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(StartUpRefused, match=r"expected every class .*, got none for 2 lesion"):
+        train(folder, tmp_path / "run", num_folds=None, fold=0)
+
+
 def test_with_voxels_that_nobody_annotated(phantom_folder: Path, tmp_path: Path) -> None:
     folder = partly(phantom_folder, tmp_path / "data", ignore_label=255)
     wrapped = loss_for_training(

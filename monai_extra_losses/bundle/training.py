@@ -43,6 +43,7 @@ from monai_extra_losses.bundle.run_setup import (
 from monai_extra_losses.bundle.tensor_files import refuse_changed
 from monai_extra_losses.bundle.training_options import TABLE, TrainingOptions
 from monai_extra_losses.bundle.weights import read_checkpoint, state_dict_of
+from monai_extra_losses.data.annotation import never_annotated
 from monai_extra_losses.data.checks import check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
@@ -102,6 +103,7 @@ class TrainingSetUp(RunSetUp):
             case_list = dataclasses.replace(case_list, cases=used, unlabelled=())
             summaries = check_cases(case_list)
             refuse_empty_labels(case_list.folder, summaries)
+            _refuse_unknown_classes(training, case_list, regions=options.regions)
         names = {case.name for case in training}
         plan = plan_network(
             options,
@@ -260,6 +262,19 @@ def _dealt_cases(
             f"and {len(validation)} by the folds or lists of dataset.json; raise limit, or let another fold validate."
         )
     return training, validation
+
+
+def _refuse_unknown_classes(training: Sequence[LabelledCase], case_list: CaseList, *, regions: bool) -> None:
+    """Refuse classes that no training case annotates: nothing would tell them from the background."""
+    problems = never_annotated(
+        [case.annotated for case in training],
+        case_list.labels,
+        case_list.regions if regions else None,
+        case_list.folder / "dataset.json",
+    )
+    if problems:
+        ways = "of the training cases alone; let another fold validate (--fold), or raise --limit where it is given."
+        raise DatasetError([f"{problem} That is asked {ways}" for problem in problems])
 
 
 def _refuse_without_region(cases: Sequence[LabelledCase], case_list: CaseList) -> None:

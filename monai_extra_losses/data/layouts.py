@@ -175,16 +175,18 @@ def _recognised(folder: Path) -> str | None:
         return None
     example = ", ".join(pattern.replace(CASE, cases[0].name) for pattern in (images + labels)[:3])
     seen = f"{folder} holds a folder per case ({cases[0].name}/ with {example})"
+    extra: list[str] = []
     if len(labels) == 1:
         label = f"{folder}/{CASE}/{labels[0]}"
     elif masks and not labels:
+        extra += ["--organ-masks", str(folder)]  # a structure without a file is not annotated
         suffix = Counter(_suffix(pattern) for pattern in patterns if pattern.startswith(f"{masks[0]}/")).most_common(1)
         label = f"{folder}/{CASE}/{masks[0]}/{LABEL}{suffix[0][0]}"
     else:
         image = f"{folder}/{CASE}/{images[0]}"
         return f"{seen}; name image and label by patterns: {prepare_command(image, f'{folder}/{CASE}/LABEL', folder)}"
     channels = [_core(image).strip("-_. ") for image in images]
-    extra = ["--channel-names", ",".join(channels)] if len(images) > 1 else []
+    extra += ["--channel-names", ",".join(channels)] if len(images) > 1 else []
     image = ",".join(f"{folder}/{CASE}/{pattern}" for pattern in images)
     return f"{seen}, of which this makes a data set: {prepare_command(image, label, folder, extra)}"
 

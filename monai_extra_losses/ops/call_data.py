@@ -23,8 +23,8 @@ class Voxels:
         labels: (B, M) class of each voxel in the target's dtype, for a target of labels; 0 where it is ignored.
         target: (B, C, M) one-hot, multi-label or soft target, where `labels` is None.
         weight: (B, M) what each voxel counts; None where each counts 1.
-        unknown: (B, C) bool: classes without annotation, which `scores` has merged with the background; None: none.
-        unmerged: (B, C, M) the scores before that.
+        unknown: (B, C) bool: classes without annotation, whose probability is that of the background; None: none.
+        unmerged: (B, C, M) the scores before they were merged, where they are.
     """
 
     scores: Tensor
@@ -134,15 +134,16 @@ class CallData:
         """Everything at once, as the plain definitions want it."""
         mask = None if self.mask is None else self.mask.flatten(2)
         target = self.target.flatten(2)
-        return self._voxels(self.scores.flatten(2), target, self._weight(target, mask), self.unknown)
+        return self._voxels(self.scores.flatten(2), target, self._weight(target, mask), self.unknown, merges=True)
 
-    def slab(self, piece: Piece) -> Voxels:
-        """One piece of the call."""
+    def slab(self, piece: Piece, *, merges: bool = False) -> Voxels:
+        """One piece of the call; `merges`: with merged scores, which the kernels of a softmax do without."""
         mask = None if self.mask is None else piece.read(self.mask)
         scores, target = self.scores, piece.read(self.target)
         weight = None if self.counts_all else self._weight(target, mask)
         scores = scores.read(piece, weight) if isinstance(scores, HeadScores) else piece.read(scores)
-        return self._voxels(scores, target, weight, None if self.unknown is None else self.unknown[piece.samples])
+        unknown = None if self.unknown is None else self.unknown[piece.samples]
+        return self._voxels(scores, target, weight, unknown, merges=merges)
 
     def pieces(self, length: int) -> list[Piece]:
         """The pieces of slabs of about `length` voxels: whole samples where these are short, else parts of one."""
@@ -185,13 +186,15 @@ class CallData:
             weight = counts.to(self.dtype) if weight is None else weight * counts
         return weight
 
-    def _voxels(self, scores: Tensor, target: Tensor, weight: Tensor | None, unknown: Tensor | None) -> Voxels:
+    def _voxels(
+        self, scores: Tensor, target: Tensor, weight: Tensor | None, unknown: Tensor | None, *, merges: bool
+    ) -> Voxels:
         scores = scores.to(self.dtype)
         if weight is not None:  # whatever stands in a voxel that does not count, NaN too, has no part in the sums
             deleted = weight.unsqueeze(1) == 0
             target, scores = target.masked_fill(deleted, 0), scores.masked_fill(deleted, 0)
         unmerged = None
-        if unknown is not None:
+        if unknown is not None and merges:
             scores, unmerged = merge(scores, unknown), scores
         if self.labels:
             return Voxels(scores, target[:, 0], None, weight, unknown, unmerged)

@@ -82,9 +82,8 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     by_index = not few_classes(data.scores)
     voxels = data.scores.numel() // channels
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
-    if keeps and slab is SoftmaxSlab and _softmax_pays(data, terms):
-        directly = data.counts_all and data.scores.is_contiguous() and not merges
-        softmax = "kept whole" if directly else "kept by slab"
+    if keeps and slab is SoftmaxSlab and not merges and _softmax_pays(data, terms):
+        softmax = "kept whole" if data.counts_all and data.scores.is_contiguous() else "kept by slab"
     floats = _floats(data, terms, slab, by_index=by_index, in_place=softmax == "kept whole")
     if keeps and slab is not None and not merges and floats * data.dtype.itemsize * voxels <= _FEW_BYTES:
         softmax = "kept whole" if softmax == "kept whole" else "recomputed"  # the slab has it
@@ -110,7 +109,7 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
     if isinstance(data.scores, HeadScores):  # scores and their gradient, features and theirs
         head = 2 * channels + 2 * data.scores.features.shape[1]
     copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
-    copies += 3 * (data.unknown is not None)  # those with merged classes, and what leads there and back
+    copies += 3 * (data.unknown is not None)  # probabilities of all classes, and merged scores
     if slab is None:
         return head + (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient

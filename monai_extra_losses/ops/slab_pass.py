@@ -116,22 +116,18 @@ def backward(
         for piece in data.pieces(plan.length):
             own, slab_grads = _in_piece(piece, *wanted)
             if plan.slab is None:
-                whole = data.slab(piece)
-                piece.write(gradient, _unmerged(_differentiate(whole, own, slab_grads), whole))
+                v = data.slab(piece, merges=True)
+                piece.write(gradient, _unmerged(_differentiate(v, own, slab_grads), v))
                 continue
             view = piece.flat(gradient) if gradient.dtype == data.dtype else None
             slab = kept.slab
-            v: Voxels | None = None
             if slab is None:
                 known = None
                 if kept.probabilities is not None:
                     known = piece.read(kept.probabilities) if view is None else view
-                v = data.slab(piece)
-                slab = plan.slab(v, known, by_index=plan.by_index)
+                slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
             out = torch.empty_like(slab.x) if view is None else view
             slab.backward(own, slab_grads, out)
-            if v is not None:
-                _unmerged(out, v)
             if view is None:
                 piece.write(gradient, out)
     return gradient
@@ -160,13 +156,13 @@ def backward_through_head(
     with without_autocast(scores.device):
         for piece in data.pieces(plan.length):
             own, slab_grads = _in_piece(piece, *wanted)
-            v = data.slab(piece)
+            v = data.slab(piece, merges=plan.slab is None)
             if plan.slab is None:
-                d = _differentiate(v, own, slab_grads)
+                d = _unmerged(_differentiate(v, own, slab_grads), v)
             else:
                 d = torch.empty_like(v.scores)
                 plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
-            into.add(piece, v.weight, _unmerged(d, v))
+            into.add(piece, v.weight, d)
     return into.result()
 
 
@@ -229,7 +225,7 @@ def _add_definitions(data: CallData, terms: Sequence[Term], plan: Plan, outs: Se
     """The plain definitions, slab by slab."""
     check_target(data)
     for piece in data.pieces(plan.length):
-        slab = data.slab(piece)
+        slab = data.slab(piece, merges=True)
         for term, out in zip(*_in_piece(piece, terms, outs), strict=True):
             out.add_(term.definition(slab))
 

@@ -66,7 +66,7 @@ class Slab(ABC):
     kernels: ClassVar[Mapping[type[Term], Kernel]]
 
     def __init__(self, v: Voxels, p: Tensor | None = None, *, by_index: bool = False) -> None:
-        self.x, self.w = v.scores, v.weight
+        self.x, self.w, self.unknown = v.scores, v.weight, v.unknown
         self.labels = IndexedLabels(v) if by_index else FewLabels(v)
         if p is not None:
             vars(self)["p"] = p  # in place of what it would compute

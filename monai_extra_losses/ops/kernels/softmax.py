@@ -26,6 +26,7 @@ from monai_extra_losses.ops.kernels.slab import (
     slope_at,
     target_sums,
 )
+from monai_extra_losses.ops.merging import fold, merge, share_out_, unmerge_
 from monai_extra_losses.ops.terms import (
     Activation,
     CountSums,
@@ -54,15 +55,25 @@ class SoftmaxSlab(ProbabilitySlab):
     activation: ClassVar[Activation] = "softmax"
 
     @cached_property
-    def p(self) -> Tensor:
+    def p_of_all(self) -> Tensor:
+        """(b, C, m) probabilities, of classes without annotation too."""
         return torch.softmax(self.x, 1)
+
+    @cached_property
+    def p(self) -> Tensor:
+        return self.p_of_all if self.unknown is None else fold(self.p_of_all, self.unknown)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """(b, C, m) scores of which p is the softmax."""
+        return self.x if self.unknown is None else merge(self.x, self.unknown)
 
     @cached_property
     def log_true(self) -> Tensor:
         """(b, m) log p_t."""
         if self.p_true.device.type == "cpu" and self.p_true.min() > _SMALL:
             return self.p_true.log()
-        return self.labels.pick(F.log_softmax(self.x, 1))
+        return self.labels.pick(F.log_softmax(self.z, 1))
 
     @cached_property
     def top(self) -> tuple[Tensor, Tensor]:
@@ -84,14 +95,14 @@ class SoftmaxSlab(ProbabilitySlab):
         """(b, C, m) scores without the likeliest class, where `rest` could have lost digits; else None."""
         if self.x.device.type == "cpu" and self.rest.min() > _SMALL:
             return None
-        return self.x.scatter(1, self.top[0], -torch.inf)
+        return self.z.scatter(1, self.top[0], -torch.inf)
 
     def log_rest(self) -> Tensor:
         """(b, C, m) log(1 - p) of the classes that are not the true one."""
         others = self.others()
         if others is None:
             return torch.log1p(-self.lesser).scatter_(1, self.top[0], self.rest.log())
-        of_top = others.logsumexp(1, keepdim=True) - self.x.logsumexp(1, keepdim=True)
+        of_top = others.logsumexp(1, keepdim=True) - self.z.logsumexp(1, keepdim=True)
         log_rest = torch.log1p(-self.lesser).scatter_(1, self.top[0], of_top)
         # Where all other scores are -inf, log(1 - p) = -inf of the true class is to be left out, not to be times 0.
         return log_rest.scatter_(1, self.labels.t.unsqueeze(1), 0.0)
@@ -138,6 +149,8 @@ class SoftmaxSlab(ProbabilitySlab):
             self.labels.add(out, parts["jump"])
         if "apart" in parts:
             out += parts["apart"]
+        if self.unknown is not None and not share_out_(out, self.p_of_all, self.p, self.unknown):
+            unmerge_(out, self.x, self.unknown)
         self.weighted(out)
 
 
@@ -150,7 +163,7 @@ def _count_gradient(slab: SoftmaxSlab, term: CountSums, grad: Tensor) -> Parts:
 
 
 def _log_sums(slab: SoftmaxSlab, term: LogSums, out: Tensor) -> None:
-    out[0].add_(slab.sum(F.log_softmax(slab.x, 1)))
+    out[0].add_(slab.sum(F.log_softmax(slab.z, 1)))
 
 
 def _log_gradient(slab: SoftmaxSlab, term: LogSums, grad: Tensor) -> Parts:

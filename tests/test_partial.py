@@ -226,6 +226,22 @@ def test_scores_that_are_infinite() -> None:
 # ---- regions
 
 
+@every_case(only=lambda entry: "sigmoid" in entry.activations)
+def test_a_sample_is_the_loss_of_its_own_regions(case: LossCase) -> None:
+    if case.activation != "sigmoid":
+        pytest.skip("regions that overlap")
+    known = torch.tensor([[1, 0, 1, 1, 0]], dtype=torch.bool)
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(1, 5, 5, 6, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    target = (torch.rand(1, 5, 5, 6, 7, generator=generator) > 0.6).double()
+    loss = case(to_onehot_y=False)
+    value = PartialLabelLoss(loss, mode="sigmoid")(scores, target, annotated=known)
+    expected = loss(scores[:, known[0]], target[:, known[0]])
+    torch.testing.assert_close(value.sum(), expected.sum(), rtol=1e-10, atol=1e-12)
+    gradients = [torch.autograd.grad(v.sum(), scores)[0] for v in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
+
+
 def test_regions_without_annotation_leave_the_loss() -> None:
     known = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.bool)
     scores = torch.randn(2, 3, 6, 6, 6, dtype=torch.float64, requires_grad=True)

@@ -450,29 +450,6 @@ def test_partly_annotated_cases_are_told_and_counted(phantom_folder: Path, tmp_p
     assert "expected" not in next(line for line in said.splitlines() if line.startswith("A network that knows nothing"))
 
 
-def test_a_class_that_no_training_case_annotates_is_a_problem(phantom_folder: Path, tmp_path: Path) -> None:
-    training = json.loads((phantom_folder / "dataset.json").read_text())["training"]
-    folds = [{**entry, "fold": number % 2} for number, entry in enumerate(training)]
-    data = partly(phantom_folder, tmp_path / "data", [1, 3, 5], training=folds)
-    content = json.loads((data / "dataset.json").read_text())
-    for number in (1, 3, 5):
-        content["training"][number]["annotated"] = [1]
-    (data / "dataset.json").write_text(json.dumps(content))
-    found = findings(data, num_folds=None, fold=0)  # fold 1 trains
-    (problem,) = of_level(found, "problem")
-    assert problem == (
-        "Expected each class to be annotated in some training case, got none for lesion; let another fold validate "
-        "(--fold), raise --limit, or add cases."
-    )
-    said = "\n".join(finding.text for finding in found)
-    assert re.search(r"Voxels of \d+ patches from 3 cases: organ [\d.]+%, each in the cases that annotate it\.", said)
-    assert re.search(r"None of \d+ patches from 3 cases is of a case that annotates lesion\.", said)
-    assert "has a voxel of lesion" not in said
-    other = findings(data, num_folds=None, fold=1)
-    assert of_level(other, "problem") == []
-    assert any(re.search(r"background [\d.]+%, organ [\d.]+%, lesion [\d.]+%\.", finding.text) for finding in other)
-
-
 def test_regions_are_annotated_with_all_of_their_labels(phantom_folder: Path, tmp_path: Path) -> None:
     regions = {"whole": [1, 2], "organ": [1]}
     found = findings(partly(phantom_folder, tmp_path / "data", range(5), regions=regions), fold=0)

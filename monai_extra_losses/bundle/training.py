@@ -43,11 +43,11 @@ from monai_extra_losses.bundle.run_setup import (
 from monai_extra_losses.bundle.tensor_files import refuse_changed
 from monai_extra_losses.bundle.training_options import TABLE, TrainingOptions
 from monai_extra_losses.bundle.weights import read_checkpoint, state_dict_of
-from monai_extra_losses.data.annotation import never_annotated
+from monai_extra_losses.data.annotation import annotates
 from monai_extra_losses.data.checks import check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, split_cases
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
-from monai_extra_losses.data.folder_files import named
+from monai_extra_losses.data.folder_files import first_of, named
 from monai_extra_losses.data.sides import automatic_flips, mirror_remarks
 from monai_extra_losses.data.storage import write_whole
 
@@ -266,15 +266,15 @@ def _dealt_cases(
 
 def _refuse_unknown_classes(training: Sequence[LabelledCase], case_list: CaseList, *, regions: bool) -> None:
     """Refuse classes that no training case annotates: nothing would tell them from the background."""
-    problems = never_annotated(
-        [case.annotated for case in training],
-        case_list.labels,
-        case_list.regions if regions else None,
-        case_list.folder / "dataset.json",
-    )
-    if problems:
-        ways = "of the training cases alone; let another fold validate (--fold), or raise --limit where it is given."
-        raise DatasetError([f"{problem} That is asked {ways}" for problem in problems])
+    of_regions = case_list.regions if regions else None
+    classes = of_regions or {name: (value,) for value, name in case_list.labels.items() if value}
+    kinds = {case.annotated for case in training}  # few, also of thousands of cases
+    never = [name for name, values in classes.items() if not any(annotates(kind, values) for kind in kinds)]
+    if never:
+        raise DatasetError(
+            f"{case_list.folder}: expected each {'region' if of_regions else 'class'} to be annotated in some training "
+            f"case, got none for {first_of(never)}; let another fold validate (--fold), raise --limit, or add cases."
+        )
 
 
 def _refuse_without_region(cases: Sequence[LabelledCase], case_list: CaseList) -> None:

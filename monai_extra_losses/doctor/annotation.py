@@ -19,7 +19,6 @@ class CaseAnnotation:
 
     def __init__(self, record: RunRecord) -> None:
         self._of_case = {case.name: case.annotated for case in read_case_list(record.dataset_dir).cases}
-        self._training = record.training
         # the background is told of where every class is: elsewhere it holds others
         self._classes = record.regions or {
             name: (value,) if value else tuple(record.labels) for value, name in record.labels.items()
@@ -27,16 +26,6 @@ class CaseAnnotation:
         cases = [self._of_case.get(name) for name in (*record.training, *record.validation)]
         self.cases = len(cases)
         self.partly_annotated_cases = sum(not annotates(annotated, record.labels) for annotated in cases)
-        self._background = None if record.regions else record.labels[0]
-
-    def never_annotated(self) -> list[str]:
-        """Names that no training case annotates."""
-        kinds = {self._of_case.get(name) for name in self._training}
-        return [
-            name
-            for name, values in self._classes.items()
-            if name != self._background and not any(annotates(annotated, values) for annotated in kinds)
-        ]
 
     def told(self, cases: Sequence[str]) -> Tensor:
         """(classes, cases): whether a case tells of a class."""

@@ -29,7 +29,6 @@ from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_setup import refuse_run_folder
 from monai_extra_losses.bundle.thread_stalls import Interruptions
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.sides import mirror_remarks
 from monai_extra_losses.doctor.annotation import CaseAnnotation, shares_told
 from monai_extra_losses.doctor.built import BuiltTraining, TakenStep
@@ -150,12 +149,6 @@ def _about_annotation(training: BuiltTraining, annotation: CaseAnnotation) -> It
             f"{annotation.partly_annotated_cases} of {_count(annotation.cases, 'case')} are partly annotated. Training "
             "wraps the loss in PartialLabelLoss by itself, so that a case teaches nothing of the classes that it does "
             f"not annotate; that takes a loss with {activation}.",
-        )
-    if never := annotation.never_annotated():
-        yield Finding(
-            "problem",
-            f"Expected each {'region' if training.multi_label else 'class'} to be annotated in some training case, got "
-            f"none for {first_of(never)}; let another fold validate (--fold), raise --limit, or add cases.",
         )
 
 

@@ -465,7 +465,6 @@ def test_regions_are_annotated_with_all_of_their_labels(phantom_folder: Path, tm
     )
     annotation = CaseAnnotation(record)
     assert annotation.told(["phantom_000", "phantom_005"]).tolist() == [[False, True], [True, True]]
-    assert annotation.never_annotated() == ["whole"]
     assert (annotation.partly_annotated_cases, annotation.cases) == (2, 3)
 
 

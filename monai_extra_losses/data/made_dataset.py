@@ -1,5 +1,6 @@
 """A data set in the Decathlon's layout made of other files: written case by case, recorded, and summed up."""
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from monai_extra_losses.data.manifest import (
     write_json,
     write_through,
 )
+from monai_extra_losses.data.storage import storage_sentence
 from monai_extra_losses.versions import version_of
 
 _PACKAGES = ("monai-extra-losses", "SimpleITK", "nibabel", "pydicom", "numpy")
@@ -92,6 +94,18 @@ class MadeDataset:
             + (f" and {len(self.unlabelled)} to segment" if self.unlabelled else "")
             + (f", {there} of them written by an earlier call" if there else "")
         )
+
+
+@contextlib.contextmanager
+def storage_problems(out: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence; `out` is the folder of the data set."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            storage_sentence(error, out)
+            or f"{error.filename or out}: expected to read or write it, got an error ({error.strerror or error})."
+        ) from error
 
 
 def dealt_folds(

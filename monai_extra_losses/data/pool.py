@@ -24,13 +24,13 @@ from monai_extra_losses.data.made_dataset import (
     dealt_folds,
     in_parallel,
     planned_manifest,
+    storage_problems,
     write_data_set,
     write_volume,
 )
 from monai_extra_losses.data.manifest import CaseRecord, Manifest, Stamp, refuse_other_options, stamp_of, write_through
 from monai_extra_losses.data.pool_classes import ClassPlan, plan_classes
 from monai_extra_losses.data.pool_sources import PoolSource, absolute, read_source, refuse_folders, source_names
-from monai_extra_losses.data.storage import storage_sentence
 
 _Result = TypeVar("_Result")
 
@@ -159,13 +159,8 @@ def pool_datasets(
             this check and the writing is named at the end: the other cases are written, and dataset.json is not.
     """
     out = Path(out)
-    try:
+    with storage_problems(out):
         return _pool(options, out, overwrite, num_workers or min(os.cpu_count() or 1, 8), progress)
-    except OSError as error:
-        raise DatasetError(
-            storage_sentence(error, out)
-            or f"{error.filename or out}: expected to read or write it, got an error ({error.strerror or error})."
-        ) from error
 
 
 def _pool(options: PoolOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PooledDataset:

@@ -29,13 +29,13 @@ from monai_extra_losses.data.made_dataset import (
     dealt_folds,
     in_parallel,
     planned_manifest,
+    storage_problems,
     write_data_set,
     write_volume,
 )
 from monai_extra_losses.data.manifest import PARTS, CaseRecord, Manifest, Stamp, refuse_other_options
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
 from monai_extra_losses.data.remarks import remark_sentences
-from monai_extra_losses.data.storage import storage_sentence
 from monai_extra_losses.data.volume_source import VolumeSource
 
 
@@ -152,13 +152,8 @@ def prepare_dataset(
             other cases are written, and dataset.json is not.
     """
     out = Path(out)
-    try:
+    with storage_problems(out):
         return _prepare(options, out, overwrite, num_workers or min(os.cpu_count() or 1, 8), progress)
-    except OSError as error:
-        raise DatasetError(
-            storage_sentence(error, out)
-            or f"{error.filename or out}: expected to read or write it, got an error ({error.strerror or error})."
-        ) from error
 
 
 def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PreparedDataset:

@@ -69,6 +69,14 @@ def test_the_loss_is_wrapped_and_the_log_says_so(trained: RunFolder, data: Path)
     assert loss_for_training(own, torch.device("cpu"), dataset_dir=data, regions=True) is own
 
 
+@pytest.mark.filterwarnings("error:PartialLabelLoss")
+def test_the_wrapper_for_whole_data_is_told_of(phantom_folder: Path, data: Path, tmp_path: Path) -> None:
+    for folder, whole in ((phantom_folder, True), (data, False)):
+        run = train(folder, tmp_path / folder.parent.name, loss="@losses::partial_label")
+        assert ("annotates all classes: PartialLabelLoss is the loss" in run.results.log.read_text()) is whole
+        assert RunRecord.read(run.record).loss == "PartialLabelLoss"
+
+
 def test_fully_annotated_data_are_trained_as_before(phantom_folder: Path) -> None:
     loss = FusedDiceCELoss(to_onehot_y=True, softmax=True)
     assert loss_for_training(loss, torch.device("cpu"), dataset_dir=phantom_folder, regions=True) is loss

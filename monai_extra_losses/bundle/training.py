@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.folder_files import first_of, named
 from monai_extra_losses.data.sides import automatic_flips, mirror_remarks
 from monai_extra_losses.data.storage import write_whole
+from monai_extra_losses.losses import PartialLabelLoss
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +132,15 @@ class TrainingSetUp(RunSetUp):
         flips = automatic_flips(record.foreground.values()) if options.flip_axes is None else options.flip_axes
         record = dataclasses.replace(record, loss_options=loss_options(loss), flip_axes=flips)
         self._loss_warnings = check_ignore_index(loss, record)
-        _refuse_loss(loss, record, check=options.check_loss)
+        if isinstance(loss, PartialLabelLoss) and not partly_annotated:
+            self._loss_warnings.append(
+                f"every case of {case_list.folder} annotates all classes: PartialLabelLoss is the loss that it wraps; "
+                'write "annotated": [1, 3] into the entries of dataset.json that annotate 1 and 3 alone.'
+            )
+        with warnings.catch_warnings():
+            # the data say it above
+            warnings.filterwarnings("ignore", message="PartialLabelLoss takes every class as annotated")
+            _refuse_loss(loss, record, check=options.check_loss)
         self.nothing_to_do = False
         if continued := options.resume and folder.last.exists():
             recorded, checkpoint = RunRecord.read(folder.record), read_checkpoint(folder.last)

@@ -19,6 +19,7 @@ from monai_extra_losses.bundle.endings import end_in_a_sentence
 from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.bundle.training_record import overlap_of
+from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.storage import write_whole
 from monai_extra_losses.ops.merging import ANNOTATED
 from monai_extra_losses.report.tables import csv_cell, csv_text, text_table
@@ -143,6 +144,7 @@ class CaseReport:
                 from monai_extra_losses.report.overlays import draw_overlay
 
                 mean = np.nanmean([row["dice"] for row in self.rows[-len(known) :]])
+                others = [name for number, name in self.labels.items() if number not in known]
                 draw_overlay(
                     picture[0].numpy(),
                     {number: mask & (number in known) for number, mask in true.items()},
@@ -150,7 +152,8 @@ class CaseReport:
                     spacing=spacing,
                     labels=self.labels,
                     out=self.folder.overlays / f"{item['case']}.png",
-                    title=f"{item['case']}, mean Dice {mean:.3f}",
+                    title=f"{item['case']}, mean Dice {mean:.3f}"
+                    + (f"; not annotated: {first_of(others)}" if others else ""),
                     affine=known_affine(target),
                     ignored=ignored,
                 )

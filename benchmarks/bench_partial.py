@@ -1,18 +1,23 @@
 """What partly annotated data cost, and what it costs to train them as if they were whole.
 
     python benchmarks/bench_partial.py --data HIPPOCAMPUS --out DIR [--epochs 60]
+    python benchmarks/bench_partial.py --steps
 
 Of the Decathlon's hippocampus, a fifth of the cases validates, fully annotated. The others are two data sets: one half
 has the anterior part annotated alone, the other the posterior; what is not annotated is background in their labels.
 `monai-extra-losses pool` makes one data set of all three. Then three trainings of the bundle with its defaults, on the
 same cases and folds: the pooled data, which wraps the loss; the same without `annotated` in dataset.json, as if they
 were whole; and the labels as they were. Mean and per-class Dice are those of `monai-extra-losses evaluate`.
+
+`--steps` takes no data: time and memory of a step of PartialLabelLoss, half of the classes annotated in each sample,
+beside the loss that it wraps, alternating.
 """
 
 import argparse
 import csv
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -21,7 +26,13 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from bench_losses import add_row, machine
+import torch
+from bench_losses import add_row, keep_memory, machine
+
+from monai_extra_losses import FusedDiceCELoss, PartialLabelLoss
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+import memory
 
 HALVES = {"anterior_only": 1, "posterior_only": 2}
 
@@ -64,14 +75,46 @@ def validated_by(folder: Path, names: set[str]) -> None:
     file.write_text(json.dumps(content, indent=1))
 
 
+def compare_steps(rounds: int = 15) -> None:
+    keep_memory("keep")
+    print(", ".join(f"{key} {value}" for key, value in machine("cpu").items()))
+    print("| shape | ms | of the loss itself | memory / logits | of the loss |\n|---|---|---|---|---|")
+    loss = FusedDiceCELoss(to_onehot_y=True, softmax=True)
+    partial = PartialLabelLoss(loss)
+    for shape in ((2, 4, 64, 64, 64), (2, 14, 64, 64, 64), (2, 105, 48, 48, 48)):
+        torch.manual_seed(0)
+        scores, known = torch.randn(shape, requires_grad=True), torch.zeros(shape[:2], dtype=torch.bool)
+        known[:, : shape[1] // 2] = True
+        labels = torch.randint(0, shape[1] // 2, (shape[0], 1, *shape[2:])).float()
+
+        def step(wrapped: bool, scores: Any = scores, labels: Any = labels, known: Any = known) -> float:
+            scores.grad, start = None, time.perf_counter()
+            (partial(scores, labels, annotated=known) if wrapped else loss(scores, labels)).backward()
+            return time.perf_counter() - start
+
+        times = [(step(True), step(False)) for _ in range(rounds + 1)][1:]
+        ratio, own = statistics.median(a / b for a, b in times), statistics.median(a for a, _ in times)
+        shares = []
+        for wrapped in (True, False):
+            scores.grad = None
+            shares.append(memory.peak_extra_bytes(lambda w=wrapped: step(w)) / (4 * scores.numel()))
+        print(f"| {'x'.join(map(str, shape))} | {1e3 * own:.1f} | {ratio:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the hippocampus data set")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--steps", action="store_true", help="time steps, and train nothing")
+    parser.add_argument("--data", type=Path, help="the hippocampus data set")
+    parser.add_argument("--out", type=Path, help="a new folder")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--loss", default="dice_ce")
     parser.add_argument("--csv", type=Path, help="also add the rows to this file")
     args = parser.parse_args()
+    if args.steps:
+        compare_steps()
+        return
+    if args.data is None or args.out is None:
+        parser.error("expected --data and --out, or --steps.")
     entries = sorted(json.loads((args.data / "dataset.json").read_text())["training"], key=lambda entry: entry["image"])
     apart, rest = entries[::5], [entry for number, entry in enumerate(entries) if number % 5]
     sources = [part(args.data, args.out / "whole", apart, None)]

@@ -7,7 +7,8 @@ Of the Decathlon's hippocampus, a fifth of the cases validates, fully annotated.
 has the anterior part annotated alone, the other the posterior; what is not annotated is background in their labels.
 `monai-extra-losses pool` makes one data set of all three. Then three trainings of the bundle with its defaults, on the
 same cases and folds: the pooled data, which wraps the loss; the same without `annotated` in dataset.json, as if they
-were whole; and the labels as they were. Mean and per-class Dice are those of `monai-extra-losses evaluate`.
+were whole; and the labels as they were. Mean and per-class Dice are those of `monai-extra-losses evaluate`, of the epoch
+that validated best; that of the last epoch is the validation's.
 
 `--steps` takes no data: time and memory of a step of PartialLabelLoss, half of the classes annotated in each sample,
 beside the loss that it wraps, alternating.
@@ -130,7 +131,9 @@ def main() -> None:
     names = {Path(entry["image"]).name for entry in apart}
     where = machine("cpu")
     print(", ".join(f"{key} {value}" for key, value in where.items()))
-    print("| training data | mean Dice | anterior | posterior | minutes |\n|---|---|---|---|---|")
+    print(
+        "| training data | mean Dice | anterior | posterior | of the last epoch | minutes |\n|---|---|---|---|---|---|"
+    )
     for kind in ("fully_annotated", "pooled", "as_if_whole"):
         validated_by(args.out / kind, names)
         run, start = args.out / "runs" / kind, time.perf_counter()
@@ -139,8 +142,11 @@ def main() -> None:
         command("evaluate", "--run", run, "--overlays", False)
         with (run / "eval" / "summary.csv").open(newline="") as stream:
             dice = {row["label"]: round(float(row["dice_mean"]), 4) for row in csv.DictReader(stream)}
+        with (run / "eval" / "training.csv").open(newline="") as stream:
+            dice["last"] = round(float([*csv.DictReader(stream)][-1]["val_mean_dice"]), 4)
         row = {"data": kind, "loss": args.loss, "epochs": args.epochs, **dice, "minutes": round(minutes, 1)}
-        print(f"| {kind} | {dice['mean']} | {dice['Anterior']} | {dice['Posterior']} | {minutes:.1f} |", flush=True)
+        shown = " | ".join(str(dice[name]) for name in ("mean", "Anterior", "Posterior", "last"))
+        print(f"| {kind} | {shown} | {minutes:.1f} |", flush=True)
         if args.csv:
             add_row(args.csv, row | where, [*row, *where])
 

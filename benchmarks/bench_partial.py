@@ -7,8 +7,8 @@ Of the Decathlon's hippocampus, a fifth of the cases validates, fully annotated.
 has the anterior part annotated alone, the other the posterior; what is not annotated is background in their labels.
 `monai-extra-losses pool` makes one data set of all three. Then three trainings of the bundle with its defaults, on the
 same cases and folds: the pooled data, which wraps the loss; the same without `annotated` in dataset.json, as if they
-were whole; and the labels as they were. Mean and per-class Dice are those of `monai-extra-losses evaluate`, of the epoch
-that validated best; that of the last epoch is the validation's.
+were whole; and the labels as they were. Mean and per-class Dice are those of `monai-extra-losses evaluate`, of the
+epoch that validated best; that of the last epoch is the validation's.
 
 `--steps` takes no data: time and memory of a step of PartialLabelLoss, half of the classes annotated in each sample,
 beside the loss that it wraps, alternating.

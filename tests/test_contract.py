@@ -338,6 +338,7 @@ NOT_MORE = {
     "TopKLoss": "beyond k per cent",
     "LovaszLoss": "the largest error",
     "CorrelationMaximizedStructuralSimilarityLoss": "a mean over the voxels that differ",
+    "CenterlineDiceLoss": "a thicker block may have a shorter skeleton",
 }
 
 
@@ -1293,6 +1294,7 @@ def other_value(name: str, parameter: inspect.Parameter) -> Any:
         "class_frequencies": [0.5, 0.25, 0.25],
         "other_act": torch.tanh,
         "erosions": 3,
+        "iterations": 3,
     }
     if name in known:
         return known[name]

@@ -56,12 +56,14 @@ from monai_extra_losses.losses.regression import (
     PoissonLoss,
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
+from monai_extra_losses.losses.vessels import CenterlineDiceLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
     "BalancedCrossEntropyLoss",
     "BoundaryDoULoss",
     "CategoricalHingeLoss",
+    "CenterlineDiceLoss",
     "ComboLoss",
     "CompoundLoss",
     "CorrelationMaximizedStructuralSimilarityLoss",

@@ -74,6 +74,7 @@ class SegmentationLoss(nn.Module):
     - `NoiseRobustDiceLoss` costs more for more voxels, but less for surer ones: sum p^gamma / sum p^2.
     - `CorrelationMaximizedStructuralSimilarityLoss` costs more for surer voxels, but not always for more of them: it is
       a mean over those that differ in structure.
+    - `CenterlineDiceLoss` counts the voxels of a skeleton, of which a thicker block may have fewer.
     - A cross-entropy of probabilities (no activation) reads what is missing from the true class instead.
 
     Shapes:

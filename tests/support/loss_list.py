@@ -374,6 +374,17 @@ LOSSES = [
         further=({"batch": True}, {"batch": True, "absent_class": "skip"}),
         syncs=False,
     ),
+    LossEntry(
+        "CenterlineDiceLoss",
+        "structure",
+        ref.centerline_dice,
+        (Baseline(textbook.centerline_dice),),
+        variants={"few": {"iterations": 2, "smooth": 1.0}, "skip": {"absent_class": "skip"}},
+        further=({"iterations": None}, {"include_background": False}),
+        reads_neighbours=True,
+        syncs=False,
+        options={"include_background": True},
+    ),
     *(
         LossEntry(
             name,
@@ -558,6 +569,7 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "compound": ("FusedDiceCELoss", "softmax"),
     "windows": ("CorrelationMaximizedStructuralSimilarityLoss", "softmax"),
     "ranks": ("LovaszLoss", "sigmoid"),
+    "skeletons": ("CenterlineDiceLoss", "softmax"),
     "distances": ("GeneralizedSurfaceLoss", "softmax"),
     "distances of the prediction": ("HausdorffLoss", "sigmoid"),
     "erosions": ("HausdorffERLoss", "none"),

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from loss_list import ENTRIES, SOFTMAX, each, labels_like, value_and_gradient
+from loss_list import ENTRIES, SOFTMAX, each, labels_like, one_hot, value_and_gradient
 from memory import peak_extra_bytes
+from scipy import ndimage
 from torch import Tensor
 
-from monai_extra_losses import CenterlineDiceLoss, FusedDiceLoss, PartialLabelLoss
+from monai_extra_losses import CenterlineDiceLoss, FusedDiceLoss, PartialLabelLoss, TopologicalInteractionLoss
 from monai_extra_losses.ops import skeletons
+from monai_extra_losses.ops.neighbourhoods import dilated
 
 
 def options_of(name: str) -> list[dict[str, Any]]:
@@ -183,3 +185,105 @@ def test_centerline_dice_of_partly_annotated_data() -> None:
     torch.testing.assert_close(
         loss(scores, labels, annotated=everything), CenterlineDiceLoss(**SOFTMAX)(scores, labels)
     )
+
+
+# --- topological interaction ---
+
+INTERACTIONS: list[dict[str, Any]] = [
+    {"exclusion": [[1, 2]]},
+    {"exclusion": [[0, 2]], "connectivity": 1},
+    {"inclusion": [[2, 1]]},
+    {"exclusion": [[1, 3]], "inclusion": [[2, 3], [1, 0]]},
+]
+
+
+@each("kind", ["labels", "labels and mask", "one-hot and ignored"])
+@each("shape", [(2, 4, 5, 6), (2, 4, 4, 3, 4), (1, 4, 9)])
+@each("options", [*INTERACTIONS, {"exclusion": [[1, 2]], "connectivity": 2}])
+def test_topological_interaction_is_its_formula(options: dict[str, Any], shape: tuple[int, ...], kind: str) -> None:
+    if (options.get("connectivity") or 1) > len(shape) - 2:
+        pytest.skip("more steps than axes")
+    torch.manual_seed(0)
+    scores = 2 * torch.randn(shape, dtype=torch.float64)
+    labels, mask = labels_like(scores), None
+    w = np.ones((shape[0], 1, *shape[2:]))
+    more = {}
+    if "mask" in kind:
+        mask = torch.rand(w.shape, dtype=torch.float64) * (torch.rand(w.shape) > 0.3)
+        w = mask.numpy()
+    if "ignored" in kind:
+        more, w = {"ignore_index": 3, "to_onehot_y": False}, (labels != 3).double().numpy()
+    g = ref.one_hot(labels.numpy(), 4)
+    loss = ENTRIES["TopologicalInteractionLoss"].make(**{"exclusion": None, **options, **more})
+    value, gradient = value_and_gradient(loss, scores, torch.from_numpy(g) if more else labels, mask)
+    x = scores.numpy()
+
+    def reference(x: ref.Array) -> float:
+        return ref.topological_interaction(x, g, "softmax", w, **options)
+
+    assert value.item() == pytest.approx(reference(x), rel=1e-10)
+    ref.assert_gradient(gradient.numpy(), reference, x, 1e-8)
+
+
+def test_neighbours_are_those_of_scipy() -> None:
+    for axes in (1, 2, 3):
+        mask = torch.rand(2, *(7, 6, 5)[:axes]) > 0.9
+        for connectivity in range(1, axes + 1):
+            structure = ndimage.generate_binary_structure(axes, connectivity)
+            expected = np.stack([ndimage.binary_dilation(sample, structure) for sample in mask.numpy()])
+            np.testing.assert_array_equal(dilated(mask, connectivity), expected)
+
+
+def test_interactions_by_hand() -> None:
+    """A ring of class 2 around class 1: nothing breaks the rule; a hole in it does, at its rim."""
+    predicted = torch.zeros(1, 1, 7, 7, dtype=torch.int64)
+    predicted[..., 1:6, 1:6], predicted[..., 2:5, 2:5] = 2, 1
+    loss = TopologicalInteractionLoss(inclusion=[[1, 2]], reduction="none", **SOFTMAX)
+    assert not loss(10 * one_hot(predicted, 3), predicted).any()
+    leaking = predicted.clone()
+    leaking[..., 3, 5] = 0
+    critical = loss(10 * one_hot(leaking, 3), predicted)[0, 0] > 0
+    assert critical.nonzero().tolist() == [[2, 4], [3, 4], [3, 5], [4, 4]]
+    ignored = predicted.masked_fill(leaking != predicted, 255)
+    assert not TopologicalInteractionLoss(inclusion=[[1, 2]], ignore_index=255, **SOFTMAX)(
+        10 * one_hot(leaking, 3), ignored
+    ), "an ignored voxel is not what is neither"
+
+
+def test_the_sum_of_the_authors_is_lambda_times_the_voxels() -> None:
+    scores = torch.randn(2, 3, 8, 8, 8, dtype=torch.float64)
+    labels = labels_like(scores)
+    mean, total = (
+        TopologicalInteractionLoss(exclusion=[[1, 2]], reduction=reduction, **SOFTMAX)(scores, labels)
+        for reduction in ("mean", "sum")
+    )
+    torch.testing.assert_close(1e-6 * total, (1e-6 * labels.numel()) * mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({}, r"expected pairs of classes, got none; give exclusion, inclusion or both"),
+        ({"exclusion": []}, r"expected pairs of classes, got none"),
+        (
+            {"exclusion": [1, 2]},
+            r"expected exclusion to be a list of pairs of classes, got \[1, 2\]; write \[\[1, 2\]\]",
+        ),
+        ({"inclusion": [[1, 2, 3]]}, r"expected inclusion to be a list of pairs of classes"),
+        ({"exclusion": [[1, 1]]}, r"expected exclusion to be pairs of two classes, .* got \[1, 1\]"),
+        ({"exclusion": [[-1, 1]]}, r"expected exclusion to be pairs of two classes, .* got \[-1, 1\]"),
+        ({"exclusion": [[1, 2]], "sigmoid": True}, r"expected sigmoid=False, got True: regions that overlap"),
+        ({"exclusion": [[1, 2]], "connectivity": 4}, r"expected connectivity in 1 to 3, or None, got 4"),
+    ],
+)
+def test_wrong_interactions_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        TopologicalInteractionLoss(**options)
+
+
+def test_interactions_that_the_input_has_not_are_refused() -> None:
+    scores, labels = torch.randn(1, 3, 4, 5), torch.zeros(1, 1, 4, 5)
+    with pytest.raises(ValueError, match=r"expected pairs of classes in 0\.\.2 \(input has 3 channels\), got \[1, 3\]"):
+        TopologicalInteractionLoss(exclusion=[[1, 3]], **SOFTMAX)(scores, labels)
+    with pytest.raises(ValueError, match=r"expected connectivity in 1 to 2 for an input of 2 spatial axes, got 3"):
+        TopologicalInteractionLoss(exclusion=[[1, 2]], connectivity=3, **SOFTMAX)(scores, labels)

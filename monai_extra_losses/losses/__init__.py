@@ -56,7 +56,7 @@ from monai_extra_losses.losses.regression import (
     PoissonLoss,
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
-from monai_extra_losses.losses.vessels import CenterlineDiceLoss
+from monai_extra_losses.losses.vessels import CenterlineDiceLoss, TopologicalInteractionLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
@@ -107,6 +107,7 @@ __all__ = [
     "SquaredHingeLoss",
     "SurfaceLoss",
     "TopKLoss",
+    "TopologicalInteractionLoss",
     "TwoClassDiceLoss",
     "UnifiedFocalLoss",
     "WeightedCrossEntropyLoss",

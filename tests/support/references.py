@@ -573,6 +573,29 @@ def centerline_dice(
     return float(np.mean(values)) if values else 0.0
 
 
+def topological_interaction(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    exclusion: list[list[int]] | None = None,
+    inclusion: list[list[int]] | None = None,
+    connectivity: int | None = None,
+) -> float:
+    axes = x.ndim - 2
+    structure = ndimage.generate_binary_structure(axes, connectivity or axes)
+    critical = np.zeros(w.shape, dtype=bool)
+    for n in range(len(x)):
+        counts, predicted = w[n, 0] > 0, x[n].argmax(axis=0)
+        of = [(predicted == c) & counts for c in range(x.shape[1])]
+        pairs = [(of[a], of[b]) for a, b in exclusion or []]
+        pairs += [(of[a], counts & ~of[a] & ~of[b]) for a, b in inclusion or []]
+        for a, b in pairs:
+            critical[n, 0] |= (ndimage.binary_dilation(b, structure) & a) | (ndimage.binary_dilation(a, structure) & b)
+    return float((critical * w * cross_entropy_map(x, g, activation)).sum() / w.sum())
+
+
 # --- boundary: distances by scipy, between voxel centres ---
 
 

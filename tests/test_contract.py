@@ -331,6 +331,7 @@ NOT_SURER = {
     "CategoricalHingeLoss": "likewise",
     "NoiseRobustDiceLoss": "sum p^gamma / sum p^2 falls",
     "TopologicalInteractionLoss": "what touches nothing that it must not",
+    "SkeletonRecallLoss": "a recall",
 }
 NOT_MORE = {
     "SurfaceLoss": "no boundary to measure from",
@@ -342,6 +343,7 @@ NOT_MORE = {
     "CorrelationMaximizedStructuralSimilarityLoss": "a mean over the voxels that differ",
     "CenterlineDiceLoss": "a thicker block may have a shorter skeleton",
     "TopologicalInteractionLoss": "what touches nothing that it must not",
+    "SkeletonRecallLoss": "a recall",
 }
 
 

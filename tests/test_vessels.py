@@ -1,5 +1,6 @@
 """Losses of thin structures: their formulas, what a cut costs, and their memory."""
 
+import sys
 from typing import Any
 
 import monai.losses
@@ -9,12 +10,23 @@ import references as ref
 import torch
 from loss_list import ENTRIES, SOFTMAX, each, labels_like, one_hot, value_and_gradient
 from memory import peak_extra_bytes
+from monai.transforms import RandAffine
 from scipy import ndimage
 from torch import Tensor
 
-from monai_extra_losses import CenterlineDiceLoss, FusedDiceLoss, PartialLabelLoss, TopologicalInteractionLoss
+from monai_extra_losses import (
+    CenterlineDiceLoss,
+    CompoundLoss,
+    FusedDiceLoss,
+    HeadLoss,
+    PartialLabelLoss,
+    SkeletonRecallLoss,
+    TopologicalInteractionLoss,
+)
+from monai_extra_losses.engines import LossWithMaps, PrepareBatchMaps
 from monai_extra_losses.ops import skeletons
 from monai_extra_losses.ops.neighbourhoods import dilated
+from monai_extra_losses.transforms import Skeleton, Skeletond
 
 
 def options_of(name: str) -> list[dict[str, Any]]:
@@ -287,3 +299,130 @@ def test_interactions_that_the_input_has_not_are_refused() -> None:
         TopologicalInteractionLoss(exclusion=[[1, 3]], **SOFTMAX)(scores, labels)
     with pytest.raises(ValueError, match=r"expected connectivity in 1 to 2 for an input of 2 spatial axes, got 3"):
         TopologicalInteractionLoss(exclusion=[[1, 2]], connectivity=3, **SOFTMAX)(scores, labels)
+
+
+# --- skeleton recall ---
+
+
+@each("kind", ["labels", "labels and mask", "one-hot and ignored", "regions"])
+@each("shape", [(2, 3, 12, 11), (1, 3, 7, 8, 6), (1, 2, 11)])
+@each("options", options_of("SkeletonRecallLoss"))
+def test_skeleton_recall_is_its_formula(options: dict[str, Any], shape: tuple[int, ...], kind: str) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(shape, dtype=torch.float64)
+    labels, mask, w = blocks_like(scores), None, np.ones((shape[0], 1, *shape[2:]))
+    g, more = ref.one_hot(labels.numpy(), shape[1]), {"to_onehot_y": "labels" in kind}
+    activation = "sigmoid" if kind == "regions" else "softmax"
+    if "mask" in kind:
+        mask = torch.rand(w.shape, dtype=torch.float64) * (torch.rand(w.shape) > 0.2)
+        w = mask.numpy()
+    if "ignored" in kind:
+        more, w = {"ignore_index": 1, "to_onehot_y": False}, (labels != 1).double().numpy()
+    if kind == "regions":
+        g[:, 0] = g[:, 1]  # they overlap
+    target = labels if "labels" in kind else torch.from_numpy(g)
+    entry = ENTRIES["SkeletonRecallLoss"]
+    value, gradient = value_and_gradient(entry.make(activation, **options, **more), scores, target, mask)
+    x = scores.numpy()
+    assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=1e-10)
+    ref.assert_gradient(gradient.numpy(), lambda moved: entry.reference(moved, g, activation, w, **options), x, 1e-8)
+
+
+def blocks_like(scores: Tensor) -> Tensor:
+    """(B, 1, *spatial) labels that have an inside: one class after the other along the first axis."""
+    length, classes = scores.shape[2], scores.shape[1]
+    slabs = (torch.arange(length) * classes // length).view(1, 1, -1, *[1] * (scores.ndim - 3))
+    return slabs.expand(len(scores), 1, *scores.shape[2:]).clone()
+
+
+@each("union", [False, True])
+def test_the_tubes_of_the_transform_are_those_of_the_call(union: bool) -> None:
+    scores = torch.randn(2, 3, 16, 15, dtype=torch.float64)
+    labels = blocks_like(scores)
+    loss = SkeletonRecallLoss(union=union, **SOFTMAX)
+    tubes = torch.stack([Skeleton(union=union)(label) for label in labels])
+    assert tubes.dtype == torch.uint8
+    assert 0 < tubes.sum() < (labels > 0).sum()
+    expected = value_and_gradient(loss, scores, labels)
+    leaf = scores.clone().requires_grad_()
+    value = loss(leaf, labels, skeleton=tubes)
+    torch.testing.assert_close((value.detach(), torch.autograd.grad(value, leaf)[0]), expected)
+    regions = one_hot(labels, 3)
+    own = SkeletonRecallLoss(union=union, sigmoid=True, include_background=True)
+    tubes = torch.stack([Skeleton(union=union)(region) for region in regions])
+    torch.testing.assert_close(own(scores, regions, skeleton=tubes), own(scores, regions))
+
+
+def test_tubes_that_are_moved_with_the_label_lie_in_those_of_the_moved_label() -> None:
+    """So they may be made before the augmentation, and cached: they are off by no more than a step."""
+    grid = torch.stack(torch.meshgrid([torch.arange(40.0)] * 3, indexing="ij"))
+    bent = (grid[0] - 20 - 6 * torch.sin(grid[2] / 7)) ** 2 + (grid[1] - 20) ** 2 < 10
+    label, make = bent[None].float(), Skeleton()
+    turn = RandAffine(prob=1.0, rotate_range=[(0.4, 0.4), (0.2, 0.2), (0.0, 0.0)], mode="nearest", padding_mode="zeros")
+    for move in (lambda x: x.flip(1), lambda x: x.transpose(1, 3), lambda x: turn(x).as_tensor()):
+        moved, again = move(make(label).float()) > 0, make(move(label)) > 0
+        assert 2 * (moved & again).sum() / (moved.sum() + again.sum()) > 0.75
+        for own, other in ((moved, again), (again, moved)):
+            assert (own & ~dilated(other, 3)).sum() < 0.05 * own.sum()
+
+
+def test_two_vessels_that_touch_lose_half_their_skeleton_in_the_union() -> None:
+    labels = torch.zeros(1, 14, 30, dtype=torch.int64)
+    labels[:, 3:7], labels[:, 7:11] = 1, 2
+    apart, joined = Skeleton()(labels), Skeleton(union=True)(labels)
+    assert apart.sum() > 1.3 * joined.sum()
+    ignored = Skeleton(ignore_index=2)(labels)
+    assert torch.equal(ignored, Skeleton()(labels * (labels == 1)))
+    assert Skeleton(include_background=True)(labels).sum() > apart.sum()
+
+
+def test_a_class_without_a_skeleton_leaves_the_mean() -> None:
+    scores, labels = torch.randn(1, 3, 8, 9), torch.zeros(1, 1, 8, 9, dtype=torch.int64)
+    labels[..., 4, :] = 1
+    expected = 1 - scores.softmax(1)[0, 1, 4].mean()
+    torch.testing.assert_close(SkeletonRecallLoss(**SOFTMAX)(scores, labels), expected)
+    assert SkeletonRecallLoss(**SOFTMAX)(scores, torch.zeros_like(labels)) == 0
+    known = torch.tensor([[True, False, True]])
+    assert PartialLabelLoss(SkeletonRecallLoss(**SOFTMAX))(scores, torch.zeros_like(labels), annotated=known) == 0
+
+
+def test_tubes_reach_the_loss_through_a_batch_and_a_compound() -> None:
+    scores = torch.randn(2, 3, 16, 15)
+    item = Skeletond(keys="label", skeleton_keys="skeleton")
+    items = [item({"label": label, "image": label}) for label in blocks_like(scores)]
+    batch = {key: torch.stack([one[key] for one in items]) for key in items[0]}
+    _, target = PrepareBatchMaps("skeleton")(batch)
+    recall, dice = SkeletonRecallLoss(**SOFTMAX), FusedDiceLoss(**SOFTMAX)
+    compound = CompoundLoss({"dice": dice, "recall": recall})
+    got = LossWithMaps(compound, maps=["skeleton"])(scores, target)
+    expected = dice(scores, target["label"]) + recall(scores, target["label"], skeleton=target["skeleton"])
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(TypeError, match="expected a loss that reads skeleton, got CompoundLoss"):
+        LossWithMaps(CompoundLoss([dice]), maps=["skeleton"])
+    with pytest.raises(ValueError, match="expected a part that reads `skeleton`, got FusedDiceLoss: leave it out"):
+        CompoundLoss([dice])(scores, target["label"], skeleton=target["skeleton"])
+    head, features = torch.nn.Conv2d(4, 3, 1), torch.randn(2, 4, 16, 15)
+    got = HeadLoss(head, recall)(features, target["label"], skeleton=target["skeleton"])
+    torch.testing.assert_close(got, recall(head(features), target["label"], skeleton=target["skeleton"]))
+    with pytest.raises(ValueError, match="expected a loss that reads `skeleton`, got FusedDiceLoss: leave it out"):
+        HeadLoss(head, dice)(features, target["label"], skeleton=target["skeleton"])
+    everything = torch.ones(2, 3, dtype=torch.bool)
+    partial = PartialLabelLoss(recall)(scores, target["label"], annotated=everything, skeleton=target["skeleton"])
+    torch.testing.assert_close(partial, recall(scores, target["label"], skeleton=target["skeleton"]))
+
+
+def test_wrong_tubes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = torch.randn(1, 3, 8, 9), torch.ones(1, 1, 8, 9)
+    loss = SkeletonRecallLoss(**SOFTMAX)
+    with pytest.raises(ValueError, match=r"expected skeleton \(1, 1, 8, 9\) like the target, got \(1, 3, 8, 9\); make"):
+        loss(scores, labels, skeleton=torch.ones(1, 3, 8, 9))
+    with pytest.raises(ValueError, match="expected a skeleton where the target cannot be read"):
+        torch.vmap(lambda x, y: loss(x[None], y[None]))(scores, labels)
+    assert torch.vmap(lambda x, y: loss(x[None], y[None], skeleton=y[None]))(scores, labels).shape == (1,)
+    with pytest.raises(ValueError, match=r"expected a label \(1 or C, \*spatial\) with 1 to 3 spatial axes, got shape"):
+        Skeleton()(labels[0, 0, 0])
+    with pytest.raises(ValueError, match="expected 1 skeleton_keys, one new key per label, got"):
+        Skeletond(keys="label", skeleton_keys="label")
+    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
+    with pytest.raises(ImportError, match=r"expected scikit-image, .* got none; install it: pip install scikit-image"):
+        loss(scores, labels)

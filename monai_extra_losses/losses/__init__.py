@@ -56,7 +56,7 @@ from monai_extra_losses.losses.regression import (
     PoissonLoss,
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
-from monai_extra_losses.losses.vessels import CenterlineDiceLoss, TopologicalInteractionLoss
+from monai_extra_losses.losses.vessels import CenterlineDiceLoss, SkeletonRecallLoss, TopologicalInteractionLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "ShapeAwareLoss",
     "ShapeMismatchError",
+    "SkeletonRecallLoss",
     "SquaredHingeLoss",
     "SurfaceLoss",
     "TopKLoss",

@@ -1,5 +1,6 @@
 """Losses of how structures hang together: that thin ones are connected, and which may touch which."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Unpack
 
@@ -10,9 +11,11 @@ from monai_extra_losses.losses.base import TARGET_SUMS, SegmentationLoss, Sums, 
 from monai_extra_losses.losses.distribution import CrossEntropyLoss
 from monai_extra_losses.losses.inputs import LossInputs
 from monai_extra_losses.losses.options import AbsentClass, Positive, SegmentationOptions, ValueRange, one_of
+from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.neighbourhoods import dilated
 from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
-from monai_extra_losses.ops.skeletons import centerline_sums, half_widths
+from monai_extra_losses.ops.skeletons import centerline_sums, half_widths, tubes_of_labels, tubes_of_regions
+from monai_extra_losses.ops.terms import CountSums, TargetSums
 
 
 class CenterlineDiceLoss(SegmentationLoss):
@@ -217,3 +220,108 @@ def _checked_pairs(name: str, pairs: Pairs) -> list[list[int]] | None:
                 f"expected {name} to be pairs of two classes, whole numbers >= 0, got {list(pair)}; correct the pair."
             )
     return [list(pair) for pair in pairs] or None
+
+
+class SkeletonRecallLoss(SegmentationLoss):
+    """Skeleton recall loss: the share of the target's skeleton, somewhat thickened, that the prediction finds.
+
+    1 - (sum p S + s) / (sum S + s), S = dil(dil(skeleton(y))) and y
+
+    y is the target's class, without the voxels that do not count, dil adds the neighbours with a common face. A recall
+    alone is perfect where everything is predicted, so give it partners, in the paper Dice + cross-entropy, 1 : 1 : 1. A
+    class that has no skeleton leaves the mean, whatever is predicted of it.
+
+    The authors' code takes the skeleton of all foreground classes as one (`union=True`), by which two vessels that
+    touch lose half of theirs, and smooths with 1 (`smooth=1.0`).
+
+    Args:
+        union: take the skeleton of the union of the classes kept, not of each.
+        smooth: s > 0; 1e-5.
+        **options: see `SegmentationLoss`. The background, which is no tube, is left out by default. `weight` multiplies
+            the loss of each class kept and is not normalised. "mean" is over samples and classes kept that have a
+            skeleton; "none" gives (B, C', 1, ..), with 0 for the others. A float mask counts a voxel that many times.
+
+    Shapes: see `SegmentationLoss`; forward(input, target, mask=None, skeleton=None).
+
+    Raises:
+        ImportError: a call without `skeleton` where scikit-image is missing.
+        ValueError: an option out of range, sync_batch=True; a call without `skeleton` under vmap; else see
+            `SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = SkeletonRecallLoss(include_background=True)
+        >>> target = torch.ones(1, 1, 1, 4)
+        >>> found, tube = torch.tensor([[[[1.0, 1.0, 1.0, 0.0]]]]), torch.tensor([[[[0, 1, 1, 1]]]])
+        >>> round(loss(found, target, skeleton=tube).item(), 4)  # 2 of 3
+        0.3333
+
+    Reference: Kirchhoff et al. 2024, arXiv:2404.03010.
+    """
+
+    defaults: ClassVar[dict[str, bool]] = {"include_background": False}
+    target_gradient = False
+    unsyncable = "it averages samples of its own"
+
+    def __init__(self, *, union: bool = False, smooth: Positive = 1e-5, **options: Unpack[SegmentationOptions]) -> None:
+        super().__init__(**options)
+        self.union, self.smooth = union, smooth
+
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, skeleton: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            input: (B, C, *spatial) scores or probabilities, of any float dtype.
+            target: (B, 1, *spatial) labels with `to_onehot_y`, else (B, C, *spatial), where a class is what is above
+                0.5.
+            mask: (B, 1, *spatial) bool, or float weights per voxel; a voxel of weight 0 belongs to no class.
+            skeleton: like the target, not 0 where a voxel is in the tube of its label, or of the class of its channel,
+                as `monai_extra_losses.transforms.Skeletond` makes them from the whole volume. None: they are made here,
+                on the CPU, with scikit-image.
+
+        Returns:
+            A scalar, or with reduction="none" what the class says; float32, or float64 for a float64 input.
+        """
+        return self.computed(self.prepare(input, target, mask, skeleton=skeleton))
+
+    def terms(self, inputs: LossInputs) -> Terms:
+        return {"target": TARGET_SUMS}  # counting finds wrong labels
+
+    def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
+        data = inputs.read("activated")
+        tubes, counts = self._tubes(inputs), data.voxels_that_count()
+        mask = data.mask
+        if data.labels:  # a voxel is in no tube but that of its own class
+            counts = tubes if counts is None else counts & tubes
+            in_tubes = dataclasses.replace(data, mask=counts if mask is None else mask * counts, ignore_index=None)
+            in_tubes = dataclasses.replace(in_tubes, target=data.target.masked_fill(~counts, 0))
+        else:
+            if counts is not None:
+                mask = counts if mask is None else mask * counts
+            in_tubes = dataclasses.replace(data, target=tubes.to(data.dtype), mask=mask, ignore_index=None)
+        (found, predicted), (all_of_it, _) = fused_sums(in_tubes, [CountSums(self.activation(inputs)), TargetSums()])
+        keep = all_of_it > 0
+        if inputs.annotated is not None:
+            keep = keep & inputs.annotated
+        values = 1 - (found + self.smooth) / (all_of_it + self.smooth)
+        values = torch.where(predicted.isnan(), predicted, values)
+        values, keep = self.without_background(values), self.without_background(keep)
+        return self.reduced_pairs(self.times_weight(values), keep, inputs.axes)
+
+    @torch.no_grad()
+    def _tubes(self, inputs: LossInputs) -> Tensor:
+        """Bool like the target, see `forward`."""
+        if inputs.skeleton is not None:
+            return inputs.skeleton != 0
+        first = 0 if self.include_background or inputs.channels == 1 else 1
+        if inputs.data.labels:
+            labels = inputs.geometry.labels().int()
+            labels = labels.masked_fill(labels == inputs.channels, -1)
+            of_labels: Tensor = tubes_of_labels(labels, first, union=self.union)
+            return of_labels.unsqueeze(1)
+        regions = inputs.geometry.target_regions()
+        tubes = torch.zeros_like(regions)
+        tubes[:, first:] = tubes_of_regions(regions[:, first:], union=self.union)
+        return tubes

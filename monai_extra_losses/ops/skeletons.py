@@ -1,4 +1,4 @@
-"""Soft skeletons by erosion and opening, and the sums over them that `CenterlineDiceLoss` reads.
+"""Soft skeletons by erosion and opening, the sums over them that `CenterlineDiceLoss` reads, and hard skeletons.
 
 erode(a) is the minimum of a voxel and its face neighbours, dilate(a) the maximum of 3 voxels per axis; what is beyond
 the border has no say. The skeleton of a map a_0 = a, a_k = erode(a_(k-1)) after K iterations is
@@ -9,16 +9,19 @@ the border has no say. The skeleton of a map a_0 = a, a_k = erode(a_(k-1)) after
 class of one sample at a time, and of its states (a_k, S_(k-1)) as many as there is room for.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from monai_extra_losses.ops.call_data import Voxels
-from monai_extra_losses.ops.numbers import has_numbers, sum_dtype
+from monai_extra_losses.ops.neighbourhoods import dilated
+from monai_extra_losses.ops.numbers import array_of, has_numbers, numbers_of, sum_dtype
 from monai_extra_losses.ops.terms import Activation, probabilities
 
 # Maps of one class that are alive at once, in units of the scores: see `_states_to_keep`.
@@ -330,3 +333,76 @@ def half_widths(regions: Tensor) -> list[int]:
             number = max(number, erosions)
         numbers.append(number)
     return numbers
+
+
+# --- hard skeletons ---
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def tubes_of_labels(labels: Tensor, first: int, *, union: bool) -> Tensor:
+    """(B, *spatial) bool: the voxels in the tube of their own class, of those from `first` on.
+
+    Args:
+        labels: (B, *spatial) whole numbers; those below `first` belong to none.
+        first: class.
+        union: take the skeleton of all classes as one, not of each.
+    """
+    tubes = torch.zeros_like(labels, dtype=torch.bool)
+    if not _can_be_read(labels):
+        return tubes
+    classes = [] if union else [c for c in np.unique(array_of(labels)).tolist() if c >= first]
+    for c in classes:
+        tubes |= tubes_of_mask(labels == c)
+    return tubes_of_mask(labels >= first) if union else tubes
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def tubes_of_regions(regions: Tensor, *, union: bool) -> Tensor:
+    """(B, C, *spatial) bool: the tube of each region (B, C, *spatial) bool."""
+    if not _can_be_read(regions):
+        return torch.zeros_like(regions)
+    if union:
+        return _thickened(_skeletons(regions.any(1))).unsqueeze(1) & regions
+    return tubes_of_mask(regions.flatten(0, 1)).view_as(regions)
+
+
+def tubes_of_mask(mask: Tensor) -> Tensor:
+    """(B, *spatial) bool: the skeleton and what is up to two steps off it, within the mask (B, *spatial)."""
+    return _thickened(_skeletons(mask)) & mask
+
+
+def _can_be_read(target: Tensor) -> bool:
+    """Whether a tensor has numbers.
+
+    Raises:
+        ValueError: one that stands for those of several calls, under vmap.
+    """
+    known = numbers_of(target)
+    if known is not None and known.shape != target.shape:
+        raise ValueError(
+            "expected a skeleton where the target cannot be read (vmap), got none; give the tubes of "
+            "transforms.Skeleton."
+        )
+    return known is not None
+
+
+def _thickened(skeletons: Tensor) -> Tensor:
+    return dilated(dilated(skeletons, 1), 1)
+
+
+def _skeletons(mask: Tensor) -> Tensor:
+    """(B, *spatial) bool: scikit-image's skeletons, on the CPU."""
+    try:
+        skeletonize = importlib.import_module("skimage.morphology").skeletonize
+    except ImportError:
+        raise ImportError(
+            "expected scikit-image, which makes the skeletons, got none; install it: pip install scikit-image, or this "
+            "package with its extra [vessels]."
+        ) from None
+    found = torch.zeros_like(mask)
+    for sample, of in zip(found, mask, strict=True):
+        region = array_of(of)
+        if region.any():
+            lines = region[None] if region.ndim == 1 else region
+            sample.copy_(torch.from_numpy(skeletonize(lines).astype(bool).reshape(region.shape)))
+    return found

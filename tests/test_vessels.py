@@ -301,6 +301,18 @@ def test_interactions_that_the_input_has_not_are_refused() -> None:
         TopologicalInteractionLoss(exclusion=[[1, 2]], connectivity=3, **SOFTMAX)(scores, labels)
 
 
+def test_an_interaction_with_a_class_that_is_not_annotated_is_no_rule() -> None:
+    """What is merged with the background can neither be touched nor enclose."""
+    scores = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    labels, known = labels_like(scores) % 2, torch.tensor([[True, True, False], [True, True, True]])
+    for rule in ({"exclusion": [[1, 2]]}, {"inclusion": [[1, 2]]}):
+        loss = TopologicalInteractionLoss(reduction="none", **rule, **SOFTMAX)
+        got = PartialLabelLoss(loss)(scores, labels, annotated=known)
+        assert not got[0].any()
+        torch.testing.assert_close(got[1], loss(scores, labels)[1])
+        assert got[1].any()
+
+
 # --- skeleton recall ---
 
 

@@ -205,6 +205,9 @@ class TopologicalInteractionLoss(CrossEntropyLoss):
                         f"[{a}, {b}]; correct the pair, or give the network more channels."
                     )
                 own, other = predicted == a, predicted == b
+                if inputs.annotated is not None:  # a rule about a class that nobody looked for is none
+                    known = inputs.annotated[:, a] & inputs.annotated[:, b]
+                    own = own & known.view(-1, *[1] * inputs.axes)
                 # The number of channels is that of a voxel that does not count.
                 yield own, other if pairs is self.exclusion else ~own & ~other & (predicted < channels)
 

@@ -54,7 +54,7 @@ def test_grad_jacrev_and_jvp_give_the_gradient(case: LossCase) -> None:
     torch.testing.assert_close(forwards, (value, (gradient * direction).sum()), **CLOSE)
 
 
-@every_case(variants=False)
+@every_case(variants=False, only=lambda entry: entry.name != "SkeletonRecallLoss")  # it reads the target on the host
 def test_vmap_gives_each_sample_its_loss(case: LossCase) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5, dtype=torch.float64)

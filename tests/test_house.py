@@ -26,7 +26,7 @@ FLOORS = [
     {"__main__"},
 ]
 # The losses need these alone; `[bundle]` brings the rest.
-OF_THE_LOSSES = {"torch", "numpy", "monai", "edt", "triton"}
+OF_THE_LOSSES = {"torch", "numpy", "monai", "edt", "triton"}  # and scikit-image where skeletons are asked for
 STANDARD = {"__future__", *__import__("sys").stdlib_module_names}
 # Former places of names, which hand on what is in `bundle` now.
 FORMER = {"handlers.py", "inference.py", "workflow.py", "data/volume_cache.py", "data/inputs.py"}

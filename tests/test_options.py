@@ -110,7 +110,7 @@ def test_a_subclass_of_somebody_else_has_the_options_of_its_base() -> None:
 
 @pytest.mark.parametrize("entry", LOSSES, ids=lambda entry: entry.name)
 def test_every_option_is_an_attribute_of_the_loss_or_of_a_part(entry: Any) -> None:
-    loss = entry.loss()
+    loss = entry.loss(**entry.required)
     for name in inspect.signature(entry.loss).parameters:
         kept = {"weight": "class_weight", "gamma_dice": "gamma", "gamma_cross_entropy": "gamma"}.get(name, name)
         assert any(hasattr(module, kept) for module in loss.modules()), name

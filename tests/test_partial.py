@@ -66,8 +66,8 @@ def softmax_losses() -> Callable[..., Any]:
 
 @softmax_losses()
 def test_each_sample_is_the_loss_of_its_own_classes(case: LossCase) -> None:
-    if case.activation != "softmax":
-        pytest.skip("classes that exclude each other")
+    if case.activation != "softmax" or case.entry.name == "TopologicalInteractionLoss":
+        pytest.skip("classes that exclude each other; the numbers of its pairs stay, see test_vessels.py")
     scores, labels = partly_annotated(KNOWN, 5, 6, 7)
     loss = case()
     for sample in range(2):

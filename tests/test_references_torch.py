@@ -38,7 +38,12 @@ def test_the_baseline_of_a_row_is_the_same_loss(row: str, name: str) -> None:
 def test_every_loss_has_a_row() -> None:
     names = {entry.name for entry in LOSSES if not entry.measures}  # those have benchmarks/bench_boundary.py
     assert {type(ours).__name__ for ours, _ in ROWS.values()} == names
-    assert STRUCTURE == ("CorrelationMaximizedStructuralSimilarityLoss", "LovaszLoss")
+    assert STRUCTURE == (
+        "CorrelationMaximizedStructuralSimilarityLoss",
+        "LovaszLoss",
+        "CenterlineDiceLoss",
+        "SkeletonRecallLoss",
+    )
     assert set(HEADLINES) <= ROWS.keys()
 
 

@@ -139,6 +139,11 @@ def test_every_loss_of_the_table_trains_regions_or_is_refused(region_folder: Pat
     parser = ConfigParser.load_config_files([str(CONFIGS / f"{file}.yaml") for file in ("train", "losses")])
     parser = ConfigParser(parser)
     parser.update({"loss": f"@losses::{name}", "dataset_dir": str(region_folder)})
+    if name == "topological_interaction":
+        with pytest.raises(RuntimeError) as refused:
+            parser.get_parsed_content("loss")
+        assert "expected sigmoid=False, got True: regions that overlap" in repr(refused.value.__cause__)
+        return
     loss = parser.get_parsed_content("loss")
     if name in ONLY_CLASSES:
         with pytest.raises(

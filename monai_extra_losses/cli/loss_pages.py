@@ -189,7 +189,7 @@ def _found(name: str) -> tuple[str | None, str]:
         if short in (cls.lower(), key):
             return key, cls
     known = {known.lower(): known for known in (*keys, *names)}
-    longer = [low for low in known if short and short in low]  # MONAI's DiceLoss is our FusedDiceLoss
+    longer = sorted((low for low in known if short and short in low), key=len)  # MONAI's DiceLoss is our FusedDiceLoss
     near = dict.fromkeys([*longer[:2], *difflib.get_close_matches(short, known, n=3, cutoff=0.5)])
     meant = f" (did you mean {' or '.join(known[low] for low in list(near)[:3])}?)" if near else ""
     raise StartUpRefused(f"There is no loss {name!r}{meant}; `monai-extra-losses list` prints them all.")

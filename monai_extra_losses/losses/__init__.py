@@ -56,12 +56,14 @@ from monai_extra_losses.losses.regression import (
     PoissonLoss,
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
+from monai_extra_losses.losses.vessels import CenterlineDiceLoss, SkeletonRecallLoss, TopologicalInteractionLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
     "BalancedCrossEntropyLoss",
     "BoundaryDoULoss",
     "CategoricalHingeLoss",
+    "CenterlineDiceLoss",
     "ComboLoss",
     "CompoundLoss",
     "CorrelationMaximizedStructuralSimilarityLoss",
@@ -102,9 +104,11 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "ShapeAwareLoss",
     "ShapeMismatchError",
+    "SkeletonRecallLoss",
     "SquaredHingeLoss",
     "SurfaceLoss",
     "TopKLoss",
+    "TopologicalInteractionLoss",
     "TwoClassDiceLoss",
     "UnifiedFocalLoss",
     "WeightedCrossEntropyLoss",

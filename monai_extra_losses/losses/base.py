@@ -74,6 +74,9 @@ class SegmentationLoss(nn.Module):
     - `NoiseRobustDiceLoss` costs more for more voxels, but less for surer ones: sum p^gamma / sum p^2.
     - `CorrelationMaximizedStructuralSimilarityLoss` costs more for surer voxels, but not always for more of them: it is
       a mean over those that differ in structure.
+    - `CenterlineDiceLoss` counts the voxels of a skeleton, of which a thicker block may have fewer.
+    - `TopologicalInteractionLoss` costs nothing for what touches nothing that it must not.
+    - `SkeletonRecallLoss` is a recall: a class without a skeleton leaves the mean.
     - A cross-entropy of probabilities (no activation) reads what is missing from the true class instead.
 
     Shapes:
@@ -182,10 +185,15 @@ class SegmentationLoss(nn.Module):
         """The loss, from the answers to `terms`."""
 
     def prepare(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        distance: Tensor | None = None,
+        skeleton: Tensor | None = None,
     ) -> LossInputs:
         """Check one call's data and wrap it."""
-        data = plain_data(input, target, mask, distance)
+        data = plain_data(input, target, mask, distance, skeleton)
         self.check(data, stacklevel=6)
         return self.wrap(data)
 
@@ -203,13 +211,14 @@ class SegmentationLoss(nn.Module):
 
     def wrap(self, data: PlainData) -> LossInputs:
         """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
-        scores, target, mask, distance, affine, annotated = data
+        scores, target, mask, distance, affine, annotated, skeleton = data
         labels = self.to_onehot_y and scores.shape[1] > 1
         if labels and target.device.type != "cpu":  # there the kernels check as they count
             self._check_labels(target, scores.shape[1], self.ignore_index)
         unknown = ~annotated.classes if annotated is not None and annotated.merges else None
         call = CallData(scores, target, mask, labels, self.ignore_index, unknown)
-        return LossInputs(call, self.other_act, affine, distance, None if annotated is None else annotated.classes)
+        known = None if annotated is None else annotated.classes
+        return LossInputs(call, self.other_act, affine, distance, known, skeleton)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""

@@ -38,7 +38,7 @@ class Annotated(NamedTuple):
 class PlainData(NamedTuple):
     """The data of a call as plain tensors; `affine` is that of a target that was a MetaTensor.
 
-    `annotated` is what `PartialLabelLoss` knows; None: every class is.
+    `annotated` is what `PartialLabelLoss` knows; None: every class is. `skeleton`: the tubes of `SkeletonRecallLoss`.
     """
 
     scores: Tensor
@@ -47,9 +47,12 @@ class PlainData(NamedTuple):
     distance: Tensor | None
     affine: Tensor | None
     annotated: Annotated | None = None
+    skeleton: Tensor | None = None
 
 
-def plain_data(input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None) -> PlainData:
+def plain_data(
+    input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None = None
+) -> PlainData:
     """The data of a call, without what a subclass of tensors makes of it."""
     affine, annotated = getattr(target, "affine", None), getattr(target, "annotated_classes", None)
     scores = input if type(input) is Tensor else plain("input", input)
@@ -58,7 +61,8 @@ def plain_data(input: Tensor, target: Tensor, mask: Tensor | None, distance: Ten
         target = target.to(torch.int64)
     mask = None if mask is None else plain("mask", mask)
     distance = None if distance is None else plain("distance", distance)
-    return PlainData(scores, target, mask, distance, affine, annotated)
+    skeleton = None if skeleton is None else plain("skeleton", skeleton)
+    return PlainData(scores, target, mask, distance, affine, annotated, skeleton)
 
 
 def refuse_gradient(name: str, tensor: Tensor) -> None:
@@ -94,6 +98,17 @@ def check_shapes(data: PlainData, *, labels: bool, spatial: range, target_gradie
         _check_mask(mask, scores)
     if distance is not None:
         _check_distance(distance, scores)
+    if data.skeleton is not None:
+        _check_skeleton(data.skeleton, target)
+
+
+def _check_skeleton(skeleton: Tensor, target: Tensor) -> None:
+    if skeleton.shape != target.shape:
+        raise ShapeMismatchError(
+            f"expected skeleton {tuple(target.shape)} like the target, got {tuple(skeleton.shape)}; make it of the "
+            "same label (transforms.Skeletond)."
+        )
+    _check_place("skeleton", skeleton, target)
 
 
 def _check_mask(mask: Tensor, scores: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monai_extra_losses.losses.checks import ShapeMismatchError, plain
 from monai_extra_losses.losses.geometry import in_deep_supervision
-from monai_extra_losses.losses.weighted_sum import reads_distance
+from monai_extra_losses.losses.weighted_sum import reads_distance, reads_skeleton
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.numbers import has_numbers
 
@@ -78,8 +78,18 @@ class HeadLoss(nn.Module):
         """Whether the loss takes a map of distances."""
         return reads_distance(self.loss)
 
+    @property
+    def reads_skeleton(self) -> bool:
+        """Whether the loss takes the tubes of skeletons."""
+        return reads_skeleton(self.loss)
+
     def forward(
-        self, features: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+        self,
+        features: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        distance: Tensor | None = None,
+        skeleton: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -88,11 +98,14 @@ class HeadLoss(nn.Module):
             target: as of the loss.
             mask: as of the loss.
             distance: as of the loss, where it reads one.
+            skeleton: as of the loss, where it reads one.
         """
-        optional = {"mask": mask, "distance": distance}
+        optional = {"mask": mask, "distance": distance, "skeleton": skeleton}
         given = {name: value for name, value in optional.items() if value is not None}
         if distance is not None and not self.reads_distance:
             raise ValueError(f"expected a loss that reads `distance`, got {type(self.loss).__name__}: leave it out.")
+        if skeleton is not None and not self.reads_skeleton:
+            raise ValueError(f"expected a loss that reads `skeleton`, got {type(self.loss).__name__}: leave it out.")
         value: Tensor = self.loss(self._scores(plain("features", features), target), target, **given)
         return value
 

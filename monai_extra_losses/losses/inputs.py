@@ -27,6 +27,7 @@ class LossInputs:
         affine: (4, 4), or one per sample (B, 4, 4), of a target that knows where its voxels are.
         distance: (B, C, *spatial) signed distances of the target's classes, where the caller has them.
         annotated: (B, C) bool, the classes that are annotated in each sample; None: all. The others have sums of 0.
+        skeleton: like the target, the tubes of its classes, where the caller has them.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class LossInputs:
         affine: Tensor | None = None,
         distance: Tensor | None = None,
         annotated: Tensor | None = None,
+        skeleton: Tensor | None = None,
     ) -> None:
-        self.data, self.other_act, self.annotated = data, other_act, annotated
+        self.data, self.other_act, self.annotated, self.skeleton = data, other_act, annotated, skeleton
         self.scores, self.labels = data.scores, data.labels
         self.channels, self.axes = data.scores.shape[1], data.scores.ndim - 2
         self._affine, self._distance = affine, distance

@@ -235,8 +235,8 @@ def check_options(cls: Any, args: Sequence[Any], options: dict[str, Any]) -> Non
         annotation = signature.parameters[name].annotation
         if annotation is bool:
             _check_flag(name, value)
-        elif annotation is int:
-            _check_whole(name, value)
+        elif annotation is int or (int in get_args(annotation) and name in cls.ranges):
+            _check_whole(name, value, optional=type(None) in get_args(annotation))
         elif annotation is float or float in get_args(annotation):
             _check_numbers(name, value, optional=type(None) in get_args(annotation))
         if (limit := cls.ranges.get(name)) is not None and not limit.holds(value):
@@ -248,7 +248,9 @@ def _check_flag(name: str, value: object) -> None:
         raise TypeError(f"expected {name} to be True or False, got {value!r}.")
 
 
-def _check_whole(name: str, value: object) -> None:
+def _check_whole(name: str, value: object, *, optional: bool) -> None:
+    if value is None and optional:
+        return
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be a whole number, got {value!r}.")
 

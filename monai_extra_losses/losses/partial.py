@@ -13,7 +13,7 @@ from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.losses.checks import Annotated, plain
 from monai_extra_losses.losses.options import one_of, refuse_negative
 from monai_extra_losses.losses.regression import RegressionLoss
-from monai_extra_losses.losses.weighted_sum import CompoundLoss, reads_distance
+from monai_extra_losses.losses.weighted_sum import CompoundLoss, reads_distance, reads_skeleton
 from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.merging import ANNOTATED
@@ -88,6 +88,11 @@ class PartialLabelLoss(nn.Module):
         """Whether the loss takes a map of distances."""
         return reads_distance(self.loss)
 
+    @property
+    def reads_skeleton(self) -> bool:
+        """Whether the loss takes the tubes of skeletons."""
+        return reads_skeleton(self.loss)
+
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
         shown = [f"mode={self.mode!r}"] * (self.mode != "marginal")
@@ -100,6 +105,7 @@ class PartialLabelLoss(nn.Module):
         mask: Tensor | None = None,
         annotated: Tensor | Sequence[Any] | None = None,
         distance: Tensor | None = None,
+        skeleton: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -110,8 +116,9 @@ class PartialLabelLoss(nn.Module):
             annotated: (B, C), which classes of each sample are annotated; None: as the target's meta data say, and
                 where they say nothing, all.
             distance: as of the loss, where it reads one.
+            skeleton: as of the loss, where it reads one.
         """
-        optional = {"mask": mask, "distance": distance}
+        optional = {"mask": mask, "distance": distance, "skeleton": skeleton}
         given = {name: value for name, value in optional.items() if value is not None}
         known = self._annotated(input, target, annotated)
         if known is None:

@@ -100,22 +100,39 @@ class CompoundLoss(nn.Module):
         """Whether any part takes a map of distances."""
         return any(map(reads_distance, self.losses.values()))
 
+    @property
+    def reads_skeleton(self) -> bool:
+        """Whether any part takes the tubes of skeletons."""
+        return any(map(reads_skeleton, self.losses.values()))
+
+    def _refuse_unread(self, distance: Tensor | None, skeleton: Tensor | None) -> None:
+        for name, unread in (
+            ("distance", distance is not None and not self.reads_distance),
+            ("skeleton", skeleton is not None and not self.reads_skeleton),
+        ):
+            if unread:
+                raise ValueError(f"expected a part that reads `{name}`, got {', '.join(self.losses)}: leave it out.")
+
     def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, distance: Tensor | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        distance: Tensor | None = None,
+        skeleton: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum; arguments as of the parts, `distance` for the parts that read one.
+        """The weighted sum; arguments as of the parts, `distance` and `skeleton` for the parts that read one.
 
         Raises:
-            ValueError: a `distance` that no part reads; else see the parts.
+            ValueError: a `distance` or a `skeleton` that no part reads; else see the parts.
         """
-        if distance is not None and not self.reads_distance:
-            raise ValueError(f"expected a part that reads `distance`, got {', '.join(self.losses)}: leave it out.")
+        self._refuse_unread(distance, skeleton)
         weights = self._checked_weights()
         own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
         shared: dict[object, LossInputs] = {}
         sums: dict[str, Tensor] = {}
         if own:
-            data = plain_data(input, target, mask, distance)
+            data = plain_data(input, target, mask, distance, skeleton)
             for part in own.values():
                 part.check(data, stacklevel=5)
             for part in own.values():
@@ -129,13 +146,19 @@ class CompoundLoss(nn.Module):
             if isinstance(loss, SegmentationLoss):
                 values[name] = loss.value(shared[_reading(loss)], answers_to(name, sums))
             else:
-                given = {"mask": mask, "distance": distance if reads_distance(loss) else None}
-                values[name] = loss(input, target, **{key: value for key, value in given.items() if value is not None})
+                values[name] = loss(input, target, **_given(loss, mask, distance, skeleton))
         self.components = {name: value.detach() for name, value in values.items()}
         total = torch.zeros((), device=input.device)
         for weight, value in zip(weights, values.values(), strict=True):
             total = total + (weight.reshape(()) if isinstance(weight, Tensor) else weight) * value
         return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _given(loss: nn.Module, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None) -> dict[str, Tensor]:
+    """What there is of the optional arguments that a loss reads."""
+    given = {"mask": mask, "distance": distance if reads_distance(loss) else None}
+    given["skeleton"] = skeleton if reads_skeleton(loss) else None
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _weights(given: Any) -> list[Any] | nn.Parameter | nn.ParameterList:
@@ -172,8 +195,17 @@ def _reading(loss: SegmentationLoss) -> object:
 
 def reads_distance(loss: nn.Module) -> bool:
     """Whether a loss takes a map of distances."""
-    known: bool | None = getattr(loss, "reads_distance", None)  # of one with parts
-    return "distance" in inspect.signature(loss.forward).parameters if known is None else known
+    return _reads(loss, "distance")
+
+
+def reads_skeleton(loss: nn.Module) -> bool:
+    """Whether a loss takes the tubes of skeletons."""
+    return _reads(loss, "skeleton")
+
+
+def _reads(loss: nn.Module, name: str) -> bool:
+    known: bool | None = getattr(loss, f"reads_{name}", None)  # of one with parts
+    return name in inspect.signature(loss.forward).parameters if known is None else known
 
 
 def _named(losses: Sequence[nn.Module]) -> dict[str, nn.Module]:

@@ -1,5 +1,6 @@
 """Means over the neighbourhood of each voxel, as plain differentiable torch."""
 
+import itertools
 import math
 
 import torch
@@ -19,6 +20,21 @@ def cross_mean(x: Tensor) -> Tensor:
                 line = line.narrow(other, 1, x.shape[other])
         total = total + line.narrow(axis, 0, x.shape[axis]) + line.narrow(axis, 2, x.shape[axis])
     return total / (2 * axes + 1)
+
+
+def dilated(mask: Tensor, connectivity: int) -> Tensor:
+    """The voxels of (B, *spatial) bool, and their neighbours: those up to one step off in `connectivity` axes."""
+    within = [mask] * (connectivity + 1)  # of at most so many steps, each along another axis
+    for axis in range(1, mask.ndim):
+        within = [mask] + [more | _beside(fewer, axis) for fewer, more in itertools.pairwise(within)]
+    return within[-1]
+
+
+def _beside(mask: Tensor, axis: int) -> Tensor:
+    """The voxels one step off along an axis."""
+    n = mask.shape[axis] - 1
+    edge = torch.zeros_like(mask.narrow(axis, 0, 1))
+    return torch.cat([mask.narrow(axis, 1, n), edge], axis) | torch.cat([edge, mask.narrow(axis, 0, n)], axis)
 
 
 def window_moments(x: Tensor) -> tuple[Tensor, Tensor]:

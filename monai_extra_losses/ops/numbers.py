@@ -2,7 +2,9 @@
 
 import functools
 import sys
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +38,14 @@ def numbers_of(tensor: Tensor) -> Tensor | None:
     while _functorch is not None and _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return None if tensor.is_meta or is_fake(tensor) else tensor.detach()
+
+
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor with numbers and without gradient as an array; a transform wraps whatever an operation gives."""
+    on_host = tensor.cpu()
+    while _functorch is not None and _functorch.is_functorch_wrapped_tensor(on_host):
+        on_host = _functorch.get_unwrapped(on_host)
+    return np.array(on_host.tolist()) if under_transform() else on_host.numpy()  # there a tensor hides its storage
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

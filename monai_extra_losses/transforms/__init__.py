@@ -11,6 +11,10 @@ from monai_extra_losses.transforms.regions import LabelsToRegions as LabelsToReg
 from monai_extra_losses.transforms.regions import LabelsToRegionsD as LabelsToRegionsD
 from monai_extra_losses.transforms.regions import LabelsToRegionsd as LabelsToRegionsd
 from monai_extra_losses.transforms.regions import LabelsToRegionsDict as LabelsToRegionsDict
+from monai_extra_losses.transforms.skeleton import Skeleton as Skeleton
+from monai_extra_losses.transforms.skeleton import SkeletonD as SkeletonD
+from monai_extra_losses.transforms.skeleton import Skeletond as Skeletond
+from monai_extra_losses.transforms.skeleton import SkeletonDict as SkeletonDict
 
 __all__ = [
     "AnnotatedClassesD",
@@ -24,4 +28,8 @@ __all__ = [
     "SignedDistanceD",
     "SignedDistanceDict",
     "SignedDistanced",
+    "Skeleton",
+    "SkeletonD",
+    "SkeletonDict",
+    "Skeletond",
 ]

@@ -73,7 +73,9 @@ class LossEntry:
         of_reduced: whether its formula is applied to the reduced loss.
         extended: whether an error counts only where it fills the neighbourhood of a voxel.
         hard_reference: whether the reference is for targets of 0 and 1 alone.
+        whole_maps: whether it reads whole maps beside the pass.
         options: further options that it is made with.
+        required: options without which it cannot be made.
     """
 
     name: str
@@ -99,12 +101,14 @@ class LossEntry:
     of_reduced: bool = False
     extended: bool = False
     hard_reference: bool = False
+    whole_maps: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    required: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lean(self) -> bool:
         """Whether it is a sum over slabs, with the memory rule, one graph, and one derivative."""
-        return self.family != "structure" and not self.measures
+        return self.family != "structure" and not self.measures and not self.whole_maps
 
     @property
     def unlike_reductions(self) -> tuple[str, ...]:
@@ -124,7 +128,7 @@ class LossEntry:
 
     def make(self, activation: str | None = None, **options: Any) -> nn.Module:
         active = self.activation_options(activation or self.activations[0])
-        return self.loss(**{"to_onehot_y": True, **active, **self.options, **options})
+        return self.loss(**{"to_onehot_y": True, **active, **self.required, **self.options, **options})
 
     def per_channel(self, activation: str) -> bool:
         """Whether the map of a distribution loss has a loss for each channel."""
@@ -374,6 +378,39 @@ LOSSES = [
         further=({"batch": True}, {"batch": True, "absent_class": "skip"}),
         syncs=False,
     ),
+    LossEntry(
+        "CenterlineDiceLoss",
+        "structure",
+        ref.centerline_dice,
+        (Baseline(textbook.centerline_dice),),
+        variants={"few": {"iterations": 2, "smooth": 1.0}, "skip": {"absent_class": "skip"}},
+        further=({"iterations": None}, {"include_background": False}),
+        reads_neighbours=True,
+        syncs=False,
+        options={"include_background": True},
+    ),
+    LossEntry(
+        "SkeletonRecallLoss",
+        "structure",
+        ref.skeleton_recall,
+        variants={"union": {"union": True}},
+        further=({"smooth": 1.0}, {"include_background": False}),
+        reads_neighbours=True,
+        syncs=False,
+        options={"include_background": True},
+    ),
+    LossEntry(
+        "TopologicalInteractionLoss",
+        "distribution",
+        ref.topological_interaction,
+        activations=("softmax",),
+        variants={"inclusion": {"exclusion": None, "inclusion": [[1, 0]]}, "faces": {"connectivity": 1}},
+        mean_over="voxels",
+        reads_neighbours=True,
+        background_apart=True,  # the classes of a pair are
+        whole_maps=True,
+        required={"exclusion": [[0, 1]]},
+    ),
     *(
         LossEntry(
             name,
@@ -558,6 +595,9 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "compound": ("FusedDiceCELoss", "softmax"),
     "windows": ("CorrelationMaximizedStructuralSimilarityLoss", "softmax"),
     "ranks": ("LovaszLoss", "sigmoid"),
+    "skeletons": ("CenterlineDiceLoss", "softmax"),
+    "tubes": ("SkeletonRecallLoss", "softmax"),
+    "critical voxels": ("TopologicalInteractionLoss", "softmax"),
     "distances": ("GeneralizedSurfaceLoss", "softmax"),
     "distances of the prediction": ("HausdorffLoss", "sigmoid"),
     "erosions": ("HausdorffERLoss", "none"),

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.morphology import skeletonize
 
 Array = NDArray[np.float64]
 
@@ -516,6 +517,112 @@ def lovasz(
         if losses:
             samples.append(np.mean(losses))
     return float(np.mean(samples))
+
+
+# --- vessels ---
+
+
+def soft_skeleton(a: Array, iterations: int) -> Array:
+    """(*spatial) soft skeleton (Shit et al., algorithm 1); what is beyond the border has no say."""
+
+    def erode(a: Array) -> Array:
+        lines = [[3 if i == axis else 1 for i in range(a.ndim)] for axis in range(a.ndim)]
+        return np.min([ndimage.minimum_filter(a, size, mode="nearest") for size in lines], axis=0)
+
+    def opened(a: Array) -> Array:
+        return ndimage.maximum_filter(erode(a), 3, mode="nearest")
+
+    skeleton = np.maximum(a - opened(a), 0)
+    for _ in range(iterations):
+        a = erode(a)
+        delta = np.maximum(a - opened(a), 0)
+        skeleton = skeleton + np.maximum(delta - skeleton * delta, 0)
+    return skeleton
+
+
+def half_width(masks: Array) -> int:
+    """The largest distance in steps between face neighbours from inside one of the masks (N, *spatial) to outside."""
+    steps = [max(m.shape) if m.all() else int(ndimage.distance_transform_cdt(m, "taxicab").max()) for m in masks]
+    return max([1, *steps])
+
+
+def centerline_dice(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    iterations: int | None = 10,
+    smooth: float = 1e-5,
+    absent_class: str = "smooth",
+    include_background: bool = True,
+) -> float:
+    p = activated(x, activation)
+    values = []
+    for n in range(len(p)):
+        keep = w[n, 0] > 0
+        kept = range(0 if include_background else 1, p.shape[1])
+        number = half_width(np.stack([(g[n, c] > 0.5) & keep for c in kept])) if iterations is None else iterations
+        for c in kept:
+            own, true = np.where(keep, p[n, c], 0), np.where(keep, g[n, c], 0)
+            if absent_class == "skip" and true.sum() == 0:
+                continue
+            of_p, of_g = soft_skeleton(own, number), soft_skeleton(true, number)
+            precision = ((w[n, 0] * of_p * true).sum() + smooth) / ((w[n, 0] * of_p).sum() + smooth)
+            sensitivity = ((w[n, 0] * of_g * own).sum() + smooth) / ((w[n, 0] * of_g).sum() + smooth)
+            values.append(1 - 2 * precision * sensitivity / (precision + sensitivity))
+    return float(np.mean(values)) if values else 0.0
+
+
+def tube(mask: Array) -> Array:
+    """The skeleton of scikit-image, dilated twice by the cross."""
+    lines = mask[None] if mask.ndim == 1 else mask
+    found = skeletonize(lines).astype(bool).reshape(mask.shape) if mask.any() else mask
+    return ndimage.binary_dilation(found, ndimage.generate_binary_structure(mask.ndim, 1), iterations=2)
+
+
+def skeleton_recall(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    union: bool = False,
+    smooth: float = 1e-5,
+    include_background: bool = True,
+) -> float:
+    p, values = activated(x, activation), []
+    first = 0 if include_background else 1
+    for n in range(len(p)):
+        of = (g[n] > 0.5) & (w[n] > 0)
+        for c in range(first, p.shape[1]):
+            s = tube(of[first:].any(axis=0) if union else of[c]) & of[c]
+            if s.any():
+                values.append(1 - ((w[n, 0] * s * p[n, c]).sum() + smooth) / ((w[n, 0] * s).sum() + smooth))
+    return float(np.mean(values)) if values else 0.0
+
+
+def topological_interaction(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    exclusion: list[list[int]] | None = None,
+    inclusion: list[list[int]] | None = None,
+    connectivity: int | None = None,
+) -> float:
+    axes = x.ndim - 2
+    structure = ndimage.generate_binary_structure(axes, connectivity or axes)
+    critical = np.zeros(w.shape, dtype=bool)
+    for n in range(len(x)):
+        counts, predicted = w[n, 0] > 0, x[n].argmax(axis=0)
+        of = [(predicted == c) & counts for c in range(x.shape[1])]
+        pairs = [(of[a], of[b]) for a, b in exclusion or []]
+        pairs += [(of[a], counts & ~of[a] & ~of[b]) for a, b in inclusion or []]
+        for a, b in pairs:
+            critical[n, 0] |= (ndimage.binary_dilation(b, structure) & a) | (ndimage.binary_dilation(a, structure) & b)
+    return float((critical * w * cross_entropy_map(x, g, activation)).sum() / w.sum())
 
 
 # --- boundary: distances by scipy, between voxel centres ---

@@ -1,0 +1,126 @@
+"""Skeletons of labels, made once on the whole volume and cached with it."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data import get_track_meta
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from torch import Tensor
+
+from monai_extra_losses.ops.skeletons import tubes_of_labels, tubes_of_regions
+
+
+class Skeleton(Transform):
+    """Tubes around the skeleton of every class: what `SkeletonRecallLoss` takes as `skeleton`, from the whole volume.
+
+    A voxel is in the tube of its class where it is up to two steps, from face to face, off the skeleton. Put the
+    transform behind what changes the label (resampling, padding) and before the random crop: it is deterministic, so
+    that MONAI's caching data sets keep it. Transforms that move the label must move the tubes alike, with mode
+    "nearest". The tubes of a label that was flipped or rotated are then off by a step at most; a zoom makes them
+    thinner or thicker, so behind a strong one make them anew.
+
+    Args:
+        union: take the skeleton of all classes as one, as the authors' code does, not of each.
+        ignore_index: label that belongs to no class; of a target with several channels a number that all hold.
+        include_background: of a label map, make tubes of class 0, too.
+
+    Shapes:
+        label: (1, *spatial) map of whole numbers, or (C, *spatial) regions, > 0.5 inside, which may overlap. 1 to 3
+            spatial axes.
+        result: like the label, uint8, 1 in the tubes; a MetaTensor with the label's affine and history where the label
+            is one.
+
+    Raises:
+        ImportError: without scikit-image.
+        ValueError: a label of another shape.
+
+    Example:
+        >>> import torch
+        >>> line = torch.tensor([[[0, 0, 0], [1, 1, 1], [0, 0, 0]]])
+        >>> Skeleton()(line).tolist()
+        [[[0, 0, 0], [1, 1, 1], [0, 0, 0]]]
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  MONAI's own attribute
+
+    def __init__(self, union: bool = False, ignore_index: int | None = None, include_background: bool = False) -> None:
+        self.union = union
+        self.ignore_index = ignore_index
+        self.include_background = include_background
+
+    def __call__(self, img: NdarrayOrTensor) -> Tensor:
+        """The tubes of one label."""
+        label = convert_to_tensor(img, track_meta=get_track_meta())
+        if not 2 <= label.ndim <= 4:
+            raise ValueError(
+                f"expected a label (1 or C, *spatial) with 1 to 3 spatial axes, got shape {tuple(label.shape)}; give "
+                "it a channel axis."
+            )
+        values = label.as_subclass(Tensor)
+        ignored = (
+            torch.zeros_like(values[:1], dtype=torch.bool)
+            if self.ignore_index is None
+            else values[:1].to(torch.int64) == self.ignore_index
+        )
+        if label.shape[0] == 1:
+            labels = values.to(torch.int64).masked_fill(ignored, -1)
+            tubes = tubes_of_labels(labels, 0 if self.include_background else 1, union=self.union)
+        else:
+            tubes = tubes_of_regions(((values > 0.5) & ~ignored).unsqueeze(0), union=self.union)[0]
+        converted: Tensor = convert_to_dst_type(tubes, dst=label, dtype=torch.uint8)[0]
+        return converted
+
+
+class Skeletond(MapTransform):
+    """Dictionary version of `Skeleton`: writes the tubes of `keys` to `skeleton_keys`.
+
+    Args:
+        keys: of the labels.
+        skeleton_keys: of the tubes, one per label.
+        union, ignore_index, include_background: see `Skeleton`.
+        allow_missing_keys: leave out a label that is not there.
+
+    Raises:
+        ValueError: another number of skeleton_keys than of keys, or the same key twice.
+
+    Example:
+        >>> import torch
+        >>> item = Skeletond(keys="label", skeleton_keys="skeleton")({"label": torch.ones(1, 1, 3)})
+        >>> item["skeleton"].tolist()
+        [[[1, 1, 1]]]
+    """
+
+    backend = Skeleton.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        skeleton_keys: KeysCollection,
+        union: bool = False,
+        ignore_index: int | None = None,
+        include_background: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.skeleton_keys = ensure_tuple(skeleton_keys)
+        every_key = (*self.keys, *self.skeleton_keys)
+        if len(self.skeleton_keys) != len(self.keys) or len(set(every_key)) != len(every_key):
+            raise ValueError(
+                f"expected {len(self.keys)} skeleton_keys, one new key per label, got {self.skeleton_keys} for "
+                f"{self.keys}; name each once."
+            )
+        self.transform = Skeleton(union, ignore_index, include_background)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """The item with its tubes."""
+        item: dict[Hashable, Any] = dict(data)
+        for key, skeleton_key in self.key_iterator(item, self.skeleton_keys):
+            item[skeleton_key] = self.transform(item[key])
+        return item
+
+
+SkeletonD = SkeletonDict = Skeletond

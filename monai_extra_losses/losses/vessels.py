@@ -325,6 +325,8 @@ class SkeletonRecallLoss(SegmentationLoss):
             of_labels: Tensor = tubes_of_labels(labels, first, union=self.union)
             return of_labels.unsqueeze(1)
         regions = inputs.geometry.target_regions()
+        if inputs.annotated is not None:  # a union is of what is annotated
+            regions = regions & inputs.annotated.view(*inputs.annotated.shape, *[1] * inputs.axes)
         tubes = torch.zeros_like(regions)
         tubes[:, first:] = tubes_of_regions(regions[:, first:], union=self.union)
         return tubes

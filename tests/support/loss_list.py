@@ -382,11 +382,12 @@ LOSSES = [
         "CenterlineDiceLoss",
         "structure",
         ref.centerline_dice,
-        (Baseline(textbook.centerline_dice),),
-        variants={"few": {"iterations": 2, "smooth": 1.0}, "skip": {"absent_class": "skip"}},
-        further=({"iterations": None}, {"include_background": False}),
+        (Baseline(textbook.centerline_dice, options={"iterations": 10}),),
+        variants={"skip": {"absent_class": "skip"}},
+        further=({"iterations": None}, {"iterations": 10, "smooth": 1.0}, {"include_background": False}),
         reads_neighbours=True,
         syncs=False,
+        required={"iterations": 2},  # 10 by default, which few voxels do not need
         options={"include_background": True},
     ),
     LossEntry(

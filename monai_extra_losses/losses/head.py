@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from monai_extra_losses.losses.checks import ShapeMismatchError, plain
 from monai_extra_losses.losses.geometry import in_deep_supervision
-from monai_extra_losses.losses.weighted_sum import reads_distance, reads_skeleton
+from monai_extra_losses.losses.weighted_sum import AroundLoss
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.numbers import has_numbers
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-class HeadLoss(nn.Module):
+class HeadLoss(AroundLoss):
     """A loss of features: the network's last 1x1x1 convolution and the loss of its scores, in one pass.
 
     L(W f + b, target)
@@ -67,21 +67,6 @@ class HeadLoss(nn.Module):
             raise TypeError(_refusal("head", f"a {type(head).__name__}"))
         self.head = checked_head(head, "head")
         self.loss = loss
-
-    @property
-    def components(self) -> dict[str, Tensor]:
-        """Those of a `CompoundLoss`; empty for another loss."""
-        return getattr(self.loss, "components", {})
-
-    @property
-    def reads_distance(self) -> bool:
-        """Whether the loss takes a map of distances."""
-        return reads_distance(self.loss)
-
-    @property
-    def reads_skeleton(self) -> bool:
-        """Whether the loss takes the tubes of skeletons."""
-        return reads_skeleton(self.loss)
 
     def forward(
         self,

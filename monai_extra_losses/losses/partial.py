@@ -13,7 +13,7 @@ from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.losses.checks import Annotated, plain
 from monai_extra_losses.losses.options import one_of, refuse_negative
 from monai_extra_losses.losses.regression import RegressionLoss
-from monai_extra_losses.losses.weighted_sum import CompoundLoss, reads_distance, reads_skeleton
+from monai_extra_losses.losses.weighted_sum import AroundLoss, CompoundLoss
 from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.fused_sums import fused_sums
 from monai_extra_losses.ops.merging import ANNOTATED
@@ -24,7 +24,7 @@ Mode = Literal["marginal", "sigmoid"]
 _SMOOTH = 1e-5
 
 
-class PartialLabelLoss(nn.Module):
+class PartialLabelLoss(AroundLoss):
     """A loss of data in which each case has some of its classes annotated: pooled data sets, say.
 
     L(q, g), q_c = p_c of annotated classes, q_0 = p_0 + sum_{c not in A} p_c
@@ -77,21 +77,6 @@ class PartialLabelLoss(nn.Module):
         self.loss = loss
         self.exclusion = float(exclusion)
         self._checked_on_gpu = self._told = False
-
-    @property
-    def components(self) -> dict[str, Tensor]:
-        """Those of a `CompoundLoss`; empty for another loss."""
-        return getattr(self.loss, "components", {})
-
-    @property
-    def reads_distance(self) -> bool:
-        """Whether the loss takes a map of distances."""
-        return reads_distance(self.loss)
-
-    @property
-    def reads_skeleton(self) -> bool:
-        """Whether the loss takes the tubes of skeletons."""
-        return reads_skeleton(self.loss)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""

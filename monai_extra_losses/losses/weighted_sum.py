@@ -154,6 +154,27 @@ class CompoundLoss(nn.Module):
         return total.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
 
 
+class AroundLoss(nn.Module):
+    """What hands the arguments of a loss, `loss`, on to it."""
+
+    loss: nn.Module
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """Those of a `CompoundLoss`; empty for another loss."""
+        return getattr(self.loss, "components", {})
+
+    @property
+    def reads_distance(self) -> bool:
+        """Whether the loss takes a map of distances."""
+        return reads_distance(self.loss)
+
+    @property
+    def reads_skeleton(self) -> bool:
+        """Whether the loss takes the tubes of skeletons."""
+        return reads_skeleton(self.loss)
+
+
 def _given(loss: nn.Module, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None) -> dict[str, Tensor]:
     """What there is of the optional arguments that a loss reads."""
     given = {"mask": mask, "distance": distance if reads_distance(loss) else None}

@@ -11,6 +11,7 @@ import torch
 from loss_list import LossCase, every_case, labels_like, one_hot
 from term_checks import definitions, formulas_of
 from torch import Tensor
+from torch import library as operators_of_torch
 
 from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.ops import library
@@ -130,13 +131,13 @@ def test_torch_accepts_the_operators(name: str) -> None:
     scores = data.scores
     options = (data.target, data.mask, data.labels, data.ignore_index, text_of(terms))
     close = {"atol": 1e-5, "rtol": 1e-5} if scores.dtype.itemsize >= 4 else {"atol": 1e-2, "rtol": 1e-2}
-    torch.library.opcheck(operators.fused_sums.default, (scores.clone().requires_grad_(), *options), **close)
+    operators_of_torch.opcheck(operators.fused_sums.default, (scores.clone().requires_grad_(), *options), **close)
     sums = operators.fused_sums(scores, *options)
     # Where a term does not want its classes apart, only their total has a meaning.
     apart = [not isinstance(term, TrueClassSums) or term.by_class for term in terms]
     columns = [s if a else s[..., :1] for s, a in zip(sums, apart, strict=True)]
     grads = [torch.rand_like(c).expand_as(s).contiguous() for s, c in zip(sums, columns, strict=True)]
-    torch.library.opcheck(operators.fused_sums_backward.default, ([None, *grads[1:]], scores, *options), **close)
+    operators_of_torch.opcheck(operators.fused_sums_backward.default, ([None, *grads[1:]], scores, *options), **close)
     gradient = operators.fused_sums_backward(grads, scores, *options)
     assert gradient.stride() == scores.stride()
 

@@ -129,9 +129,10 @@ class CaseReport:
             if ignored is not None:
                 predicted, true = ({n: mask & ~ignored for n, mask in masks.items()} for masks in (predicted, true))
             vector = annotated_in(target, len(self.labels))
-            known = {
-                n: name for n, name in self.labels.items() if vector is None or vector[0, list(self.labels).index(n)]
-            }
+            known = self.labels
+            if vector is not None:
+                known = {n: name for (n, name), is_known in zip(known.items(), vector[0], strict=True) if is_known}
+            rows = []
             for number, name in known.items():
                 measured = case_metrics(
                     predicted[number],
@@ -139,11 +140,12 @@ class CaseReport:
                     spacing=spacing,
                     surface_tolerance_mm=self.surface_tolerance_mm,
                 )
-                self.rows.append({"case": item["case"], "label": name, **measured})
+                rows.append({"case": item["case"], "label": name, **measured})
+            self.rows += rows
             if self.overlays:
                 from monai_extra_losses.report.overlays import draw_overlay
 
-                mean = np.nanmean([row["dice"] for row in self.rows[-len(known) :]])
+                mean = np.nanmean([row["dice"] for row in rows] or [math.nan])
                 others = [name for number, name in self.labels.items() if number not in known]
                 draw_overlay(
                     picture[0].numpy(),

@@ -73,5 +73,5 @@ def _item(case: LabelledCase, record: RunRecord) -> dict[str, Any]:
     item = {"case": case.name, "image": [str(file) for file in case.image], "label": str(case.label)}
     if not record.partly_annotated:
         return item
-    annotated = [number for value, number in record.values_in_memory.items() if case.annotates(value)]
-    return {**item, "annotated": [number for number in annotated if number in record.classes]}
+    classes = zip(record.label_values, record.classes, strict=True)
+    return {**item, "annotated": [number for value, number in classes if case.annotates(value)]}

@@ -49,8 +49,7 @@ class MadeDataset:
 
     Args:
         folder: of the data set.
-        cases: records of the labelled cases.
-        unlabelled: records of the cases to segment.
+        records: of all cases.
         written: cases written by this call; an earlier one wrote the others.
         labels: id -> name.
         notes: what a person should know of how it was made, a sentence each.
@@ -58,12 +57,21 @@ class MadeDataset:
     """
 
     folder: Path
-    cases: tuple[CaseRecord, ...]
-    unlabelled: tuple[CaseRecord, ...]
+    records: tuple[CaseRecord, ...]
     written: int
     labels: dict[int, str]
     notes: tuple[str, ...] = ()
     ignore_label: int | None = None
+
+    @property
+    def cases(self) -> tuple[CaseRecord, ...]:
+        """Records of the labelled cases."""
+        return tuple(case for case in self.records if case.labelled)
+
+    @property
+    def unlabelled(self) -> tuple[CaseRecord, ...]:
+        """Records of the cases to segment."""
+        return tuple(case for case in self.records if not case.labelled)
 
     @property
     def voxels(self) -> dict[int, int]:
@@ -88,7 +96,7 @@ class MadeDataset:
     @property
     def headline(self) -> str:
         """Where it is, and how many cases it has."""
-        there = len(self.cases) + len(self.unlabelled) - self.written
+        there = len(self.records) - self.written
         return (
             f"{self.folder}: {len(self.cases)} labelled cases"
             + (f" and {len(self.unlabelled)} to segment" if self.unlabelled else "")

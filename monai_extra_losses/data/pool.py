@@ -70,7 +70,7 @@ class PooledDataset(MadeDataset):
 
     def summary(self) -> str:
         """What a person wants to know of it, in a few lines."""
-        sources = {str(case.source["name"]): case.source for case in (*self.cases, *self.unlabelled)}
+        sources = {str(case.source["name"]): case.source for case in self.records}
         widths = {name: max(len(name), 6) for name in sources}
         columns = "".join(f"  {name:>{width}}" for name, width in widths.items())
         lines = [self.headline, "", f"{'label':>5}  {'annotated':>9}{columns}  {'voxels':>12}  name"]
@@ -214,9 +214,7 @@ def _pool(options: PoolOptions, out: Path, overwrite: bool, workers: int, progre
     )
     notes = [note for source in sources for note in source.notes]
     notes = [*plan.notes, *_notes_on_cases(cases, groups), *notes, *_copied(out, records, options)]
-    with_label = tuple(case for case in records if case.labelled)
-    to_segment = tuple(case for case in records if not case.labelled)
-    return PooledDataset(out, with_label, to_segment, written, plan.labels, tuple(notes), plan.ignore_label)
+    return PooledDataset(out, records, written, plan.labels, tuple(notes), plan.ignore_label)
 
 
 def _checked(

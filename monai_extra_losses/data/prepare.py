@@ -217,13 +217,11 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
         workers=workers,
         progress=progress,
     )
-    labelled = tuple(case for case in records if case.labelled)
-    to_segment = tuple(case for case in records if not case.labelled)
     folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
     passed_over = [f"passed over: {text}" for text in other_files(folders)]
     remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
-    notes = (*plan.notes, *_left_out(labelled), *remarks, *passed_over)
-    return PreparedDataset(out, labelled, to_segment, written, plan.labels, notes, options.ignore_label, plan.annotated)
+    notes = (*plan.notes, *_left_out([case for case in records if case.labelled]), *remarks, *passed_over)
+    return PreparedDataset(out, records, written, plan.labels, notes, options.ignore_label, plan.annotated)
 
 
 def _refuse_annotation(options: PrepareOptions) -> None:

@@ -4,6 +4,7 @@ Longer than most, because every command has its options and its help here.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -587,6 +588,28 @@ def list_losses() -> None:
     class_width = max(map(len, classes.values())) + 2
     for name, entry in table.items():
         click.echo(f"{name:{width}}{classes[name]:{class_width}}{entry['_desc_']}")
+
+
+@commands.command("nnunet-trainers")
+@click.option("--list", "listed", is_flag=True, help="Print the names of the trainers instead.")
+def nnunet_trainers(listed: bool) -> None:
+    """Print the line that shows nnU-Net the trainers with these losses.
+
+    \b
+    eval "$(monai-extra-losses nnunet-trainers)"
+    nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_focal_tversky
+    """
+    from monai_extra_losses.integrations.nnunet import TRAINER_VARIABLE, trainer_folder, trainer_names
+
+    if listed:
+        click.echo("\n".join(trainer_names()))
+        return
+    if importlib.util.find_spec("nnunetv2") is None:
+        click.echo("# nnU-Net is not installed here: pip install 'monai-extra-losses[nnunet]'")
+    click.echo("# nnUNetv2_train DATA CONFIGURATION FOLD -tr nnUNetTrainer_LOSS, LOSS of `monai-extra-losses list`")
+    folders = [folder for folder in os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep) if folder]
+    folders += [str(trainer_folder())] * (str(trainer_folder()) not in folders)
+    click.echo(f"export {TRAINER_VARIABLE}={shlex.quote(os.pathsep.join(folders))}")
 
 
 @commands.command()

@@ -19,7 +19,8 @@ class CompoundLoss(nn.Module):
 
     sum_k lambda_k L_k
 
-    Losses of this package that read the target alike share one pass over the data.
+    Losses of this package that read the target alike share one pass over the data. Any other torch.nn.Module that is
+    called with input and target may stand beside them.
 
     Args:
         losses: the parts: a list, or a dict of name and loss.
@@ -105,7 +106,14 @@ class CompoundLoss(nn.Module):
         """Whether any part takes the tubes of skeletons."""
         return any(map(reads_skeleton, self.losses.values()))
 
-    def _refuse_unread(self, distance: Tensor | None, skeleton: Tensor | None) -> None:
+    def _refuse_unread(self, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None) -> None:
+        """Refuse a mask that some part cannot take, and maps that no part does."""
+        whole = [name for name, loss in self.losses.items() if mask is not None and not _takes_mask(loss)]
+        if whole:
+            raise ValueError(
+                f"expected parts that take a `mask`, got {', '.join(whole)}, which would count masked voxels: leave the "
+                "mask out, or wrap that loss in a torch.nn.Module whose forward takes it."
+            )
         for name, unread in (
             ("distance", distance is not None and not self.reads_distance),
             ("skeleton", skeleton is not None and not self.reads_skeleton),
@@ -124,9 +132,10 @@ class CompoundLoss(nn.Module):
         """The weighted sum; arguments as of the parts, `distance` and `skeleton` for the parts that read one.
 
         Raises:
-            ValueError: a `distance` or a `skeleton` that no part reads; else see the parts.
+            ValueError: a `mask` that a part cannot take, a `distance` or a `skeleton` that no part reads; else see the
+                parts.
         """
-        self._refuse_unread(distance, skeleton)
+        self._refuse_unread(mask, distance, skeleton)
         weights = self._checked_weights()
         own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
         shared: dict[object, LossInputs] = {}
@@ -212,6 +221,13 @@ def _number(weight: Any) -> float:
 def _reading(loss: SegmentationLoss) -> object:
     """Losses of which this is equal read the target alike: one `LossInputs` serves them."""
     return loss.to_onehot_y, loss.ignore_index, loss.other_act
+
+
+def _takes_mask(loss: nn.Module) -> bool:
+    if isinstance(loss, SegmentationLoss):
+        return True
+    known = inspect.signature(loss.forward).parameters
+    return "mask" in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
 
 
 def reads_distance(loss: nn.Module) -> bool:

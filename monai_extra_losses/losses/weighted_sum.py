@@ -111,8 +111,8 @@ class CompoundLoss(nn.Module):
         whole = [name for name, loss in self.losses.items() if mask is not None and not _takes_mask(loss)]
         if whole:
             raise ValueError(
-                f"expected parts that take a `mask`, got {', '.join(whole)}, which would count masked voxels: leave the "
-                "mask out, or wrap that loss in a torch.nn.Module whose forward takes it."
+                f"expected parts that take a `mask`, got {', '.join(whole)}, which would count masked voxels: leave "
+                "the mask out, or wrap that loss in a torch.nn.Module whose forward takes it."
             )
         for name, unread in (
             ("distance", distance is not None and not self.reads_distance),

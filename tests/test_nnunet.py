@@ -439,6 +439,27 @@ def test_the_trainer_that_is_told_its_loss_goes_on_with_it_and_refuses_another(p
 
 
 @with_nnunet
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("annotated", "sentence"),
+    [({"case_9": [1]}, "got case_9"), ({"case_1": [3]}, "case_1: expected annotated classes")],
+)
+def test_a_wrong_annotation_is_refused_before_the_first_step(
+    annotated: dict[str, list[int]], sentence: str, prepared: Path
+) -> None:
+    file = prepared / "preprocessed" / "Dataset901_Boxes" / "dataset.json"
+    declared = file.read_text()
+    file.write_text(json.dumps({**json.loads(declared), "annotated": annotated}))
+    arguments = ("901", "2d", "2", "-tr", "nnUNetTrainer_dice__TwoEpochs", "-device", "cpu")
+    try:
+        printed = nnunet(prepared, "train", *arguments, refused=True)
+    finally:
+        file.write_text(declared)
+    assert sentence in printed
+    assert "Epoch 0" not in printed
+
+
+@with_nnunet
 def test_names_are_found_by_nnunets_own_search(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name

@@ -70,6 +70,7 @@ class WithExtraLoss:
         """nnU-Net's start, and the loss written down: nothing of another loss is overwritten or mixed with it."""
         if not self.was_initialized:
             self.initialize()
+        self._refuse_wrong_annotation()
         record = {"trainer": type(self).__name__, "loss": self._loss_config()}
         recorded = _recorded(self.output_folder_base)
         trained = any(Path(self.output_folder_base).glob("fold_*/checkpoint_*.pth"))
@@ -136,14 +137,30 @@ class WithExtraLoss:
 
     def _annotated_in(self: Any, batch: Mapping[str, Any]) -> Tensor | None:
         """(B, C) bool; None where every class of every case is annotated."""
-        table = _annotated(self.dataset_json)
-        lists = [table.get(str(key)) for key in batch["keys"]] if table else []
+        lists = [_classes_in(_annotated(self.dataset_json), str(key)) for key in batch["keys"]]
         if all(known is None for known in lists):
             return None
-        regions = _region_labels(self.label_manager.foreground_regions) if self.label_manager.has_regions else None
-        heads = self.label_manager.num_segmentation_heads
-        rows = [annotated_vector(known, heads, regions) for known in lists]
-        return torch.stack(rows).to(self.device, torch.bool)
+        return torch.stack([self._vector(known) for known in lists]).to(self.device, torch.bool)
+
+    def _vector(self: Any, annotated: Sequence[int] | None) -> Tensor:
+        labels = self.label_manager
+        regions = _region_labels(labels.foreground_regions) if labels.has_regions else None
+        return annotated_vector(annotated, labels.num_segmentation_heads, regions)
+
+    def _refuse_wrong_annotation(self: Any) -> None:
+        """A misspelt case would annotate everything, and a wrong class stop the training hours later."""
+        table = _annotated(self.dataset_json)
+        by_case = table if isinstance(table, Mapping) else {"every case": table}
+        cases = {*self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), "every case"}
+        if unknown := sorted(set(by_case) - cases):
+            raise ValueError(
+                f'expected cases of the data set in "annotated" of dataset.json, got {", ".join(unknown[:5])}.'
+            )
+        for case, known in by_case.items():
+            try:
+                self._vector(known)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f'"annotated" of dataset.json, {case}: {error}') from error
 
 
 @functools.cache
@@ -180,12 +197,18 @@ def _base_named(base: str, of: str) -> type:
     raise ValueError(f"expected the end of {of} to be a trainer of nnU-Net's, {PREFIX}250epochs say, got {base!r}.")
 
 
-def _annotated(dataset_json: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
-    """Name of a case -> the classes annotated in it; cases that are not there annotate all."""
-    table = dataset_json.get("annotated", {})
-    if not isinstance(table, Mapping):
+def _annotated(dataset_json: Mapping[str, Any]) -> Mapping[str, Sequence[int]] | Sequence[int]:
+    """Name of a case -> the classes annotated in it, where cases that are not there annotate all; or those of all."""
+    table: Mapping[str, Sequence[int]] | Sequence[int] = dataset_json.get("annotated", {})
+    if not isinstance(table, Mapping | list):
         raise ValueError(f'expected "annotated" of dataset.json as {{"case": [1, 3]}}, got {table!r}.')
     return table
+
+
+def _classes_in(annotated: Mapping[str, Sequence[int]] | Sequence[int], case: str) -> Sequence[int] | None:
+    if isinstance(annotated, Mapping):
+        return annotated.get(case)
+    return annotated or None
 
 
 def _recorded(folder: str | None) -> dict[str, Any] | None:

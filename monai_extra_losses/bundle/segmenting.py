@@ -250,13 +250,15 @@ class SegmentationOfScoresd(MapTransform):
     Where no value does, or several do, the regions paint over each other as nnU-Net's do: those with most label values
     first, equals in their listed order, each with the label value that fewest regions hold (the smallest of equals).
     For the regions of BraTS, whole {1, 2, 3}, core {2, 3} and enhancing {3}, these are 1, 2 and 3, so that an enhancing
-    voxel outside the core is still enhancing. The background, 0, is where no region is.
+    voxel outside the core is still enhancing. With `order` they paint in their listed order, each with its value there
+    where that is one of its own. The background, 0, is where no region is.
 
     Args:
         keys: of the scores.
         labels: label value of each class; with regions, all label values.
         written: the value to write for each of `labels`.
         regions: name -> label values, in the order of the channels; None for classes.
+        order: label value that each region paints, `regions_class_order` of nnU-Net; None: as above.
         probabilities: key that they get; None leaves them out.
     """
 
@@ -267,9 +269,11 @@ class SegmentationOfScoresd(MapTransform):
         labels: Sequence[int],
         written: Sequence[int],
         regions: Mapping[str, Sequence[int]] | None = None,
+        order: Sequence[int] | None = None,
         probabilities: str | None = None,
     ) -> None:
         super().__init__(keys)
+        self.order = order
         self.labels = list(labels)
         self.written = list(written)
         self.regions = None if regions is None else [frozenset(values) for values in regions.values()]
@@ -294,14 +298,21 @@ class SegmentationOfScoresd(MapTransform):
         """Index into `labels` per voxel."""
         assert self.regions is not None  # for the type checker
         inside = scores >= 0  # sigmoid(0) = 0.5
-        holding = {label: sum(label in region for region in self.regions) for label in self.labels}
         classes = torch.full(scores.shape[1:], self.labels.index(0), device=scores.device)
-        for region, mask in sorted(zip(self.regions, inside, strict=True), key=lambda pair: -len(pair[0])):
-            label = min(region, key=lambda label: (holding[label], label))
-            classes[mask] = self.labels.index(label)
+        for number, label in self._painting(self.regions):
+            classes[inside[number]] = self.labels.index(label)
         patterns = [tuple(label in region for region in self.regions) for label in self.labels]
         for number, pattern in enumerate(patterns):
             if patterns.count(pattern) == 1:
                 there = torch.tensor(pattern, device=scores.device)
                 classes[(inside == there.view(-1, 1, 1, 1)).all(dim=0)] = number
         return classes
+
+    def _painting(self, regions: Sequence[frozenset[int]]) -> list[tuple[int, int]]:
+        """The regions in the order in which they paint, each as its number and the label value that it paints."""
+        holding = {label: sum(label in region for region in regions) for label in self.labels}
+        painted = [min(region, key=lambda label: (holding[label], label)) for region in regions]
+        if self.order is None:
+            return sorted(enumerate(painted), key=lambda pair: -len(regions[pair[0]]))
+        given = zip(self.order, regions, painted, strict=True)
+        return list(enumerate(value if value in region else own for value, region, own in given))

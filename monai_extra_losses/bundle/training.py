@@ -118,6 +118,7 @@ class TrainingSetUp(RunSetUp):
             in_channels=len(summaries.channels),
             loss=loss_name(loss),
             regions=case_list.regions if options.regions else None,
+            regions_class_order=case_list.regions_class_order if options.regions else None,
             dataset_dir=str(case_list.folder.absolute()),
             original_labels=case_list.original_labels,
             num_folds=num_folds,

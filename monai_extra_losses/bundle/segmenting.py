@@ -13,6 +13,7 @@ from monai.transforms.traits import InvertibleTrait, LazyTrait
 
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
+from monai_extra_losses.data.regions import painting_order
 from monai_extra_losses.data.storage import takes_no_more
 
 logger = logging.getLogger(__name__)
@@ -299,7 +300,7 @@ class SegmentationOfScoresd(MapTransform):
         assert self.regions is not None  # for the type checker
         inside = scores >= 0  # sigmoid(0) = 0.5
         classes = torch.full(scores.shape[1:], self.labels.index(0), device=scores.device)
-        for number, label in self._painting(self.regions):
+        for number, label in painting_order(self.regions, self.labels, self.order):
             classes[inside[number]] = self.labels.index(label)
         patterns = [tuple(label in region for region in self.regions) for label in self.labels]
         for number, pattern in enumerate(patterns):
@@ -307,12 +308,3 @@ class SegmentationOfScoresd(MapTransform):
                 there = torch.tensor(pattern, device=scores.device)
                 classes[(inside == there.view(-1, 1, 1, 1)).all(dim=0)] = number
         return classes
-
-    def _painting(self, regions: Sequence[frozenset[int]]) -> list[tuple[int, int]]:
-        """The regions in the order in which they paint, each as its number and the label value that it paints."""
-        holding = {label: sum(label in region for region in regions) for label in self.labels}
-        painted = [min(region, key=lambda label: (holding[label], label)) for region in regions]
-        if self.order is None:
-            return sorted(enumerate(painted), key=lambda pair: -len(regions[pair[0]]))
-        given = zip(self.order, regions, painted, strict=True)
-        return list(enumerate(value if value in region else own for value, region, own in given))

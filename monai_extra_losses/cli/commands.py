@@ -532,6 +532,51 @@ def pool(
     _echo_made(pooled.summary(), out)
 
 
+@commands.command("export-nnunet")
+@click.argument("data", type=_folder, metavar="DIR")
+@click.option("--out", type=_folder, help="The folder nnUNet_raw  [default: the environment variable].")
+@click.option("--id", "number", type=int, help="Of the data set, 1 to 999  [default: the next free one from 11 on].")
+@click.option("--name", help="Of the data set  [default: its own].")
+@click.option("--channel-names", metavar="NAME,...", help="Other names of the channels; nnU-Net knows CT by its name.")
+@click.option("--link", is_flag=True, help="Link files that stay as they are (hard links) instead of copying them.")
+@click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
+def export_nnunet(
+    data: Path,
+    out: Path | None,
+    number: int | None,
+    name: str | None,
+    channel_names: str | None,
+    link: bool,
+    workers: int | None,
+) -> None:
+    """Write a data set as a raw folder of nnU-Net v2, DatasetXXX_NAME in the folder nnUNet_raw.
+
+    DIR is any folder that `check` reads; of other formats and layouts `prepare` makes one. Every file is checked as by
+    `check`, and the folder appears when it is whole. Images become a .nii.gz file per channel; files that nnU-Net reads
+    as they are, are copied. Label values become 0 to n, the ignore label the highest, regions what nnU-Net joins, with
+    `regions_class_order`. dataset.json also keeps what nnU-Net passes over: `original_labels`, `label_names`, and
+    `annotated`, {CASE: [value, ...]}. Folds are in splits_final.json. `check`, `prepare` and `train` read the folder.
+
+    
+    monai-extra-losses export-nnunet Task04_Hippocampus --out nnUNet_raw --id 4
+    monai-extra-losses export-nnunet data/liver --out nnUNet_raw --name Liver --link
+    """
+    from monai_extra_losses.data.nnunet_place import RAW
+    from monai_extra_losses.data.nnunet_raw import export_nnunet as export
+
+    raw = out or (Path(place) if (place := os.environ.get(RAW)) else None)
+    if raw is None:
+        raise click.UsageError(f"Missing option '--out', or the environment variable {RAW}.")
+    channels = tuple(text.strip() for text in channel_names.split(",")) if channel_names else ()
+    try:
+        written = export(data, raw, number=number, name=name, channels=channels, link=link, num_workers=workers)
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
+    click.echo(written.summary())
+    click.echo("\nNext:\n  " + "\n  ".join(written.commands()))
+    click.echo("`monai-extra-losses nnunet-trainers` names the trainers of these losses, for nnUNetv2_train -tr.")
+
+
 @commands.command()
 @click.argument("data", type=_folder, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from monai_extra_losses.data.annotation import annotates, declared_annotated
+from monai_extra_losses.data.annotation import annotated_by_case, annotates, declared_annotated
 from monai_extra_losses.data.declared import (
     NAME_OF_ENTRY,
     declared_channels,
@@ -129,7 +129,8 @@ def read_case_list(folder: str | Path, *, other_formats: bool = False) -> CaseLi
             labelsVa/ and imagesTs/. Files are paired by name. Entries of `training` may have a `"fold"`, all of them
             or none, as MONAI's Auto3DSeg writes it; `validation` and `testing` are read as AMOS, BTCV and Auto3DSeg
             have them. Voxels without annotation have the label named `ignore`, or that of `"ignore_label"`. A case
-            annotates the classes of its entry's `"annotated"`, else of that of the whole file, else all.
+            annotates the classes of its entry's `"annotated"`, else of that of the whole file (a list for all cases, or
+            a list by the name of the case), else all.
         other_formats: take the volumes that `prepare` makes NIfTI of, too; else they are refused.
 
     Raises:
@@ -169,6 +170,12 @@ def read_case_list(folder: str | Path, *, other_formats: bool = False) -> CaseLi
     listed = _named_by_folder(listed)
     if (default := declared_annotated(declared, labels, ignore_label, declared_file)) is not None:
         listed = {key: [_annotated_by_default(case, default) for case in cases] for key, cases in listed.items()}
+    with_label = [case.name for cases in listed.values() for case in cases if case.label is not None]
+    if by_case := annotated_by_case(declared, labels, ignore_label, declared_file, with_label):
+        listed = {
+            key: [_annotated_by_default(case, by_case.get(case.name)) for case in cases]
+            for key, cases in listed.items()
+        }
     to_validate = listed["validation"]
     cases = _by_name(listed["training"] + [case for case in to_validate if case.label is not None])
     unlabelled = _by_name([case for case in to_validate if case.label is None] + listed["test"] + listed["testing"])
@@ -308,7 +315,7 @@ def _refuse_too_few_folds(num_folds: int) -> None:
         )
 
 
-def _annotated_by_default(case: LabelledCase, default: tuple[int, ...]) -> LabelledCase:
+def _annotated_by_default(case: LabelledCase, default: tuple[int, ...] | None) -> LabelledCase:
     return replace(case, annotated=default) if case.label is not None and case.annotated is None else case
 
 

@@ -10,6 +10,9 @@ from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES
 from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
 from monai_extra_losses.data.json_file import quoted, read_json
 
+LABEL_NAMES = "label_names"
+"""Entry of dataset.json with the names of label values, {"1": NAME}, where `labels` has regions in their place."""
+
 NAME_OF_ENTRY = "\0name"  # no key of a file is that
 _MOST = 2**63 - 1  # a label value
 _MOST_DIGITS = 19  # of it
@@ -97,7 +100,8 @@ def declared_file_ending(declared: Mapping[str, Any], where: Path) -> str | None
 def declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
     """`labels` of dataset.json, as {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net v2).
 
-    nnU-Net's regions, {"whole": [1, 2]}, name no value; one that nothing names is `label_1`, `label_2`, ...
+    nnU-Net's regions, {"whole": [1, 2]}, name no value; `label_names` may, and one that nothing names is `label_1`,
+    `label_2`, ...
     """
     if not declared:
         return {}
@@ -120,6 +124,8 @@ def declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
     named = {value for value, _ in pairs}
     pairs += [(value, f"label_{value}" if value else "background") for value in sorted({*joined} - named)]
     labels = dict(sorted(pairs))
+    if joined:
+        labels |= _label_names(declared, labels, where)
     if len(labels) != len(pairs) or len(set(labels.values())) != len(pairs):
         raise DatasetError(f"{where}: expected every value and name once in `labels`, got {quoted(entries)}.")
     if 0 not in labels or len(labels) < 2:
@@ -127,6 +133,18 @@ def declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
             f"{where}: expected 0 (background) and one more value at least in `labels`, got {quoted(entries)}; {hint}."
         )
     return labels
+
+
+def _label_names(declared: Mapping[str, Any], labels: Mapping[int, str], where: Path) -> dict[int, str]:
+    entries = declared.get(LABEL_NAMES, {})
+    if not isinstance(entries, dict) or not all(
+        _label_value(value) in labels and isinstance(name, str) for value, name in entries.items()
+    ):
+        raise DatasetError(
+            f'{where}: expected `{LABEL_NAMES}` as {{"1": NAME, ...}} of values in `labels`, got {quoted(entries)}; '
+            "correct or remove it."
+        )
+    return {int(value): name for value, name in entries.items()}
 
 
 def _label_value(number: Any) -> int | None:

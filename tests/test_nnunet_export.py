@@ -162,6 +162,29 @@ def test_a_data_set_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again(written.folder).labels == {0: "background", 1: "a", 2: "b c"}
 
 
+def test_a_folder_without_dataset_json(tmp_path: Path) -> None:
+    source = decathlon(tmp_path / "data")
+    (source / "dataset.json").unlink()
+    written = exported(source)
+    assert written.folder.name == "Dataset011_data"
+    content = declared(written)
+    assert (content["labels"], content["channel_names"]) == (
+        {"background": 0, "label_1": 1, "label_2": 2},
+        {"0": "channel_0"},
+    )
+    again(written.folder)
+
+
+def test_names_that_look_like_channels_come_back(tmp_path: Path) -> None:
+    source = decathlon(tmp_path / "data")
+    for part in ("imagesTr", "labelsTr"):
+        (source / part / "b.nii.gz").rename(source / part / "a_0000.nii.gz")
+    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    content["training"][1] = {"image": "imagesTr/a_0000.nii.gz", "label": "labelsTr/a_0000.nii.gz"}
+    (source / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    assert [case.name for case in again(exported(source).folder).cases] == ["a", "a_0000", "c"]
+
+
 def test_a_4d_image_becomes_a_file_per_channel(tmp_path: Path) -> None:
     source = decathlon(tmp_path / "data", modality=("T1", "ct"), test=True)
     written = exported(source)

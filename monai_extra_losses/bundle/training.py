@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 # Beside the options of which the table says so. Those of the loss are compared one by one.
-_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options"}
+_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options", "regions_class_order"}
 
 
 _ANOTHER_RUN = "choose another --bundle_root (--run on the short command line) for another training"

@@ -88,8 +88,8 @@ def annotated_by_case(
         return {}
     if strange := sorted(entries.keys() - set(cases)):
         raise DatasetError(
-            f"{where}: expected `{_KEY}` to be a list of label values such as [1, 2], or lists by the names of cases with "
-            f"labels, got the names {first_of(strange, _SHOWN)}; correct it."
+            f"{where}: expected `{_KEY}` to be a list of label values such as [1, 2], or lists by the names of cases "
+            f"with labels, got the names {first_of(strange, _SHOWN)}; correct it."
         )
     found = {
         name: declared_annotated({_KEY: values}, labels, ignore_label, where, f"the case {name}")

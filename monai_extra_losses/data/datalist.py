@@ -522,7 +522,9 @@ def _paired_cases(
 ) -> list[LabelledCase]:
     """Images and labels of the same name."""
     images, labels = files.volume_files(images_folder), files.volume_files(labels_folder)
-    grouped = _group_channels(images, labels)
+    # every image of nnU-Net has its number, also that of a case whose name is another one's with a number
+    numbered = ending is not None and all(_base(stem) in labels for stem in images)
+    grouped = _group_channels(images, {} if numbered else labels)
     extra = ["--names", ",".join(f"{value}:{name}" for value, name in names.items() if value)] if names else []
     command = prepare_command(images_folder, labels_folder, images_folder.parent, extra)
     if not grouped.keys() & labels.keys():

@@ -172,7 +172,8 @@ def _plan(case_list: CaseList, labels: Mapping[int, str]) -> _Plan:
         regions = {}
     if not regions:
         _refuse_names(case_list, list(names.values())[1:])
-        return _Plan({**{name: value for value, name in names.items()}, **ignored}, new_ids, names, (), tuple(notes))
+        plain: dict[str, int | list[int]] = {name: value for value, name in names.items()}
+        return _Plan({**plain, **ignored}, new_ids, names, (), tuple(notes))
     given = case_list.regions_class_order
     painted = painting_order(
         list(regions.values()), names, None if given is None else [new_ids[value] for value in given]

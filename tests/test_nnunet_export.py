@@ -167,6 +167,7 @@ def test_a_folder_without_dataset_json(tmp_path: Path) -> None:
     (source / "dataset.json").unlink()
     written = exported(source)
     assert written.folder.name == "Dataset011_data"
+    assert any(note.startswith("the channels have no names") for note in written.notes)
     content = declared(written)
     assert (content["labels"], content["channel_names"]) == (
         {"background": 0, "label_1": 1, "label_2": 2},

@@ -14,6 +14,7 @@ from typing import Any
 from monai_extra_losses.data.checks import check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, read_case_list
 from monai_extra_losses.data.declared import LABEL_NAMES, read_declared
+from monai_extra_losses.data.declared_source import mapped_regions
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.made_dataset import in_parallel, storage_problems
@@ -133,7 +134,7 @@ def export_nnunet(
     notes = (
         *plan.notes,
         *stale_notes(place),
-        *_channel_notes(names),
+        *_channel_notes(names, known=bool(channels or case_list.channels)),
         *_annotation_notes(case_list),
         *_passed_over(case_list),
     )
@@ -162,35 +163,38 @@ class _Plan:
 def _plan(case_list: CaseList, labels: Mapping[int, str]) -> _Plan:
     new_ids = {value: number for number, value in enumerate(sorted(labels))}
     names = {new_ids[value]: name for value, name in labels.items()} | {0: BACKGROUND}
+    ignored: dict[str, int | list[int]] = {}
     if case_list.ignore_label is not None:
-        new_ids[case_list.ignore_label] = len(labels)
-    ignored = {} if case_list.ignore_label is None else {IGNORE: len(labels)}
-    regions = {name: sorted(new_ids[value] for value in values) for name, values in (case_list.regions or {}).items()}
-    notes = []
-    if regions and not any(len(values) > 1 for values in regions.values()):
-        notes.append("no region joins labels, so that nnU-Net has the labels.")
-        regions = {}
-    if not regions:
+        new_ids[case_list.ignore_label] = ignored[IGNORE] = len(labels)
+    regions = mapped_regions(case_list.regions, new_ids) or {}
+    if any(len(values) > 1 for values in regions.values()):
+        joined, order, notes = _joined(case_list, regions, new_ids, names)
+    else:
+        joined, order = {name: value for value, name in names.items() if value}, []
+        notes = ["no region joins labels, so that nnU-Net has the labels."] if regions else []
         _refuse_names(case_list, list(names.values())[1:])
-        plain: dict[str, int | list[int]] = {name: value for value, name in names.items()}
-        return _Plan({**plain, **ignored}, new_ids, names, (), tuple(notes))
-    given = case_list.regions_class_order
-    painted = painting_order(
-        list(regions.values()), names, None if given is None else [new_ids[value] for value in given]
-    )
-    listed = [(list(regions)[number], value) for number, value in painted]
-    joined: dict[str, int | list[int]] = {name: regions[name] for name, _ in listed}
-    order = [value for _, value in listed]
-    known = {value for values in regions.values() for value in values}
-    if alone := [value for value in names if value and value not in known]:
-        notes.append(
-            f"{first_of([names[value] for value in alone])} in no region: nnU-Net trains a region of its own for each, "
-            "because every label value has to be in one."
-        )
-        joined |= {names[value]: value for value in alone}
-        order += alone
-    _refuse_names(case_list, [*regions, *(names[value] for value in alone)])
     return _Plan({BACKGROUND: 0, **joined, **ignored}, new_ids, names, tuple(order), tuple(notes))
+
+
+def _joined(
+    case_list: CaseList, regions: Mapping[str, Sequence[int]], new_ids: Mapping[int, int], names: Mapping[int, str]
+) -> tuple[dict[str, int | list[int]], list[int], list[str]]:
+    """Regions as nnU-Net has them, and `regions_class_order`; a label in no region is one of its own."""
+    given = case_list.regions_class_order
+    painted = painting_order(list(map(frozenset, regions.values())), names, given and [new_ids[v] for v in given])
+    listed = list(regions.items())
+    joined: dict[str, int | list[int]] = {listed[number][0]: list(listed[number][1]) for number, _ in painted}
+    order = [value for _, value in painted]
+    known = {value for values in regions.values() for value in values}
+    alone = [value for value in names if value and value not in known]
+    _refuse_names(case_list, [*regions, *(names[value] for value in alone)])
+    if not alone:
+        return joined, order, []
+    note = (
+        f"{first_of([names[value] for value in alone])} in no region: nnU-Net trains a region of its own for each, "
+        "because every label value has to be in one."
+    )
+    return joined | {names[value]: value for value in alone}, order + alone, [note]
 
 
 def _refuse_names(case_list: CaseList, names: Sequence[str]) -> None:
@@ -242,7 +246,12 @@ def _channel_names(given: Sequence[str], found: Sequence[str]) -> tuple[str, ...
     return tuple("CT" if name.strip().lower() == "ct" else name for name in given or found)
 
 
-def _channel_notes(channels: Sequence[str]) -> Iterator[str]:
+def _channel_notes(channels: Sequence[str], known: bool) -> Iterator[str]:
+    if not known:
+        yield (
+            "the channels have no names, and nnU-Net normalizes them image by image; of computed tomography "
+            "--channel-names CT says so."
+        )
     likely = [name for name in channels if name != "CT" and re.search(r"(?<![a-z])ct(?![a-z])", name.lower())]
     if likely:
         yield (

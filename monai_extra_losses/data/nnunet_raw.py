@@ -26,7 +26,7 @@ from monai_extra_losses.data.regions import painting_order
 BACKGROUND, IGNORE = "background", "ignore"
 """Names that nnU-Net gives a meaning."""
 
-_CARRIED = ("description", "reference", "licence", "license", "release")  # entries of dataset.json
+_CARRIED = ("reference", "licence", "license", "release")  # entries of dataset.json
 _SPLITS = "splits_final.json"
 
 

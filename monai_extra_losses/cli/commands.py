@@ -327,6 +327,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
 
 @commands.command()
+@click.argument("data", type=_folder, metavar="[DIR]", required=False)
 @click.option(
     "--images", type=_folder, help="Folder of images: files, or a folder per DICOM series; or patterns  [required]."
 )
@@ -361,6 +362,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 @click.option("--overwrite", is_flag=True, help="Make anew what an earlier call wrote; other files stay.")
 @click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
 def prepare(
+    data: Path | None,
     images: Path | None,
     labels: Path | None,
     organ_masks: Path | None,
@@ -385,6 +387,9 @@ def prepare(
     Writes imagesTr/, labelsTr/, imagesTs/ as .nii.gz, dataset.json with folds, and manifest.json with the source of
     every file. Values, voxel types and grids of the images stay; all is checked before anything is written. The same
     call again goes on where it was stopped.
+
+    DIR is a folder with dataset.json, such as one of nnU-Net v2 in any of these formats: it says which files are cases,
+    what the labels, regions and channels are called, and which value is ignored. Label values become 0 to n.
 
     Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
     have sub-folders. NAME_seg, NAME.seg, NAME-seg, NAME_label, NAME-label, NAME_mask and NAME_gt are labels of NAME;
@@ -411,6 +416,7 @@ def prepare(
     monai-extra-losses prepare --images "IN/{case}/ct.nii.gz" --labels "IN/{case}/masks/{label}.nii.gz" --out DIR
     monai-extra-losses prepare --organ-masks Totalsegmentator_dataset --out DIR --modality CT
     monai-extra-losses prepare --images IN --labels SEG --out DIR --names 1:liver,2:kidney,3:spleen --annotated 1,3
+    monai-extra-losses prepare nnUNet_raw/Dataset004_Liver --out DIR
     """
     from monai_extra_losses.data.label_ids import parse_ids, parse_names, parse_remap
     from monai_extra_losses.data.layouts import organ_mask_patterns
@@ -419,11 +425,29 @@ def prepare(
     if modality is not None and channel_names is not None:
         raise StartUpRefused("Expected --modality for one channel or --channel-names for several, got both.")
     channels = channel_names.split(",") if channel_names else [modality] if modality else []
+    declares = {
+        "--images": images,
+        "--labels": labels,
+        "--organ-masks": organ_masks,
+        "--test-images": test_images,
+        "--remap": remap,
+        "--ignore-label": ignore_label,
+        "--names": names,
+        "--annotated": annotated,
+    }
+    if data is not None and (given := [name for name, value in declares.items() if value is not None]):
+        raise StartUpRefused(
+            f"Expected {data} alone, whose dataset.json says what is there, got {', '.join(given)} too; leave one out."
+        )
     try:
+        if data is not None:
+            images = labels = data
         if organ_masks is not None:
             images, labels = organ_mask_patterns(organ_masks, images, labels)
         if images is None or labels is None:
-            raise click.UsageError(f"Missing option '--{'images' if images is None else 'labels'}', or --organ-masks.")
+            raise click.UsageError(
+                f"Missing option '--{'images' if images is None else 'labels'}', --organ-masks or DIR."
+            )
         options = PrepareOptions(
             images=images,
             labels=labels,
@@ -439,6 +463,7 @@ def prepare(
             group_by=group_by,
             annotated=parse_ids(annotated) if annotated is not None else None,
             organ_masks=organ_masks is not None,
+            as_declared=data is not None,
         )
         prepared = prepare_dataset(options, out, overwrite=overwrite, num_workers=workers)
     except DatasetError as error:
@@ -506,6 +531,51 @@ def pool(
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
     _echo_made(pooled.summary(), out)
+
+
+@commands.command("export-nnunet")
+@click.argument("data", type=_folder, metavar="DIR")
+@click.option("--out", type=_folder, help="The folder nnUNet_raw  [default: the environment variable].")
+@click.option("--id", "number", type=int, help="Of the data set, 1 to 999  [default: the next free one from 11 on].")
+@click.option("--name", help="Of the data set  [default: its own].")
+@click.option("--channel-names", metavar="NAME,...", help="Other names of the channels; nnU-Net knows CT by its name.")
+@click.option("--link", is_flag=True, help="Link files that stay as they are (hard links) instead of copying them.")
+@click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
+def export_nnunet(
+    data: Path,
+    out: Path | None,
+    number: int | None,
+    name: str | None,
+    channel_names: str | None,
+    link: bool,
+    workers: int | None,
+) -> None:
+    """Write a data set as a raw folder of nnU-Net v2, DatasetXXX_NAME in the folder nnUNet_raw.
+
+    DIR is any folder that `check` reads; of other formats and layouts `prepare` makes one. Every file is checked as by
+    `check`, and the folder appears when it is whole. Images become a .nii.gz file per channel; files that nnU-Net reads
+    as they are, are copied. Label values become 0 to n, the ignore label the highest, regions what nnU-Net joins, with
+    `regions_class_order`. dataset.json also keeps what nnU-Net passes over: `original_labels`, `label_names`, and
+    `annotated`, {CASE: [value, ...]}. Folds are in splits_final.json. `check`, `prepare` and `train` read the folder.
+
+    
+    monai-extra-losses export-nnunet Task04_Hippocampus --out nnUNet_raw --id 4
+    monai-extra-losses export-nnunet data/liver --out nnUNet_raw --name Liver --link
+    """
+    from monai_extra_losses.data.nnunet_place import RAW
+    from monai_extra_losses.data.nnunet_raw import export_nnunet as export
+
+    raw = out or (Path(place) if (place := os.environ.get(RAW)) else None)
+    if raw is None:
+        raise click.UsageError(f"Missing option '--out', or the environment variable {RAW}.")
+    channels = tuple(text.strip() for text in channel_names.split(",")) if channel_names else ()
+    try:
+        written = export(data, raw, number=number, name=name, channels=channels, link=link, num_workers=workers)
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
+    click.echo(written.summary())
+    click.echo("\nNext:\n  " + "\n  ".join(written.commands()))
+    click.echo("`monai-extra-losses nnunet-trainers` names the trainers of these losses, for nnUNetv2_train -tr.")
 
 
 @commands.command()

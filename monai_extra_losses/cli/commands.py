@@ -541,11 +541,18 @@ def check(data: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.option("--out", type=_folder, required=True, help="New folder.")
+@click.option(
+    "--kind",
+    type=click.Choice(["organ", "vessels"]),
+    default="organ",
+    show_default=True,
+    help="An organ with small lesions, or an artery and a vein that branch, with gaps in contrast.",
+)
 @click.option("--cases", type=click.IntRange(min=1), default=_DEMO_CASES, show_default=True, help="Labelled cases.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def phantom(out: Path, cases: int, seed: int) -> None:
-    """Write a data set of phantom volumes: an organ, and small lesions in it."""
-    _write_phantom(out, cases, seed)
+def phantom(out: Path, kind: str, cases: int, seed: int) -> None:
+    """Write a data set of phantom volumes: an organ, and small lesions in it, or vessels."""
+    _write_phantom(out, cases, seed, kind=kind)
 
 
 @commands.command("config-dir")
@@ -746,12 +753,12 @@ def _echo_made(summary: str, out: Path, *, trains_alone: bool = True) -> None:
         )
 
 
-def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:
+def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None, kind: str = "organ") -> None:
     """Write a phantom, and move it to its place when it is whole."""
     from monai_extra_losses.data.phantom import write_phantom
 
     try:
-        write_phantom(folder, num_cases=cases, seed=seed)
+        write_phantom(folder, kind=kind, num_cases=cases, seed=seed)
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
     if place is not None:

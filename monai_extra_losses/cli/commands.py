@@ -56,7 +56,7 @@ _GO_ON = {
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
 
 
-_OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
+_OVERLAYS = ("boundary_schedule", "boundary_maps", "vessels")  # in the order in which they go on top of each other
 
 
 class _GivenPath(click.ParamType[Path]):
@@ -127,7 +127,9 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(_OVERLAYS),
             multiple=True,
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
-            "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
+            "boundary_maps: measure distances once per volume instead of in every step. Both may be given. "
+            "vessels: train `skeleton_recall` with skeletons made once per volume, and measure clDice and Betti "
+            "errors.",
         ),
         click.option(
             "--loss",
@@ -194,6 +196,7 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
+    monai-extra-losses train --data DIR --run runs/vessels --with vessels
     monai-extra-losses train --data DIR --run runs/deep --network dynunet --deep_supervision True
     monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     torchrun --standalone --nproc_per_node=2 -m -- monai_extra_losses train --data DIR --run runs/two_gpus
@@ -267,6 +270,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     --output_dir DIR              folder of tables and pictures
     --overwrite True              replace those of an earlier evaluation
     --overlays False              draw no pictures
+    --metrics vessels             clDice and errors of the Betti numbers, too
     --surface_tolerance_mm 2      of the surface Dice
     --model_file FILE             other weights
     --device cpu, --num_workers 4 where to compute, and loader processes

@@ -23,6 +23,7 @@ from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.neighbourhoods import dilated
 from monai_extra_losses.ops.numbers import array_of, has_numbers, numbers_of, sum_dtype
 from monai_extra_losses.ops.terms import Activation, probabilities
+from monai_extra_losses.versions import PackageMissing
 
 # Maps of one class that are alive at once, in units of the scores: see `_states_to_keep`.
 _ROOM, _OF_A_STEP = 8, 15
@@ -362,13 +363,13 @@ def tubes_of_regions(regions: Tensor, *, union: bool) -> Tensor:
     if not _can_be_read(regions):
         return torch.zeros_like(regions)
     if union:
-        return _thickened(_skeletons(regions.any(1))).unsqueeze(1) & regions
+        return _thickened(hard_skeletons(regions.any(1))).unsqueeze(1) & regions
     return tubes_of_mask(regions.flatten(0, 1)).view_as(regions)
 
 
 def tubes_of_mask(mask: Tensor) -> Tensor:
     """(B, *spatial) bool: the skeleton and what is up to two steps off it, within the mask (B, *spatial)."""
-    return _thickened(_skeletons(mask)) & mask
+    return _thickened(hard_skeletons(mask)) & mask
 
 
 def _can_be_read(target: Tensor) -> bool:
@@ -390,15 +391,14 @@ def _thickened(skeletons: Tensor) -> Tensor:
     return dilated(dilated(skeletons, 1), 1)
 
 
-def _skeletons(mask: Tensor) -> Tensor:
-    """(B, *spatial) bool: scikit-image's skeletons, on the CPU."""
-    try:
-        skeletonize = importlib.import_module("skimage.morphology").skeletonize
-    except ImportError:
-        raise ImportError(
-            "expected scikit-image, which makes the skeletons, got none; install it: pip install scikit-image, or this "
-            "package with its extra [vessels]."
-        ) from None
+def hard_skeletons(mask: Tensor) -> Tensor:
+    """(B, *spatial) bool: scikit-image's skeletons, on the CPU.
+
+    Raises:
+        ImportError: without scikit-image.
+    """
+    refuse_without_scikit_image()
+    skeletonize = importlib.import_module("skimage.morphology").skeletonize
     found = torch.zeros_like(mask)
     for sample, of in zip(found, mask, strict=True):
         region = array_of(of)
@@ -406,3 +406,18 @@ def _skeletons(mask: Tensor) -> Tensor:
             lines = region[None] if region.ndim == 1 else region
             sample.copy_(torch.from_numpy(skeletonize(lines).astype(bool).reshape(region.shape)))
     return found
+
+
+def refuse_without_scikit_image() -> None:
+    """Say what to install, before anything is computed.
+
+    Raises:
+        PackageMissing: an ImportError.
+    """
+    try:
+        importlib.import_module("skimage.morphology")
+    except ImportError:
+        raise PackageMissing(
+            "expected scikit-image, which makes the skeletons, got none; install it: pip install scikit-image, or this "
+            "package with its extra [vessels]."
+        ) from None

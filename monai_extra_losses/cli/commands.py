@@ -57,7 +57,7 @@ _GO_ON = {
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
 
 
-_OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
+_OVERLAYS = ("boundary_schedule", "boundary_maps", "vessels")  # in the order in which they go on top of each other
 
 
 class _GivenPath(click.ParamType[Path]):
@@ -128,7 +128,9 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(_OVERLAYS),
             multiple=True,
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
-            "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
+            "boundary_maps: measure distances once per volume instead of in every step. Both may be given. "
+            "vessels: train `skeleton_recall` with skeletons made once per volume, and measure clDice and Betti "
+            "errors.",
         ),
         click.option(
             "--loss",
@@ -195,6 +197,7 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
+    monai-extra-losses train --data DIR --run runs/vessels --with vessels
     monai-extra-losses train --data DIR --run runs/deep --network dynunet --deep_supervision True
     monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     torchrun --standalone --nproc_per_node=2 -m -- monai_extra_losses train --data DIR --run runs/two_gpus
@@ -268,6 +271,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     --output_dir DIR              folder of tables and pictures
     --overwrite True              replace those of an earlier evaluation
     --overlays False              draw no pictures
+    --metrics vessels             clDice and errors of the Betti numbers, too
     --surface_tolerance_mm 2      of the surface Dice
     --model_file FILE             other weights
     --device cpu, --num_workers 4 where to compute, and loader processes
@@ -612,11 +616,18 @@ def check(data: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.option("--out", type=_folder, required=True, help="New folder.")
+@click.option(
+    "--kind",
+    type=click.Choice(["organ", "vessels"]),
+    default="organ",
+    show_default=True,
+    help="An organ with small lesions, or an artery and a vein that branch, with gaps in contrast.",
+)
 @click.option("--cases", type=click.IntRange(min=1), default=_DEMO_CASES, show_default=True, help="Labelled cases.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def phantom(out: Path, cases: int, seed: int) -> None:
-    """Write a data set of phantom volumes: an organ, and small lesions in it."""
-    _write_phantom(out, cases, seed)
+def phantom(out: Path, kind: str, cases: int, seed: int) -> None:
+    """Write a data set of phantom volumes: an organ, and small lesions in it, or vessels."""
+    _write_phantom(out, cases, seed, kind=kind)
 
 
 @commands.command("config-dir")
@@ -839,12 +850,12 @@ def _echo_made(summary: str, out: Path, *, trains_alone: bool = True) -> None:
         )
 
 
-def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:
+def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None, kind: str = "organ") -> None:
     """Write a phantom, and move it to its place when it is whole."""
     from monai_extra_losses.data.phantom import write_phantom
 
     try:
-        write_phantom(folder, num_cases=cases, seed=seed)
+        write_phantom(folder, kind=kind, num_cases=cases, seed=seed)
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
     if place is not None:

@@ -56,13 +56,19 @@ from monai_extra_losses.losses.regression import (
     PoissonLoss,
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
-from monai_extra_losses.losses.vessels import CenterlineDiceLoss, SkeletonRecallLoss, TopologicalInteractionLoss
+from monai_extra_losses.losses.vessels import (
+    CenterlineBoundaryDiceLoss,
+    CenterlineDiceLoss,
+    SkeletonRecallLoss,
+    TopologicalInteractionLoss,
+)
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
     "BalancedCrossEntropyLoss",
     "BoundaryDoULoss",
     "CategoricalHingeLoss",
+    "CenterlineBoundaryDiceLoss",
     "CenterlineDiceLoss",
     "ComboLoss",
     "CompoundLoss",

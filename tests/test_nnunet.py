@@ -387,9 +387,9 @@ def nnunet(root: Path, command: str, *arguments: str, refused: bool = False, **v
     """Run a command of nnU-Net on the CPU, and give what it printed."""
     folders = {f"nnUNet_{kind}": str(root / kind) for kind in ("raw", "preprocessed", "results")}
     trainers = os.pathsep.join([str(root / "ext"), str(trainer_folder())])
-    loaders = "0" if command == "train" else "1"  # planning wants one
+    loaders = "1" if command == "plan_and_preprocess" else "0"  # planning wants one
     given = {**folders, "nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": loaders, "OMP_NUM_THREADS": "1", **variables}
-    program = Path(sys.executable).with_name(f"nnUNetv2_{command}")
+    program = sys.executable if command == "python" else Path(sys.executable).with_name(f"nnUNetv2_{command}")
     run = subprocess.run(
         [program, *arguments], env={**os.environ, **given}, capture_output=True, text=True, timeout=900, check=False
     )
@@ -400,29 +400,95 @@ def nnunet(root: Path, command: str, *arguments: str, refused: bool = False, **v
 @with_nnunet
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("data", "configuration", "trainer"),
+    ("data", "configuration", "loss"),
     [
-        ("901", "3d_fullres", "nnUNetTrainer_dice_ce"),  # annotated in part, thick slices
-        ("901", "2d", "nnUNetTrainer_focal_tversky"),
-        ("902", "3d_fullres", "nnUNetTrainer_surface"),  # regions, an ignore label
+        ("901", "3d_fullres", "generalized_dice"),  # annotated in part, thick slices
+        ("902", "3d_fullres", "surface"),  # regions, an ignore label
     ],
 )
-def test_trains_validates_and_predicts(data: str, configuration: str, trainer: str, prepared: Path) -> None:
-    trainer = f"{trainer}__TwoEpochs"
-    printed = nnunet(prepared, "train", data, configuration, "0", "-tr", trainer, "-device", "cpu")
-    assert "Mean Validation Dice" in printed
-    model = next(prepared.glob(f"results/Dataset{data}_*/{trainer}__nnUNetPlans__{configuration}"))
-    record = json.loads((model / "loss.json").read_text())
-    assert record["trainer"] == trainer
-    assert record["loss"]["_target_"].startswith("monai_extra_losses.losses.")
+def test_trains_validates_and_predicts(data: str, configuration: str, loss: str, prepared: Path) -> None:
+    printed = trains_and_predicts(prepared, data, configuration, f"nnUNetTrainer_{loss}__TwoEpochs")
     if data == "901":
         assert "annotate" in printed
         assert "PartialLabelLoss" in printed
-    name = model.parent.name
+
+
+@with_nnunet
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("configuration", "trainer", "variables"),
+    [
+        ("3d_fullres", "nnUNetTrainer_dice_ce", {}),
+        ("2d", "nnUNetTrainer_focal_tversky", {}),
+        ("3d_fullres", "nnUNetTrainer_extra_loss_mine", {CHOICE_VARIABLE: "compound weights=[1,0.5]"}),
+    ],
+)
+def test_trains_on_the_hippocampus(
+    configuration: str, trainer: str, variables: dict[str, str], of_the_hippocampus: Path
+) -> None:
+    """Exported by the command, prepared, trained for two epochs, validated and segmented; minutes each."""
+    trains_and_predicts(of_the_hippocampus, "4", configuration, f"{trainer}__TwoEpochs", **variables)
+
+
+def trains_and_predicts(root: Path, data: str, configuration: str, trainer: str, **variables: str) -> str:
+    printed = nnunet(root, "train", data, configuration, "0", "-tr", trainer, "-device", "cpu", **variables)
+    assert "Mean Validation Dice" in printed
+    model = next(root.glob(f"results/Dataset{int(data):03d}_*/{trainer}__nnUNetPlans__{configuration}"))
+    record = json.loads((model / "loss.json").read_text())
+    assert record["trainer"] == trainer
+    assert record["loss"]["_target_"].startswith("monai_extra_losses.losses.")
+    images = root / "raw" / model.parent.name / "imagesTr"
+    out = root / "predicted" / trainer
     options = ["-d", data, "-c", configuration, "-f", "0", "-tr", trainer, "-device", "cpu", "--disable_tta"]
-    out = prepared / "predicted" / trainer
-    nnunet(prepared, "predict", "-i", str(prepared / "raw" / name / "imagesTr"), "-o", str(out), *options)
-    assert len(list(out.glob("*.nii.gz"))) == 6
+    nnunet(root, "predict", "-i", str(images), "-o", str(out), *options)
+    assert len(list(out.glob("*.nii.gz"))) == len(list(images.iterdir()))
+    return printed
+
+
+@pytest.fixture(scope="module")
+def of_the_hippocampus(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of six of the cases, by `export-nnunet`."""
+    root = tmp_path_factory.mktemp("hippocampus")
+    declared = json.loads((hippocampus / "dataset.json").read_text())
+    declared["training"] = [
+        {key: str((hippocampus / file).resolve()) for key, file in entry.items()} for entry in declared["training"][:6]
+    ]
+    (root / "six").mkdir()
+    (root / "six" / "dataset.json").write_text(json.dumps(declared))
+    arguments = ["export-nnunet", str(root / "six"), "--out", str(root / "raw"), "--id", "4"]
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
+    (root / "ext").mkdir()
+    (root / "ext" / "two_epochs.py").write_text(TWO_EPOCHS, encoding="utf-8")
+    integrity = ("-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    nnunet(root, "plan_and_preprocess", "-d", "4", "-c", "2d", "3d_fullres", *integrity)
+    return root
+
+
+# Of a batch of nnU-Net's own loader, through its network and its deep supervision.
+OF_A_BATCH = """
+import sys, torch
+from nnunetv2.run.run_training import get_trainer_from_args
+values = []
+for trainer in ("nnUNetTrainer", "nnUNetTrainer_dice_ce"):
+    trainer = get_trainer_from_args("4", sys.argv[1], 0, trainer, device=torch.device("cpu"))
+    trainer.initialize()
+    if not values:
+        batch = next(trainer.get_dataloaders()[0])
+        with torch.no_grad():
+            scores = trainer.network(batch["data"])
+    values.append(trainer.loss(scores, batch["target"]).item())
+print("values", *values)
+"""
+
+
+@with_nnunet
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_the_default_loss_and_ours_agree_on_a_batch_of_nnunets(configuration: str, of_the_hippocampus: Path) -> None:
+    printed = nnunet(of_the_hippocampus, "python", "-c", OF_A_BATCH, configuration)
+    its, ours = map(float, printed.partition("values")[2].split()[:2])
+    assert ours - 1 == pytest.approx(its, abs=1e-5)
 
 
 @with_nnunet

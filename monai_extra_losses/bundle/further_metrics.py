@@ -21,7 +21,7 @@ class CaseMetric:
         name: of its columns, with the unit where it has one: hd95_mm.
         heading: in the printed table.
         higher_is_better: or lower.
-        meaning: for the legend, from where the name ends; when it is undefined, too.
+        meaning: for the legend.
     """
 
     name: str

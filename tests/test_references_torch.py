@@ -43,6 +43,8 @@ def test_every_loss_has_a_row() -> None:
         "LovaszLoss",
         "CenterlineDiceLoss",
         "SkeletonRecallLoss",
+        "ComponentDiceCELoss",
+        "BlobDiceCELoss",
     )
     assert set(HEADLINES) <= ROWS.keys()
 

@@ -31,6 +31,7 @@ from monai_extra_losses.losses.distribution import (
     WeightedCrossEntropyLoss,
 )
 from monai_extra_losses.losses.head import HeadlessNetwork, HeadLoss
+from monai_extra_losses.losses.lesions import BlobDiceCELoss, ComponentDiceCELoss
 from monai_extra_losses.losses.partial import PartialLabelLoss
 from monai_extra_losses.losses.region import (
     BoundaryDoULoss,
@@ -61,10 +62,12 @@ from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
     "BalancedCrossEntropyLoss",
+    "BlobDiceCELoss",
     "BoundaryDoULoss",
     "CategoricalHingeLoss",
     "CenterlineDiceLoss",
     "ComboLoss",
+    "ComponentDiceCELoss",
     "CompoundLoss",
     "CorrelationMaximizedStructuralSimilarityLoss",
     "CosineSimilarityLoss",

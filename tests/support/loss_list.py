@@ -400,6 +400,26 @@ LOSSES = [
         syncs=False,
         options={"include_background": True},
     ),
+    *(
+        LossEntry(
+            name,
+            "structure",
+            reference,
+            variants={"skip": {"absent_class": "skip"}},
+            further=(
+                {"lambda_dice": 0.3, "lambda_ce": 0.7, "smooth": 1.0},
+                {"connectivity": 1},
+                {"include_background": False},
+            ),
+            reads_neighbours=True,
+            syncs=False,
+            options={"include_background": True},
+        )
+        for name, reference in (
+            ("ComponentDiceCELoss", ref.component_dice_cross_entropy),
+            ("BlobDiceCELoss", ref.blob_dice_cross_entropy),
+        )
+    ),
     LossEntry(
         "TopologicalInteractionLoss",
         "distribution",
@@ -598,6 +618,8 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "ranks": ("LovaszLoss", "sigmoid"),
     "skeletons": ("CenterlineDiceLoss", "softmax"),
     "tubes": ("SkeletonRecallLoss", "softmax"),
+    "components": ("ComponentDiceCELoss", "softmax"),
+    "components, outcomes": ("BlobDiceCELoss", "sigmoid"),
     "critical voxels": ("TopologicalInteractionLoss", "softmax"),
     "distances": ("GeneralizedSurfaceLoss", "softmax"),
     "distances of the prediction": ("HausdorffLoss", "sigmoid"),

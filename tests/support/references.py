@@ -625,6 +625,63 @@ def topological_interaction(
     return float((critical * w * cross_entropy_map(x, g, activation)).sum() / w.sum())
 
 
+# --- components ---
+
+
+def components_of(mask: Array, connectivity: int | None) -> tuple[NDArray[np.int64], int]:
+    structure = ndimage.generate_binary_structure(mask.ndim, connectivity or mask.ndim)
+    return ndimage.label(mask, structure)
+
+
+def cells_of(components: NDArray[np.int64], spacing: tuple[float, ...] | None) -> NDArray[np.int64]:
+    """The component that is nearest to each voxel."""
+    nearest = ndimage.distance_transform_edt(
+        components == 0, sampling=spacing, return_distances=False, return_indices=True
+    )
+    return components[tuple(nearest)]
+
+
+def component_dice_cross_entropy(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    blobs: bool = False,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    connectivity: int | None = None,
+    smooth: float = 1e-5,
+    spacing: tuple[float, ...] | None = None,
+    absent_class: str = "smooth",
+    include_background: bool = True,
+) -> float:
+    p, (log_p, log_not_p), values = activated(x, activation), log_one_vs_rest(x, activation), []
+    losses = -(g * log_p + (1 - g) * log_not_p)
+
+    def of_domain(n: int, c: int, domain: Array) -> float:
+        weight = w[n, 0] * domain
+        own, true = p[n, c], g[n, c]
+        dice = 1 - (2 * (weight * own * true).sum() + smooth) / ((weight * (own + true)).sum() + smooth)
+        return lambda_dice * dice + lambda_ce * (weight * losses[n, c]).sum() / weight.sum()
+
+    for n in range(len(p)):
+        for c in range(0 if include_background else 1, p.shape[1]):
+            components, number = components_of((g[n, c] > 0.5) & (w[n, 0] > 0), connectivity)
+            if number == 0:
+                if absent_class == "smooth":
+                    values.append(of_domain(n, c, np.ones(w[n, 0].shape)))
+                continue
+            cells = components if blobs else cells_of(components, spacing)
+            domains = [(cells == k) | (blobs & (cells == 0)) for k in range(1, number + 1)]
+            values.append(np.mean([of_domain(n, c, domain) for domain in domains]))
+    return float(np.mean(values)) if values else 0.0
+
+
+def blob_dice_cross_entropy(x: Array, g: Array, activation: str, w: Array, **options: Any) -> float:
+    return component_dice_cross_entropy(x, g, activation, w, blobs=True, **options)
+
+
 # --- boundary: distances by scipy, between voxel centres ---
 
 

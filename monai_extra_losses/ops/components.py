@@ -106,7 +106,9 @@ def connected_components(region: Array, connectivity: int | None) -> tuple[Array
     grid = region[None] if region.ndim == 1 else region
     neighbours = _NEIGHBOURS[grid.ndim]
     chosen = neighbours[(connectivity or region.ndim) - 1]
-    components, number = cc3d.connected_components(np.ascontiguousarray(grid), connectivity=chosen, return_N=True)
+    # Not as bool: of such, cc3d 4.1.1 numbers voxels of the background, too (2D, 8 neighbours).
+    numbers = np.ascontiguousarray(grid).view(np.uint8)
+    components, number = cc3d.connected_components(numbers, connectivity=chosen, return_N=True)
     return components.reshape(region.shape), number
 
 

@@ -9,6 +9,7 @@ from monai_extra_losses.losses.boundary import (
     ShapeAwareLoss,
     SurfaceLoss,
 )
+from monai_extra_losses.losses.calibration import AverageCalibrationLoss
 from monai_extra_losses.losses.checks import ShapeMismatchError
 from monai_extra_losses.losses.compound import (
     ComboLoss,
@@ -61,6 +62,7 @@ from monai_extra_losses.losses.vessels import CenterlineDiceLoss, SkeletonRecall
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
+    "AverageCalibrationLoss",
     "BalancedCrossEntropyLoss",
     "BlobDiceCELoss",
     "BoundaryDoULoss",

@@ -407,6 +407,56 @@ class CellSums(Term):
         return result[piece.samples]
 
 
+@dataclass(frozen=True)
+class BinSums(Term):
+    """sum p, sum g and sum 1 over the voxels whose p is in a bin of [0, 1]: result (B, C, 3, bins).
+
+    Attributes:
+        activation: how the scores become probabilities.
+        bins: how many, of equal width; bin b has b/bins < p <= (b+1)/bins, the first p = 0 too.
+        soft: a voxel belongs to the two bins whose centres are nearest to p, by how near they are; beyond the outer
+            centres to one.
+    """
+
+    activation: Activation
+    bins: int
+    soft: bool = False
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return scores.shape[0], scores.shape[1], 3, int(self.bins)
+
+    def definition(self, v: Voxels) -> Tensor:
+        p = probabilities(v.scores, self.activation)
+        rows = p, v.one_hot(), torch.ones_like(p)
+        tables = [
+            torch.stack([self._sums(v.weighted(row * share), place) for row in rows], 2)
+            for place, share in self._shares(p)
+        ]
+        return torch.stack(tables).sum(0)
+
+    def _shares(self, p: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+        """The bins (B, C, M) of each voxel, and its share in them."""
+        if not self.soft or self.bins < 2:
+            return [(self.bin_of(p.detach()), 1.0)]
+        place = (p * self.bins - 0.5).clamp(0, self.bins - 1)
+        lower = place.detach().nan_to_num().floor().clamp_max(self.bins - 2)
+        share, first = place - lower, lower.to(torch.int64)
+        return [(first, 1 - share), (first + 1, share)]
+
+    def bin_of(self, p: Tensor) -> Tensor:
+        """(B, C, M) the bin of each probability, whole numbers."""
+        edges = torch.arange(1, int(self.bins), dtype=p.dtype, device=p.device) / self.bins
+        return torch.bucketize(p.contiguous(), edges)
+
+    def _sums(self, values: Tensor, place: Tensor) -> Tensor:
+        """(B, C, bins) sums of (B, C, M) values."""
+        zeros = torch.zeros(*place.shape[:2], int(self.bins), dtype=sum_dtype(values.device), device=values.device)
+        return zeros.scatter_add(2, place, values.to(zeros.dtype))
+
+    def view(self, result: Tensor, piece: Piece) -> Tensor:
+        return result[piece.samples]
+
+
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:
     """(B, C, M) values times (C,) or (B, C) factors."""
     return values if factors is None else values * factors.to(values).unsqueeze(-1)

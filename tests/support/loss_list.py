@@ -275,8 +275,8 @@ LOSSES = [
         "distribution",
         ref.top_k,
         (Baseline(textbook.top_k),),
-        variants={"all": {"k": 100.0}},
-        further=({"k": 30.0},),
+        variants={"all": {"k": 100.0}, "per_class": {"per_class": True}},
+        further=({"k": 30.0}, {"k": 30.0, "per_class": True}),
         mean_over="samples",
         syncs=False,
     ),
@@ -419,6 +419,14 @@ LOSSES = [
             ("ComponentDiceCELoss", ref.component_dice_cross_entropy),
             ("BlobDiceCELoss", ref.blob_dice_cross_entropy),
         )
+    ),
+    LossEntry(
+        "AverageCalibrationLoss",
+        "structure",
+        ref.average_calibration,
+        variants={"soft": {"soft": True}, "smooth": {"absent_class": "smooth"}},
+        further=({"bins": 5}, {"bins": 1, "soft": True}, {"bins": 7, "soft": True}),
+        syncs=False,
     ),
     LossEntry(
         "TopologicalInteractionLoss",
@@ -620,6 +628,7 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "tubes": ("SkeletonRecallLoss", "softmax"),
     "components": ("ComponentDiceCELoss", "softmax"),
     "components, outcomes": ("BlobDiceCELoss", "sigmoid"),
+    "bins": ("AverageCalibrationLoss", "softmax"),
     "critical voxels": ("TopologicalInteractionLoss", "softmax"),
     "distances": ("GeneralizedSurfaceLoss", "softmax"),
     "distances of the prediction": ("HausdorffLoss", "sigmoid"),

@@ -310,8 +310,10 @@ def balanced_cross_entropy(
     return beta_cross_entropy(x, g, activation, w, beta, 1 - beta)
 
 
-def top_k(x: Array, g: Array, activation: str, w: Array, k: float = 10.0) -> float:
+def top_k(x: Array, g: Array, activation: str, w: Array, k: float = 10.0, per_class: bool = False) -> float:
     voxels = binary_cross_entropy_map(x, g) if activation == "sigmoid" else cross_entropy_map(x, g, activation)
+    if per_class:
+        return float(np.mean([top_k_mean(w * voxels[:, c : c + 1], w > 0, k) for c in range(voxels.shape[1])]))
     return top_k_mean(w * voxels, w > 0, k)
 
 
@@ -623,6 +625,31 @@ def topological_interaction(
         for a, b in pairs:
             critical[n, 0] |= (ndimage.binary_dilation(b, structure) & a) | (ndimage.binary_dilation(a, structure) & b)
     return float((critical * w * cross_entropy_map(x, g, activation)).sum() / w.sum())
+
+
+# --- calibration ---
+
+
+def average_calibration(
+    x: Array, g: Array, activation: str, w: Array, *, bins: int = 20, soft: bool = False, absent_class: str = "skip"
+) -> float:
+    p, values = activated(x, activation), []
+    centres = (np.arange(bins) + 0.5) / bins
+    for n, c in np.ndindex(*p.shape[:2]):
+        own, true, weight = p[n, c].ravel(), g[n, c].ravel(), w[n, 0].ravel()
+        if weight.sum() == 0 or (absent_class == "skip" and (weight * true).sum() == 0):
+            continue
+        terms = []
+        for b in range(bins):
+            inside = (own > b / bins) & (own <= (b + 1) / bins) | ((b == 0) & (own == 0))
+            if soft and bins > 1:
+                near = own.clip(centres[0], centres[-1])
+                inside = np.maximum(0, 1 - np.abs(near - centres[b]) * bins)
+            share = weight * inside
+            if share.sum() > 0:
+                terms.append(abs((share * own).sum() - (share * true).sum()) / share.sum())
+        values.append(np.mean(terms))
+    return float(np.mean(values)) if values else 0.0
 
 
 # --- components ---

@@ -15,11 +15,14 @@ from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
     ProbabilitySlab,
+    add_bin_sums,
     add_cell_sums,
+    bin_gradient,
     cell_gradient,
     count_sums,
     factors_of,
     is_differentiated,
+    is_hard,
     map_gradient,
     map_sums,
     power,
@@ -28,6 +31,7 @@ from monai_extra_losses.ops.kernels.slab import (
 )
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
     CellSums,
     CountSums,
     ErrorSums,
@@ -127,6 +131,14 @@ def _cell_gradient(slab: SigmoidSlab, term: CellSums, grad: Tensor) -> Parts:
     return {"d": d}
 
 
+def _bin_sums(slab: SigmoidSlab, term: BinSums, out: Tensor) -> None:
+    add_bin_sums(term, out, slab.p, slab.labels.of_classes_from(0), slab.w)
+
+
+def _bin_gradient(slab: SigmoidSlab, term: BinSums, grad: Tensor) -> Parts:
+    return {"d": bin_gradient(term, grad, slab.p).mul_(slab.curve())}
+
+
 def _floats_of_formula(term: OutcomeSums | VoxelMap, channels: int) -> int:
     return (13 if is_differentiated(term) else 5) * channels
 
@@ -137,6 +149,7 @@ SigmoidSlab.kernels = {
     ErrorSums: Kernel(_error_sums, _error_gradient, floats=lambda term, channels: 5 * channels),
     MapSums: Kernel(map_sums, _map_gradient, floats=lambda term, channels: 5 * channels),
     OutcomeSums: Kernel(_outcome_sums, _outcome_gradient, floats=_floats_of_formula),
+    BinSums: Kernel(_bin_sums, _bin_gradient, floats=lambda term, channels: 12 * channels, takes=is_hard),
     CellSums: Kernel(_cell_sums, _cell_gradient, floats=lambda term, channels: 16 * channels),
     VoxelMap: Kernel(
         _map_of_outcomes,

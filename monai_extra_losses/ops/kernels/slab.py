@@ -23,6 +23,7 @@ from monai_extra_losses.ops.kernels.labels import FewLabels, IndexedLabels
 from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
     CellSums,
     CountSums,
     MapSums,
@@ -232,6 +233,27 @@ def cell_gradient(term: CellSums, grad: Tensor, inside: Tensor) -> tuple[Tensor,
     of_log = -grad[:, :, 3].unsqueeze(-1).expand_as(of_p)
     by_p, by_log = (table.flatten().index_select(0, places).view_as(inside) for table in (of_p, of_log))
     return by_p, by_log
+
+
+def add_bin_sums(term: BinSums, out: Tensor, p: Tensor, inside: Tensor, w: Tensor | None) -> None:
+    """Add the sums of `BinSums`, (b, C, 3, bins); p and inside (b, C, m) as of `add_cell_sums`."""
+    shape = (*p.shape[:2], int(term.bins), 2)
+    pairs = torch.arange(p.shape[0] * p.shape[1], device=p.device).view(*p.shape[:2], 1)
+    places = ((term.bin_of(p) + shape[2] * pairs) * 2).add_(inside.to(torch.int64)).flatten()
+    weights = None if w is None else w.unsqueeze(1).expand_as(p)
+    of_p = _sums_by_place(places, p if weights is None else p * weights, math.prod(shape)).view(shape)
+    voxels = _sums_by_place(places, weights, math.prod(shape)).view(shape)
+    out.add_(torch.stack([of_p.sum(-1), voxels[..., 1].to(of_p), voxels.sum(-1).to(of_p)], 2))
+
+
+def bin_gradient(term: BinSums, grad: Tensor, p: Tensor) -> Tensor:
+    """(b, C, m) dL/dp of such sums: that of the sum of p in the voxel's bin."""
+    return grad[:, :, 0].gather(2, term.bin_of(p))
+
+
+def is_hard(term: BinSums) -> bool:
+    """Whether a voxel is in one bin, which alone has a kernel."""
+    return not term.soft
 
 
 def factors_of(term: VoxelMap, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,10 +18,13 @@ from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
     ProbabilitySlab,
+    add_bin_sums,
     add_cell_sums,
+    bin_gradient,
     cell_gradient,
     count_sums,
     is_differentiated,
+    is_hard,
     map_gradient,
     map_sums,
     power,
@@ -31,6 +34,7 @@ from monai_extra_losses.ops.kernels.slab import (
 from monai_extra_losses.ops.merging import fold, merge, share_out_, unmerge_
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
     CellSums,
     CountSums,
     ErrorSums,
@@ -266,6 +270,14 @@ def _cell_gradient(slab: SoftmaxSlab, term: CellSums, grad: Tensor) -> Parts:
     return {"apart": slab.through_softmax(d).add_(_slope_of_outcomes(slab, slab.labels.own(of_logs), of_logs))}
 
 
+def _bin_sums(slab: SoftmaxSlab, term: BinSums, out: Tensor) -> None:
+    add_bin_sums(term, out, slab.p, slab.labels.of_classes_from(0), slab.w)
+
+
+def _bin_gradient(slab: SoftmaxSlab, term: BinSums, grad: Tensor) -> Parts:
+    return {"apart": slab.through_softmax(bin_gradient(term, grad, slab.p))}
+
+
 def _shares(scores: Tensor) -> Tensor:
     """Softmax of (b, C, m) scores; 0 where all of a voxel are -inf."""
     return torch.softmax(scores, 1).masked_fill_(scores.amax(1, keepdim=True) == -torch.inf, 0)
@@ -290,6 +302,7 @@ SoftmaxSlab.kernels = {
     ),
     MapSums: Kernel(map_sums, _map_gradient, floats=lambda term, channels: 5 * channels + 10),
     ErrorSums: Kernel(_error_sums, _error_gradient, floats=lambda term, channels: 5 * channels + 4),
+    BinSums: Kernel(_bin_sums, _bin_gradient, floats=lambda term, channels: 12 * channels + 10, takes=is_hard),
     CellSums: Kernel(_cell_sums, _cell_gradient, floats=lambda term, channels: 18 * channels + 10),
     OutcomeSums: Kernel(
         _outcome_sums,

@@ -16,14 +16,18 @@ from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
     Slab,
+    add_bin_sums,
     add_cell_sums,
+    bin_gradient,
     cell_gradient,
+    is_hard,
     power,
     slope_at,
     total,
 )
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
     CellSums,
     CountSums,
     ErrorSums,
@@ -222,6 +226,15 @@ def _cell_gradient(slab: TwoClassSlab, term: CellSums, grad: Tensor) -> Parts:
     return {"d": d.addcmul_(slab.g - slab.p, by_log.sum(1))}
 
 
+def _bin_sums(slab: TwoClassSlab, term: BinSums, out: Tensor) -> None:
+    add_bin_sums(term, out, _of_kept(0, slab.p), _of_kept(0, slab.g), slab.w)
+
+
+def _bin_gradient(slab: TwoClassSlab, term: BinSums, grad: Tensor) -> Parts:
+    lower, upper = bin_gradient(term, grad, _of_kept(0, slab.p)).unbind(1)
+    return {"d": (upper - lower).mul_(torch.addcmul(slab.p, slab.p, slab.p, value=-1))}
+
+
 def _most(term: Term, channels: int) -> int:
     return 14
 
@@ -233,6 +246,7 @@ TwoClassSlab.kernels = {
     ErrorSums: Kernel(_error_sums, _error_gradient, floats=_most),
     OutcomeSums: Kernel(_outcome_sums, _outcome_gradient, floats=_most),
     TrueClassSums: Kernel(_true_class_sums, _true_class_gradient, floats=_most),
+    BinSums: Kernel(_bin_sums, _bin_gradient, floats=lambda term, channels: 24, takes=is_hard),
     CellSums: Kernel(_cell_sums, _cell_gradient, floats=lambda term, channels: 10 * (2 - term.first)),
     VoxelMap: Kernel(
         _map,

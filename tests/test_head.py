@@ -42,6 +42,7 @@ READ_ALL = {
     "LogHausdorffLoss",
     "LovaszLoss",
     "ShapeAwareLoss",
+    "SurfaceDiceLoss",
     "TopologicalInteractionLoss",
 }
 

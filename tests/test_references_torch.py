@@ -45,6 +45,7 @@ def test_every_loss_has_a_row() -> None:
         "SkeletonRecallLoss",
         "ComponentDiceCELoss",
         "BlobDiceCELoss",
+        "SurfaceDiceLoss",
         "AverageCalibrationLoss",
     )
     assert set(HEADLINES) <= ROWS.keys()

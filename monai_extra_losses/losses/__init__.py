@@ -58,6 +58,7 @@ from monai_extra_losses.losses.regression import (
     PoissonLoss,
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
+from monai_extra_losses.losses.surfaces import SurfaceDiceLoss
 from monai_extra_losses.losses.vessels import CenterlineDiceLoss, SkeletonRecallLoss, TopologicalInteractionLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
@@ -111,6 +112,7 @@ __all__ = [
     "ShapeMismatchError",
     "SkeletonRecallLoss",
     "SquaredHingeLoss",
+    "SurfaceDiceLoss",
     "SurfaceLoss",
     "TopKLoss",
     "TopologicalInteractionLoss",

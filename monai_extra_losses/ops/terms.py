@@ -445,8 +445,12 @@ class BinSums(Term):
 
     def bin_of(self, p: Tensor) -> Tensor:
         """(B, C, M) the bin of each probability, whole numbers."""
-        edges = torch.arange(1, int(self.bins), dtype=p.dtype, device=p.device) / self.bins
-        return torch.bucketize(p.contiguous(), edges)
+        upper = (p * self.bins).ceil_().nan_to_num_(1.0).clamp_(1, self.bins)
+        # A product may be rounded across an edge; the quotient is the edge itself. (torch.bucketize is several times
+        # slower.)
+        upper -= (p <= (upper - 1) / self.bins).to(p.dtype)
+        upper += (p > upper / self.bins).to(p.dtype)
+        return upper.clamp_(1, self.bins).sub_(1).to(torch.int64)
 
     def _sums(self, values: Tensor, place: Tensor) -> Tensor:
         """(B, C, bins) sums of (B, C, M) values."""

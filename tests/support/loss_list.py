@@ -421,6 +421,15 @@ LOSSES = [
         )
     ),
     LossEntry(
+        "SurfaceDiceLoss",
+        "structure",
+        ref.surface_dice,
+        variants={"skip": {"absent_class": "skip"}},
+        further=({"tolerance_mm": 2.0, "smooth": 1.0}, {"tolerance_mm": 0.5}),
+        reads_neighbours=True,
+        syncs=False,
+    ),
+    LossEntry(
         "AverageCalibrationLoss",
         "structure",
         ref.average_calibration,
@@ -628,6 +637,7 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "tubes": ("SkeletonRecallLoss", "softmax"),
     "components": ("ComponentDiceCELoss", "softmax"),
     "components, outcomes": ("BlobDiceCELoss", "sigmoid"),
+    "rims": ("SurfaceDiceLoss", "softmax"),
     "bins": ("AverageCalibrationLoss", "softmax"),
     "critical voxels": ("TopologicalInteractionLoss", "softmax"),
     "distances": ("GeneralizedSurfaceLoss", "softmax"),

@@ -11,6 +11,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform
 from monai.transforms.traits import InvertibleTrait, LazyTrait
 
+from monai_extra_losses.bundle.hysteresis import scores_of_what_is_kept
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.storage import takes_no_more
@@ -258,6 +259,7 @@ class SegmentationOfScoresd(MapTransform):
         written: the value to write for each of `labels`.
         regions: name -> label values, in the order of the channels; None for classes.
         probabilities: key that they get; None leaves them out.
+        hysteresis: low and high threshold of `HysteresisKeep`, which then decides what is there; None: as above.
     """
 
     def __init__(
@@ -268,8 +270,10 @@ class SegmentationOfScoresd(MapTransform):
         written: Sequence[int],
         regions: Mapping[str, Sequence[int]] | None = None,
         probabilities: str | None = None,
+        hysteresis: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys)
+        self.hysteresis = hysteresis
         self.labels = list(labels)
         self.written = list(written)
         self.regions = None if regions is None else [frozenset(values) for values in regions.values()]
@@ -281,7 +285,10 @@ class SegmentationOfScoresd(MapTransform):
         for key in self.key_iterator(changed):
             scores: MetaTensor = changed[key]
             values = scores.as_tensor()
-            classes = values.argmax(dim=0) if self.regions is None else self._classes_of_regions(values)
+            decided = values
+            if self.hysteresis is not None:
+                decided = scores_of_what_is_kept(values, self.hysteresis, regions=self.regions is not None)
+            classes = decided.argmax(dim=0) if self.regions is None else self._classes_of_regions(decided)
             table = torch.tensor(self.written, dtype=torch.int64, device=values.device)
             changed[key] = MetaTensor(table[classes][None], meta=scores.meta)
             if self.probabilities is not None:

@@ -56,7 +56,7 @@ _GO_ON = {
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
 
 
-_OVERLAYS = ("boundary_schedule", "boundary_maps")  # in the order in which they go on top of each other
+_OVERLAYS = ("boundary_schedule", "boundary_maps", "lesions")  # in the order in which they go on top of each other
 
 
 class _GivenPath(click.ParamType[Path]):
@@ -127,7 +127,8 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(_OVERLAYS),
             multiple=True,
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
-            "boundary_maps: measure distances once per volume instead of in every step. Both may be given.",
+            "boundary_maps: measure distances once per volume instead of in every step. Both may be given. "
+            "lesions: train component_dice_ce, with the components of the label found once per volume.",
         ),
         click.option(
             "--loss",
@@ -268,6 +269,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     --overwrite True              replace those of an earlier evaluation
     --overlays False              draw no pictures
     --surface_tolerance_mm 2      of the surface Dice
+    --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --model_file FILE             other weights
     --device cpu, --num_workers 4 where to compute, and loader processes
 
@@ -301,6 +303,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
     \b
     --test_time_flips True        average over mirror images
+    --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --probabilities True          write them too
     --series TEXT                 which series of DICOM folders with several
     --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels

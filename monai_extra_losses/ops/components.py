@@ -100,6 +100,15 @@ def _of_each_region(regions: Tensor, connectivity: int | None, result: Callable[
     return found
 
 
+def refuse_missing_packages() -> None:
+    """Refuse to go on without what finds components.
+
+    Raises:
+        ImportError: without cc3d.
+    """
+    _imported("cc3d", "connected-components-3d")
+
+
 def connected_components(region: Array, connectivity: int | None) -> tuple[Array, int]:
     """The components of one region (*spatial) bool as whole numbers from 1 on, and how many there are."""
     cc3d = _imported("cc3d", "connected-components-3d")

@@ -64,7 +64,7 @@ def main() -> None:
         target = labels if channels > 1 else labels.float()
         known = cells.expand(1, max(channels - 1, 1), *labels.shape[2:]).contiguous()
         for cls in (ComponentDiceCELoss, BlobDiceCELoss):
-            own, other = cls(**options), FusedDiceCELoss(**options)
+            own, other = cls(include_background=channels == 1, **options), FusedDiceCELoss(**options)
             times = [
                 (step(own, scores, target, cells=known), step(other, scores, target)) for _ in range(args.rounds + 1)
             ][1:]

@@ -201,8 +201,17 @@ def add_cell_sums(term: CellSums, out: Tensor, p: Tensor, log_pt: Tensor, inside
         _sums_by_place(places, values, math.prod(shape)).view(shape)
         for values in (*((x if weights is None else x * weights) for x in (p, log_pt)), weights)
     )
-    rows = of_p[..., 1], of_p.sum(-1), voxels[..., 1], of_log.sum(-1).neg_(), voxels.sum(-1)
+    of_all = [_of_numbers(term, sums) for sums in (of_p, of_log, voxels)]
+    rows = of_p[..., 1], of_all[0], voxels[..., 1], -of_all[1], of_all[2]
     out.add_(torch.stack(rows, 2))
+
+
+def _of_numbers(term: CellSums, sums: Tensor) -> Tensor:
+    """(b, C', K) sums by number, of those by cell and side (b, C', K, 2)."""
+    if not term.within:
+        return sums.sum(-1)
+    outside = sums[..., 0].sum(-1, keepdim=True)
+    return torch.cat([sums[..., :1, 1] + outside, sums[..., 1:, 1]], -1)
 
 
 def _cells_and_sides(term: CellSums, inside: Tensor) -> Tensor:
@@ -210,7 +219,8 @@ def _cells_and_sides(term: CellSums, inside: Tensor) -> Tensor:
     pairs = inside.shape[0] * inside.shape[1]
     dtype = torch.int32 if 2 * pairs * term.number < 2**31 else torch.int64
     inside, cells = inside.to(dtype), term.cells.flatten(2).to(dtype)
-    places = (2 * cells).add_(1).mul_(inside) if term.within else torch.add(inside, cells, alpha=2)
+    # Outside its class a voxel has its own place `within`, too: numbers added to one place wait for each other.
+    places = torch.add(inside, cells, alpha=2)
     if pairs > 1:
         places += (2 * term.number * torch.arange(pairs, dtype=dtype, device=cells.device)).view(*cells.shape[:2], 1)
     return places.flatten()
@@ -229,8 +239,9 @@ def _sums_by_place(places: Tensor, values: Tensor | None, number: int) -> Tensor
 def cell_gradient(term: CellSums, grad: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """(b, C', m) dL/dp, and dL/dlog p_t, from the gradient (b, C', 5, K) of the sums of `CellSums`; see there."""
     places = _cells_and_sides(term, inside)
-    of_p = torch.stack([grad[:, :, 1], grad[:, :, 0] + grad[:, :, 1]], -1)
-    of_log = -grad[:, :, 3].unsqueeze(-1).expand_as(of_p)
+    overlap, of_p, of_log = grad[:, :, 0], grad[:, :, 1], -grad[:, :, 3]
+    outside = [x[..., :1].expand_as(x) if term.within else x for x in (of_p, of_log)]
+    of_p, of_log = torch.stack([outside[0], overlap + of_p], -1), torch.stack([outside[1], of_log], -1)
     by_p, by_log = (table.flatten().index_select(0, places).view_as(inside) for table in (of_p, of_log))
     return by_p, by_log
 

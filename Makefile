@@ -2,6 +2,7 @@
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu (say) takes PyTorch from another index.
 PYTHON ?= python3
 VENV ?= .venv
+NNUNET_VENV ?= .venv-nnunet
 BIN := $(VENV)/bin
 FOR_DEMO := $(VENV)/.installed_bundle
 FOR_TESTS := $(VENV)/.installed_dev
@@ -10,7 +11,7 @@ LOSS ?= dice_ce
 # Two processes of one thread each use two cores better than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all test-nnunet lint bench clean
 
 # pip talks, because a first installation takes minutes: PyTorch for GPUs is gigabytes.
 define install
@@ -37,6 +38,18 @@ test: $(FOR_TESTS)
 
 test-all: $(FOR_TESTS)
 	$(PYTEST)
+
+# The tests with nnU-Net in an environment of its own: it needs torchvision, and with it another torch.
+test-nnunet: $(NNUNET_VENV)/.installed
+	OMP_NUM_THREADS=1 $(NNUNET_VENV)/bin/python -m pytest tests/test_nnunet.py
+
+$(NNUNET_VENV)/.installed: pyproject.toml constraints.txt constraints-nnunet.txt
+	$(PYTHON) -m venv $(NNUNET_VENV)
+	grep -v '^torch==' constraints.txt > $(NNUNET_VENV)/others.txt
+	$(NNUNET_VENV)/bin/python -m pip install -c constraints-nnunet.txt torch torchvision \
+		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(NNUNET_VENV)/bin/python -m pip install -c $(NNUNET_VENV)/others.txt -c constraints-nnunet.txt -e '.[nnunet,test]'
+	touch $@
 
 lint: $(FOR_TESTS)
 	$(BIN)/ruff check .

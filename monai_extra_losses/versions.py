@@ -20,3 +20,7 @@ def version_of(package: str) -> str:
     except metadata.PackageNotFoundError:
         module = importlib.import_module(_MODULES.get(package, package))
         return str(getattr(module, "__version__", "unknown"))
+
+
+class PackageMissing(ImportError):
+    """A package of an extra is not installed; the text is a sentence that says what to install."""

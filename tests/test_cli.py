@@ -423,6 +423,8 @@ def test_a_name_that_no_file_can_have_is_one_sentence(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     succeeds("phantom", "--out", "~/phantom", "--cases", "1")
     assert (tmp_path / "home" / "phantom" / "dataset.json").exists()
+    succeeds("phantom", "--kind", "vessels", "--out", "~/vessels", "--cases", "1")
+    assert '"artery"' in (tmp_path / "home" / "vessels" / "dataset.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_every_property_is_there_whatever_the_options(
         (("train", "losses"), "train"),
         (("train", "losses", "boundary_schedule"), "train"),
         (("train", "losses", "boundary_schedule", "boundary_maps"), "train"),
+        (("train", "losses", "vessels"), "train"),
         (("train", "losses", "lesions"), "train"),
         (("train", "evaluate"), "train"),
         (("train", "losses", "evaluate"), "train"),

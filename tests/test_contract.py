@@ -332,6 +332,7 @@ NOT_SURER = {
     "CategoricalHingeLoss": "likewise",
     "NoiseRobustDiceLoss": "sum p^gamma / sum p^2 falls",
     "TopologicalInteractionLoss": "what touches nothing that it must not",
+    "CenterlineBoundaryDiceLoss": "below 0.5 there is no skeleton",
     "SkeletonRecallLoss": "a recall",
 }
 NOT_MORE = {
@@ -343,6 +344,7 @@ NOT_MORE = {
     "TopKLoss": "beyond k per cent",
     "LovaszLoss": "the largest error",
     "CorrelationMaximizedStructuralSimilarityLoss": "a mean over the voxels that differ",
+    "CenterlineBoundaryDiceLoss": "below 0.5 there is no skeleton",
     "CenterlineDiceLoss": "a thicker block may have a shorter skeleton",
     "TopologicalInteractionLoss": "what touches nothing that it must not",
     "SkeletonRecallLoss": "a recall",
@@ -1296,6 +1298,7 @@ def other_value(name: str, parameter: inspect.Parameter) -> Any:
         "weight": [1.0, 2.0, 3.0],
         "ignore_index": 255,
         "absent_class": "skip",
+        "radius_weight": "linear",
         "spacing": (1.0, 2.0),
         "w_type": "simple",
         "mode": "target",

@@ -35,6 +35,7 @@ from monai_extra_losses.ops import plan as plans
 OPTIONS: dict[str, Any] = {"to_onehot_y": True, "softmax": True}
 # They compute with all scores at once: neighbourhoods, sorting, the distance to what is predicted.
 READ_ALL = {
+    "CenterlineBoundaryDiceLoss",
     "CenterlineDiceLoss",
     "CorrelationMaximizedStructuralSimilarityLoss",
     "HausdorffERLoss",

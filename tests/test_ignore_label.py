@@ -394,6 +394,13 @@ def test_a_loss_of_regions_without_mask_is_refused(regions: Path, tmp_path: Path
         set_up(regions, tmp_path / "run", loss)
 
 
+def test_a_part_of_a_compound_without_mask_is_refused(regions: Path, tmp_path: Path) -> None:
+    loss = CompoundLoss({"dice": FusedDiceLoss(sigmoid=True), "counting": Counting()})
+    sentence = r"takes overlapping regions, got CompoundLoss .*parts that take a `mask`, got counting"
+    with pytest.raises(StartUpRefused, match=sentence):
+        set_up(regions, tmp_path / "run", loss)
+
+
 def test_regions_have_no_value_to_ignore_but_the_mask(regions: Path, tmp_path: Path) -> None:
     loss = FusedDiceLoss(sigmoid=True, ignore_index=3)
     assert set_up(regions, tmp_path / "run", loss).record.ignore_index == 3

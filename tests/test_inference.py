@@ -573,11 +573,13 @@ def test_probabilities_are_those_of_the_labels(
 BRATS = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
 
 
-def labels_of(regions: dict[str, tuple[int, ...]], labels: list[int], *voxels: str) -> list[int]:
+def labels_of(
+    regions: dict[str, tuple[int, ...]], labels: list[int], *voxels: str, order: tuple[int, ...] | None = None
+) -> list[int]:
     """Label values of voxels that are in the regions marked by 1, as in "110"."""
     inside = torch.tensor([[float(mark) for mark in voxel] for voxel in voxels]).T
     scores = MetaTensor((inside * 4 - 2).reshape(len(regions), -1, 1, 1))
-    transform = SegmentationOfScoresd("pred", labels=labels, written=labels, regions=regions)
+    transform = SegmentationOfScoresd("pred", labels=labels, written=labels, regions=regions, order=order)
     return transform({"pred": scores})["pred"].flatten().int().tolist()
 
 
@@ -597,6 +599,18 @@ def test_a_voxel_gets_the_label_value_of_its_regions() -> None:
     assert labels_of(crossing, [0, 1, 2, 3], "10", "01", "11") == [1, 2, 3]
     # two values of one pattern: the smallest
     assert labels_of({"whole": (4, 2), "core": (7,)}, [0, 2, 4, 7], "00", "10", "11", "01") == [0, 2, 7, 7]
+
+
+def test_regions_paint_in_the_order_of_nnunet_where_it_does_not_contradict_them() -> None:
+    voxels = ("000", "100", "110", "111", "011", "101", "010")
+    assert labels_of(BRATS, [0, 1, 2, 3], *voxels, order=(1, 2, 3)) == [0, 1, 2, 3, 3, 3, 2]
+    # two labels of one pattern: the order chooses, and not the smallest
+    assert labels_of({"whole": (4, 2), "core": (7,)}, [0, 2, 4, 7], "10", "01", order=(4, 7)) == [4, 7]
+    # the whole listed last paints last
+    backwards = dict(reversed(BRATS.items()))
+    assert labels_of(backwards, [0, 1, 2, 3], "101", "111", order=(3, 2, 1)) == [1, 3]
+    # a value outside its region, as 1 for the core, is none that a voxel of the core can have
+    assert labels_of(BRATS, [0, 1, 2, 3], "110", "010", order=(2, 1, 3)) == [2, 2]
 
 
 def test_a_network_of_regions_writes_labels_and_a_probability_per_region(

@@ -1216,6 +1216,35 @@ def test_compound_loss_takes_any_loss() -> None:
     torch.testing.assert_close(nested(x, y), both(x, y) + F.l1_loss(x, y))
 
 
+class Smoothness(nn.Module):
+    """A loss of another package: of the scores alone, without our options."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return input.softmax(1).diff(dim=2).abs().mean()
+
+
+class MaskedSmoothness(Smoothness):
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(input if mask is None else input * mask, target)
+
+
+def test_a_mask_goes_to_the_parts_that_take_one_and_is_refused_beside_one_that_does_not() -> None:
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
+    mask = (torch.arange(5) > 1).expand(2, 1, 4, 5)
+    ours, theirs = FusedDiceLoss(**SOFTMAX), MaskedSmoothness()
+    expected = ours(scores, labels, mask) + theirs(scores, labels, mask)
+    torch.testing.assert_close(losses.CompoundLoss([ours, theirs])(scores, labels, mask), expected)
+    torch.testing.assert_close(
+        losses.CompoundLoss([losses.CompoundLoss([theirs]), ours])(scores, labels, mask), expected
+    )
+    foreign = losses.CompoundLoss({"dice": ours, "smooth": Smoothness()})
+    torch.testing.assert_close(foreign(scores, labels), ours(scores, labels) + Smoothness()(scores, labels))
+    with pytest.raises(
+        ValueError, match="expected parts that take a `mask`, got smooth, which would count masked voxels"
+    ):
+        foreign(scores, labels, mask)
+
+
 def test_compound_loss_is_built_from_yaml_and_copied() -> None:
     part = {"to_onehot_y": True, "softmax": True}
     config = {

@@ -5,8 +5,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
+from skimage import measure
 
 from monai_extra_losses.data import DatasetError, check_cases, read_case_list, write_phantom
+from monai_extra_losses.data.phantom_vessels import Branch, draw_vessels, grow_trees, render
+from monai_extra_losses.data.topology import betti_numbers, euler_number
 
 
 def _volumes(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -151,3 +155,166 @@ def test_a_stopped_call_leaves_nothing_that_the_next_one_refuses(
         with pytest.raises(KeyboardInterrupt):
             write_phantom(tmp_path / "new", num_cases=2)
     write_phantom(tmp_path / "new", num_cases=2)
+
+
+# --- vessels ---
+
+
+def _pieces_and_loops(mask: np.ndarray) -> tuple[int, int]:
+    pieces = measure.label(mask, connectivity=3, return_num=True)[1]
+    cavities = measure.label(np.pad(~mask, 1, constant_values=True), connectivity=1, return_num=True)[1] - 1
+    return pieces, pieces + cavities - measure.euler_number(mask, connectivity=3)
+
+
+@pytest.fixture(scope="module")
+def vessels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("vessels") / "new", kind="vessels", num_cases=4, num_test=1)
+
+
+def test_an_artery_and_a_vein_are_one_piece_without_a_loop_and_touch(vessels: Path) -> None:
+    case_list = read_case_list(vessels)
+    assert case_list.labels == {0: "background", 1: "artery", 2: "vein"}
+    summaries = check_cases(case_list, progress=False)
+    assert {(case.shape, case.spacing) for case in summaries.cases} == {((64, 64, 64), (1.0, 1.0, 1.0))}
+    for case in case_list.cases:
+        _, label = _volumes(vessels, case.name)
+        for value in (1, 2):
+            assert _pieces_and_loops(label == value) == (1, 0)
+            assert 0.002 < (label == value).mean() < 0.03
+        assert (ndimage.binary_dilation(label == 1) & (label == 2)).any()
+
+
+def test_vessels_have_slices_as_thick_as_asked_for(tmp_path: Path) -> None:
+    folder = write_phantom(
+        tmp_path / "data", kind="vessels", num_cases=1, num_test=0, shape=(48, 48, 16), spacing=(1, 1, 3)
+    )
+    _, label = _volumes(folder, "phantom_000")
+    assert label.shape == (48, 48, 16)
+    assert [_pieces_and_loops(label == value) for value in (1, 2)] == [(1, 0)] * 2
+
+
+def test_vessels_are_those_of_the_seed(vessels: Path, tmp_path: Path) -> None:
+    again = _contents(write_phantom(tmp_path / "again", kind="vessels", num_cases=1, num_test=0))
+    other = _contents(write_phantom(tmp_path / "other", kind="vessels", num_cases=1, num_test=0, seed=1))
+    del again["dataset.json"]
+    whole = _contents(vessels)
+    assert {name: whole[name] for name in again} == again
+    assert not set(other.values()) & set(again.values())
+
+
+def test_radii_fall_by_the_law_of_murray() -> None:
+    trees = _trees(0)
+    assert len(trees) == 2
+    for tree in trees:
+        assert tree[0].parent is None
+        of_parent: dict[int, list[Branch]] = {}
+        for branch in tree[1:]:
+            of_parent.setdefault(branch.parent, []).append(branch)
+        assert len(of_parent) >= 3
+        for number, daughters in of_parent.items():
+            parent = tree[number]
+            assert len(daughters) == 2
+            for daughter in daughters:
+                np.testing.assert_array_equal(daughter.points[0], parent.points[-1])
+                assert daughter.radius < parent.radius
+            assert sum(daughter.radius**3 for daughter in daughters) == pytest.approx(parent.radius**3)
+
+
+def test_the_label_is_as_thick_as_the_branches() -> None:
+    trees = _trees(0)
+    label, _ = render(trees, (64, 64, 64), np.ones(3))
+    for value, tree in enumerate(trees, start=1):
+        depth = ndimage.distance_transform_edt(label == value)
+        for branch in tree:
+            middle = branch.points[len(branch.points) // 2]
+            around = tuple(slice(c - 1, c + 2) for c in np.round(middle + 31.5).astype(int))
+            assert abs(depth[around].max() - branch.radius) < 1
+
+
+def test_gaps_are_in_the_image_and_not_in_the_label() -> None:
+    trees, shape = _trees(0), (64, 64, 64)
+    image, label = draw_vessels(np.random.default_rng([0]), shape, np.ones(3), 0)
+    drawn, filled = render(trees, shape, np.ones(3))
+    np.testing.assert_array_equal(label, drawn)
+    tissue = np.median(image[ndimage.binary_dilation(label > 0, iterations=4) & (label == 0)])
+    for value, tree in enumerate(trees, start=1):
+        assert (tree[0].contrast == 1).all()
+        lost, seen = (
+            np.concatenate([branch.points[(branch.contrast < 0.2) == gap] for branch in tree]) for gap in (True, False)
+        )
+        at_gap, elsewhere = (tuple(np.floor(points[points[:, 2] > -31] + 32).astype(int).T) for points in (lost, seen))
+        assert len(lost)
+        assert (label[at_gap] == value).mean() > 0.9
+        assert np.median(filled[value - 1][at_gap]) < 0.12
+        assert np.median(filled[value - 1][elsewhere]) == 1
+        contrast = image[elsewhere].mean() - tissue
+        assert image[at_gap].mean() - tissue < 0.5 * contrast
+        assert contrast > 0.15 * tissue
+
+
+def _trees(seed: int) -> tuple[list[Branch], list[Branch]]:
+    trees = grow_trees(np.random.default_rng([seed]), np.full(3, 64.0), np.ones(3))
+    assert trees is not None
+    return trees
+
+
+def test_a_kind_that_is_none_and_a_volume_without_room_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a kind of 'organ' or 'vessels', got 'bones'"):
+        write_phantom(tmp_path / "data", kind="bones")
+    with pytest.raises(ValueError, match=r"at least 32, 32, 16, got \(16, 32, 16\)"):
+        write_phantom(tmp_path / "data", kind="vessels", shape=(16, 32, 16))
+    with pytest.raises(ValueError, match=r"expected a volume with room for an artery and a vein, got \(32, 32, 16\)"):
+        write_phantom(tmp_path / "data", kind="vessels", shape=(32, 32, 16))
+    assert not any((tmp_path / "data").rglob("*.nii.gz"))
+
+
+# --- their topology ---
+
+
+def _ring() -> np.ndarray:
+    mask = np.zeros((7, 7, 3), dtype=bool)
+    mask[1:6, 1:6, 1] = True
+    mask[2:5, 2:5, 1] = False
+    return mask
+
+
+def _hollow_ball() -> np.ndarray:
+    radius = np.sqrt(sum((axis - 5) ** 2 for axis in np.indices((11, 11, 11))))
+    return (radius < 4.5) & (radius > 2)
+
+
+def _two_tubes() -> np.ndarray:
+    mask = np.zeros((9, 9, 12), dtype=bool)
+    mask[1:3, 1:3] = mask[6:8, 6:8] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (np.zeros((4, 4, 4), dtype=bool), (0, 0)),
+        (np.ones((4, 4, 4), dtype=bool), (1, 0)),
+        (_ring(), (1, 1)),
+        (_two_tubes(), (2, 0)),
+        (_hollow_ball(), (1, 0)),
+        (_ring()[..., 1], (1, 1)),
+        (np.eye(4, dtype=bool), (1, 0)),
+        (np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], dtype=bool), (1, 1)),
+    ],
+    ids=["nothing", "all", "ring", "two tubes", "hollow ball", "flat ring", "corners", "ring of corners"],
+)
+def test_betti_numbers_of_shapes(mask: np.ndarray, expected: tuple[int, int]) -> None:
+    assert betti_numbers(mask) == expected
+
+
+@pytest.mark.parametrize("shape", [(12, 13), (9, 8, 7)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_euler_number_is_that_of_scikit_image(shape: tuple[int, ...], share: float) -> None:
+    for seed in range(5):
+        mask = np.random.default_rng(seed).random(shape) < share
+        assert euler_number(mask) == measure.euler_number(mask, connectivity=len(shape))
+        loops = betti_numbers(mask)[1]
+        if len(shape) == 2:  # by duality: the pieces of the background that touch no border
+            assert loops == ndimage.label(~np.pad(mask, 1))[1] - 1
+        else:
+            assert betti_numbers(mask) == _pieces_and_loops(mask)

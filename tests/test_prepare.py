@@ -637,7 +637,7 @@ def test_the_command_takes_annotated_ids(tmp_path: Path, capsys: pytest.CaptureF
     assert declared(folder, "b")["annotated"] == [1]
     for missing, given in (("labels", "--images"), ("images", "--labels")):
         assert run(given, folder, "--out", folder / "c") == 2
-        assert f"Missing option '--{missing}', or --organ-masks." in capsys.readouterr().err
+        assert f"Missing option '--{missing}', --organ-masks or DIR." in capsys.readouterr().err
 
 
 def test_ids_may_change_places() -> None:

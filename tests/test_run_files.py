@@ -108,6 +108,15 @@ def test_a_key_that_is_missing_is_named_where_it_is_needed(
         ({"labels": {"0": "background"}}, "labels {0: 'background'}, which should be 0 and at least one more"),
         ({"labels": {"0": "background", "1.0": "organ"}}, "labels should be an object of text per whole number, got"),
         ({"regions": {"all": [1, 9]}}, "regions .*, which should be made of the labels"),
+        (
+            {"regions": {"all": [1, 2]}, "regions_class_order": [1, 2]},
+            "regions_class_order .*, which should be a label for",
+        ),
+        (
+            {"regions": {"all": [1, 2]}, "regions_class_order": [9]},
+            "regions_class_order .*, which should be a label for",
+        ),
+        ({"regions_class_order": [1]}, "regions_class_order .*, which should be a label for each region"),
         ({"in_channels": 0}, "in_channels 0, which should be a number of channels"),
         ({"in_channels": 10**9}, "in_channels 1000000000, which should be a number of channels"),
         ({"channels": [4]}, r"channels \(4,\), which should be two numbers of channels or more"),

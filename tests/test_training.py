@@ -678,3 +678,30 @@ def test_a_run_of_an_earlier_version_is_evaluated_and_resumed(
     evaluate(old, overlays=False)
     train(phantom_folder, old.root, epochs=5, val_interval=1, resume=True, **TINY)
     assert len(numbers(old)) == 5
+
+
+def test_a_loss_of_another_package_trains_beside_ours(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_losses.py").write_text(
+        "import torch\n\n\n"
+        "class Smoothness(torch.nn.Module):\n"
+        "    def forward(self, input, target):\n"
+        "        return input.softmax(1).diff(dim=2).abs().mean()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"to_onehot_y": True, "softmax": True}
+    loss = {
+        "_target_": "monai_extra_losses.losses.CompoundLoss",
+        "losses": {
+            "dice_ce": {"_target_": "monai_extra_losses.losses.FusedDiceCELoss", **options},
+            "smooth": {"_target_": "their_losses.Smoothness"},
+        },
+        "weights": [1.0, 0.1],
+    }
+    run = train(phantom_folder, tmp_path / "run", loss=loss, limit=6, **TINY)
+    (row,) = table(run.training_csv)
+    parts = {name: float(row[f"train_loss_{name}"]) for name in ("dice_ce", "smooth")}
+    assert parts["smooth"] > 0
+    assert float(row["train_loss"]) == pytest.approx(parts["dice_ce"] + 0.1 * parts["smooth"], rel=1e-3)

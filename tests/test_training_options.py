@@ -128,6 +128,7 @@ OTHERS: dict[str, Any] = {
     "amp": "bf16",
     "hu_window": [0, 2],
     "pretrained": "weights.pt",
+    "metrics": ["vessels"],
     "cache": "none",
     "cache_dir": "elsewhere",
     "num_folds": 2,

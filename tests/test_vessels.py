@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from monai_extra_losses import (
+    CenterlineBoundaryDiceLoss,
     CenterlineDiceLoss,
     CompoundLoss,
     FusedDiceLoss,
@@ -72,6 +73,40 @@ def test_centerline_dice_is_its_formula(
     )
 
 
+@each("kind", ["labels", "labels and mask", "soft and mask"])
+@each("shape", [(2, 3, 5, 4), (1, 2, 5, 4, 3), (1, 2, 11)])
+@each(
+    "options", [{}, {"radius_weight": "linear", "smooth": 1.0}, {"absent_class": "skip", "include_background": False}]
+)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_centerline_boundary_dice_is_its_formula(
+    options: dict[str, Any], activation: str, shape: tuple[int, ...], kind: str
+) -> None:
+    """Of blocks with an inside, and a prediction that is sure of them here and there."""
+    torch.manual_seed(0)
+    entry = ENTRIES["CenterlineBoundaryDiceLoss"]
+    labels = blocks_like(torch.empty(shape))
+    scores = torch.randn(shape, dtype=torch.float64) + 3 * one_hot(labels.roll(1, 2), shape[1], torch.float64)
+    scores = scores.softmax(1) if activation == "none" else scores
+    soft = (0.3 * torch.rand(shape, dtype=torch.float64) + 0.6 * one_hot(labels, shape[1], torch.float64)).clamp(max=1)
+    mask = 0.1 + torch.rand(shape[0], 1, *shape[2:], dtype=torch.float64) if "mask" in kind else None
+    if mask is not None:
+        mask[0, 0, 1] = 0
+    target = soft if "soft" in kind else labels
+    g = soft.numpy() if "soft" in kind else ref.one_hot(labels.numpy(), shape[1])
+    w = np.ones((shape[0], 1, *shape[2:])) if mask is None else mask.numpy()
+    options = entry.required | options
+    loss = entry.make(activation, to_onehot_y="labels" in kind, **options)
+    value, gradient = value_and_gradient(loss, scores, target, mask)
+    x = scores.numpy()
+    assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=1e-6)
+    assert gradient.any()
+    # Small steps: what is above 0.5 must stay. Distances have the digits of float32.
+    ref.assert_gradient(
+        gradient.numpy(), lambda moved: entry.reference(moved, g, activation, w, **options), x, 2e-6, step=1e-6
+    )
+
+
 @each("axes", [1, 2, 3])
 @each("iterations", [1, 4])
 def test_the_skeleton_is_that_of_the_definition_whatever_is_kept(axes: int, iterations: int) -> None:
@@ -82,7 +117,7 @@ def test_the_skeleton_is_that_of_the_definition_whatever_is_kept(axes: int, iter
     expected = skeletons.soft_skeleton(leaf, iterations)
     np.testing.assert_allclose(expected[0, 0].detach(), ref.soft_skeleton(a[0, 0].numpy(), iterations), rtol=1e-12)
     (slope,) = torch.autograd.grad((expected * factor).sum(), leaf)
-    torch.testing.assert_close(skeletons._skeleton(a[0, 0], iterations), expected[0, 0].detach())
+    torch.testing.assert_close(skeletons.skeleton_of_map(a[0, 0], iterations), expected[0, 0].detach())
     for keep in range(iterations + 2):
         got = skeletons._slope_of_skeleton(a[0, 0], factor[0, 0].clone(), iterations, keep)
         torch.testing.assert_close(got, slope[0, 0], rtol=1e-12, atol=1e-15)
@@ -90,7 +125,7 @@ def test_the_skeleton_is_that_of_the_definition_whatever_is_kept(axes: int, iter
 
 def test_the_skeleton_of_a_mask_is_that_of_its_numbers() -> None:
     mask = torch.rand(6, 7, 8) > 0.2
-    assert torch.equal(skeletons._skeleton(mask, 3).float(), skeletons._skeleton(mask.float(), 3))
+    assert torch.equal(skeletons.skeleton_of_map(mask, 3).float(), skeletons.skeleton_of_map(mask.float(), 3))
 
 
 def test_centerline_dice_of_a_case_by_hand() -> None:
@@ -198,6 +233,71 @@ def test_centerline_dice_of_partly_annotated_data() -> None:
     torch.testing.assert_close(
         loss(scores, labels, annotated=everything), CenterlineDiceLoss(**SOFTMAX)(scores, labels)
     )
+
+
+# --- centerline boundary Dice ---
+
+
+def tubes_of(*radii: int) -> list[Tensor]:
+    """(1, 1, 40, 16, 20) round tubes along the last axis, side by side."""
+    x, y, _ = torch.meshgrid([torch.arange(n) for n in (40, 16, 20)], indexing="ij")
+    middles = [8 + 20 * number for number in range(len(radii))]
+    return [((x - m) ** 2 + (y - 8) ** 2 <= r**2)[None, None].float() for m, r in zip(middles, radii, strict=True)]
+
+
+@each("radius_weight", ["inverse", "linear"])
+def test_a_thin_vessel_counts_more_than_a_thick_one(radius_weight: Any) -> None:
+    thick, thin = tubes_of(5, 2)
+    loss = CenterlineBoundaryDiceLoss(radius_weight=radius_weight)
+    assert loss(thick + thin, thick + thin) == 0
+    assert loss(thick, thick + thin) > 1.5 * loss(thin, thick + thin)
+    plain = CenterlineDiceLoss()
+    assert plain(thick, thick + thin) < 1.1 * plain(thin, thick + thin)
+
+
+def test_a_prediction_off_the_middle_costs_though_its_skeleton_is_inside() -> None:
+    (tube,) = tubes_of(5)
+    aside = tube.roll(2, 2)
+    assert CenterlineDiceLoss()(aside, tube).item() == pytest.approx(0, abs=1e-6)
+    assert CenterlineBoundaryDiceLoss()(aside, tube) > 0.2
+
+
+def test_thin_beside_the_middle_of_thick_costs_less_than_nothing() -> None:
+    """And the other way round in another vessel, so that both T exceed 1: the formula is no Dice."""
+    (thick, other_thick), (thin, other_thin) = tubes_of(5, 5), [tube.roll(1, 2) for tube in tubes_of(2, 2)]
+    assert CenterlineBoundaryDiceLoss()(thin + other_thick, thick + other_thin) < -0.1
+
+
+def test_nothing_above_a_half_has_no_gradient() -> None:
+    (tube,) = tubes_of(3)
+    value, gradient = value_and_gradient(CenterlineBoundaryDiceLoss(), 0.5 * tube, tube)
+    assert value.item() == pytest.approx(1, abs=1e-3)
+    assert not gradient.any()
+    with pytest.raises(ValueError, match=r"Unsupported radius_weight: square, available options"):
+        CenterlineBoundaryDiceLoss(radius_weight="square")
+    with pytest.raises(ValueError, match="expected iterations >= 1, got 0"):
+        CenterlineBoundaryDiceLoss(iterations=0)
+
+
+@each("shape", [(1, 2, 32, 32, 24), (2, 4, 32, 32, 24), (1, 14, 32, 32, 24)])
+def test_centerline_boundary_dice_takes_twice_the_scores_and_maps_of_one_class(shape: tuple[int, ...]) -> None:
+    labels = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.uint8)
+    labels[..., 8:20, 8:20, :] = 1
+    scores = (torch.randn(shape) + 4 * one_hot(labels, shape[1])).requires_grad_()
+    loss = CenterlineBoundaryDiceLoss(include_background=True, **SOFTMAX)
+    loss(scores, labels).backward()
+    scores.grad = None
+    peak = peak_extra_bytes(lambda: loss(scores, labels).backward())
+    assert peak <= (2 * scores.numel() + 20 * scores[0, 0].numel()) * 4
+
+
+def test_a_plain_call_and_one_without_numbers_compute_the_same() -> None:
+    """The definition, which a compiled graph has, and the pass class by class."""
+    labels = blocks_like(torch.empty(2, 3, 8, 6, 5))
+    scores = torch.randn(2, 3, 8, 6, 5, dtype=torch.float64) + 3 * one_hot(labels, 3, torch.float64)
+    loss = CenterlineBoundaryDiceLoss(reduction="none", **SOFTMAX)
+    expected = torch.vmap(lambda x, y: loss(x[None], y[None])[0])(scores, labels)
+    torch.testing.assert_close(loss(scores, labels), expected)
 
 
 # --- topological interaction ---

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surfac
 from monai.transforms import Orientation
 
 from monai_extra_losses.bundle.endings import end_in_a_sentence
+from monai_extra_losses.bundle.further_metrics import METRIC_SETS
 from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.bundle.training_record import overlap_of
@@ -92,6 +94,7 @@ class CaseReport:
         ignore_index: what the label has in voxels without annotation. They are taken out of prediction and target
             before anything is measured: volumes are those of the annotated part, and what is cut at its border has a
             surface there.
+        metrics: names of sets of further metrics, see `further_metrics.METRIC_SETS`.
     """
 
     def __init__(
@@ -102,12 +105,15 @@ class CaseReport:
         surface_tolerance_mm: float,
         overlays: bool = True,
         ignore_index: int | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.labels = dict(labels)
         self.surface_tolerance_mm = surface_tolerance_mm
         self.overlays = overlays
         self.ignore_index = ignore_index
+        self.metric_sets = [METRIC_SETS[name] for name in metrics]
+        self.further = [metric for chosen in self.metric_sets for metric in chosen.metrics]
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -140,6 +146,8 @@ class CaseReport:
                     spacing=spacing,
                     surface_tolerance_mm=self.surface_tolerance_mm,
                 )
+                for chosen in self.metric_sets:
+                    measured |= chosen.measure(predicted[number], true[number], spacing)
                 rows.append({"case": item["case"], "label": name, **measured})
             self.rows += rows
             if self.overlays:
@@ -165,9 +173,10 @@ class CaseReport:
         if not is_first_process():
             return
         partly = len(rows) < len(self.labels) * len({row["case"] for row in rows})
-        summary = summarise(rows, list(self.labels.values()))
+        names = [metric.name for metric in self.further]
+        summary = summarise(rows, list(self.labels.values()), (*CASE_METRICS, *names))
         cells = [{k: v if isinstance(v, str) else csv_cell(v) for k, v in row.items()} for row in rows]
-        write_whole(self.folder.cases_csv, csv_text(_CASE_COLUMNS, cells))
+        write_whole(self.folder.cases_csv, csv_text((*_CASE_COLUMNS, *names), cells))
         write_whole(
             self.folder.summary_csv,
             csv_text(
@@ -175,7 +184,8 @@ class CaseReport:
                 [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
             ),
         )
-        logger.info(f"{text_table(summary)}\n{self._legend(engine, partly=partly)}")
+        further = {metric.name: metric.heading for metric in self.further}
+        logger.info(f"{text_table(summary, further)}\n{self._legend(engine, partly=partly)}")
         logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
         if self.overlays:
             copies = ", ".join(str(path) for path in self._copy_overlays(rows))
@@ -192,7 +202,7 @@ class CaseReport:
             "  diagonal of the volume. HD95 is the 95th percentile of the distances between the surfaces; surface\n"
             f"  Dice counts surfaces within {self.surface_tolerance_mm:g} mm as one.\n"
             f"  Measured on the grid of each file{overlap_of(engine)}. The validation of the training prints another\n"
-            "  Dice, a quick one on its own grid."
+            "  Dice, a quick one on its own grid." + "".join(f"\n{_wrapped(metric.legend)}" for metric in self.further)
         )
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -215,6 +225,10 @@ class CaseReport:
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.rows)
         return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, 106, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def annotated_in(label: torch.Tensor, classes: int) -> torch.Tensor | None:
@@ -273,12 +287,15 @@ def case_metrics(
     return {"dice": dice, "hd95_mm": hd95.item(), "surface_dice": surface.item(), **volumes}
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], metrics: Sequence[str] = CASE_METRICS
+) -> list[dict[str, Any]]:
     """One row per class, and a row `mean` over the classes.
 
     Args:
-        rows: `case`, `label` and the metrics of `case_metrics`.
+        rows: `case`, `label` and the metrics.
         names: of the classes.
+        metrics: names of the metrics.
 
     Returns:
         Columns `label`, `cases`, and per metric `_mean`, `_sd`, `_median` over the cases where it is defined and
@@ -288,7 +305,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[d
     for name in names:
         of_class = [row for row in rows if row["label"] == name]
         line: dict[str, Any] = {"label": name, "cases": len(of_class)}
-        for metric in CASE_METRICS:
+        for metric in metrics:
             values = np.array([row[metric] for row in of_class], dtype=float)
             defined = values[~np.isnan(values)]
             line[f"{metric}_mean"] = float(defined.mean()) if defined.size else math.nan

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from monai_extra_losses.engines import AnnotatedVoxelLoss, LossWithMaps, StackedScoresLoss
-from monai_extra_losses.losses import CenterlineDiceLoss, HeadLoss, LovaszLoss, PartialLabelLoss
+from monai_extra_losses.losses import (
+    CenterlineBoundaryDiceLoss,
+    CenterlineDiceLoss,
+    HeadLoss,
+    LovaszLoss,
+    PartialLabelLoss,
+)
 from monai_extra_losses.losses.base import RegionLoss, SegmentationLoss
 from monai_extra_losses.losses.boundary import DistanceLoss
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
@@ -120,6 +126,7 @@ _REGIONS = (
     RegionLoss,
     DistanceLoss,
     LovaszLoss,
+    CenterlineBoundaryDiceLoss,
     CenterlineDiceLoss,
     monai.losses.DiceLoss,
     monai.losses.GeneralizedDiceLoss,

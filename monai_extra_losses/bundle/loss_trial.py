@@ -33,13 +33,14 @@ def leave_out_ignored(loss: torch.nn.Module, record: RunRecord) -> None:
     leave_out(loss, declared, multi_label=record.regions is not None)
 
 
-def refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: int | None) -> None:
+def refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: int | None, axes: int = 3) -> None:
     """Refuse a loss that fails on the scores and the label map of a few voxels, or does not leave ignored ones out."""
     if needs_maps(loss):
         return
     device = _device_of(loss)
-    scores = torch.randn(1, num_classes, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
-    label = (torch.arange(16**3, device=device) * num_classes // 16**3).reshape(1, 1, 16, 16, 16).float()
+    size = [16] * axes
+    scores = torch.randn(1, num_classes, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    label = (torch.arange(16**axes, device=device) * num_classes // 16**axes).reshape(1, 1, *size).float()
     expected = f"a loss of {num_classes} classes and a label map"
     if ignore_index is not None:
         label[..., :4] = ignore_index
@@ -100,16 +101,22 @@ def _device_of(loss: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def refuse_loss_of_classes(loss: torch.nn.Module, num_regions: int, ignore_index: int | None) -> None:
-    """Refuse a loss that cannot train regions, by trying it on nested balls."""
+def refuse_loss_of_classes(
+    loss: torch.nn.Module,
+    num_regions: int,
+    ignore_index: int | None,
+    axes: int = 3,
+    instead: str = "train on the labels by --regions False",
+) -> None:
+    """Refuse a loss that cannot train regions, by trying it on nested balls; `instead` names another way."""
     generator = torch.Generator().manual_seed(0)
     device = _device_of(loss)
-    scores = torch.randn(1, num_regions, 16, 16, 16, generator=generator).to(device)
-    from_centre = torch.stack(torch.meshgrid([torch.arange(-7.5, 8)] * 3, indexing="ij")).norm(dim=0)
-    radii = torch.linspace(7, 3, num_regions)
-    regions = (from_centre < radii[:, None, None, None])[None].byte().to(device)
+    scores = torch.randn(1, num_regions, *[16] * axes, generator=generator).to(device)
+    from_centre = torch.stack(torch.meshgrid([torch.arange(-7.5, 8)] * axes, indexing="ij")).norm(dim=0)
+    radii = torch.linspace(7, 3, num_regions).view(-1, *[1] * axes)
+    regions = (from_centre < radii)[None].byte().to(device)
     name = type(loss).__name__
-    advice = "choose a loss such as dice_ce, dice, tversky or focal, or train on the labels by --regions False"
+    advice = f"choose a loss such as dice_ce, dice, tversky or focal, or {instead}"
     counts = False
     try:
         if ignore_index is not None:

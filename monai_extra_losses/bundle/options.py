@@ -4,6 +4,7 @@ import ast
 import math
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ from monai_extra_losses.bundle.error_text import nearest_name
 from monai_extra_losses.data.errors import StartUpRefused
 
 Cache = Literal["memory", "disk", "none"]
+MetricSetName = Literal["vessels"]
 Network = Literal["unet", "dynunet", "segresnet"]
 
 
@@ -134,6 +136,26 @@ def cache_kind(name: str, value: Any) -> str:
     if kind not in get_args(Cache):
         raise StartUpRefused(f"Expected {name} to be {', '.join(get_args(Cache)[:-1])} or none, got {value!r}.")
     return kind
+
+
+def metric_sets(name: str, value: Any) -> tuple[str, ...]:
+    """`value` as names of sets of metrics, each once.
+
+    Raises:
+        StartUpRefused: no such set, or a package that it needs is missing.
+    """
+    given, known = literal(value), get_args(MetricSetName)
+    if isinstance(given, str):  # what a command line has for a list of names
+        given = [word.strip() for word in given.strip("[]").split(",")]
+    names = [] if given is None else given
+    if not isinstance(names, list | tuple) or not all(one in known for one in names):
+        raise StartUpRefused(f"Expected {name} to be a list of {', '.join(known)}, or null, got {value!r}.")
+    if "vessels" in names and find_spec("skimage") is None:
+        raise StartUpRefused(
+            f"Expected scikit-image, which {name} vessels needs, got none; install it: pip install scikit-image, or "
+            "this package with its extra [vessels]."
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def network_name(name: str, value: Any) -> str:

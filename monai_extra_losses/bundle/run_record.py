@@ -50,6 +50,7 @@ class RunRecord(RecordedOptions):
         training, validation: names of the cases.
         regions: name -> label values that it joins, for a network with a sigmoid channel per region; None for one with
             a softmax over the classes.
+        regions_class_order: label value that each region paints, as of `CaseList`; None in records of earlier versions.
         num_res_units: residual units per level of a U-Net; None for another network.
         kernel_sizes, strides: per level and axis of a DynUNet; None for another network, which halves all axes from
             level to level.
@@ -82,6 +83,7 @@ class RunRecord(RecordedOptions):
     flip_axes: tuple[int, ...] = (0,)
     ignore_label: int | None = None
     partly_annotated: bool = False
+    regions_class_order: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -179,6 +181,13 @@ class RunRecord(RecordedOptions):
                 self.regions is None
                 or (bool(self.regions) and all(values and known >= set(values) for values in self.regions.values())),
                 "made of the labels",
+            ),
+            "regions_class_order": (
+                self.regions_class_order is None
+                or (
+                    known >= set(self.regions_class_order) and len(self.regions_class_order) == len(self.regions or ())
+                ),
+                "a label for each region",
             ),
             "in_channels": (1 <= self.in_channels <= MOST_CHANNELS, "a number of channels"),
             **{name: (e.rule[0](getattr(self, name)), e.rule[1]) for name, e in RECORDED.items() if e.rule is not None},

@@ -14,6 +14,7 @@ from monai.transforms.traits import InvertibleTrait, LazyTrait
 from monai_extra_losses.bundle.hysteresis import scores_of_what_is_kept
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
+from monai_extra_losses.data.regions import painting_order
 from monai_extra_losses.data.storage import takes_no_more
 
 logger = logging.getLogger(__name__)
@@ -251,13 +252,15 @@ class SegmentationOfScoresd(MapTransform):
     Where no value does, or several do, the regions paint over each other as nnU-Net's do: those with most label values
     first, equals in their listed order, each with the label value that fewest regions hold (the smallest of equals).
     For the regions of BraTS, whole {1, 2, 3}, core {2, 3} and enhancing {3}, these are 1, 2 and 3, so that an enhancing
-    voxel outside the core is still enhancing. The background, 0, is where no region is.
+    voxel outside the core is still enhancing. With `order` they paint in their listed order, each with its value there
+    where that is one of its own. The background, 0, is where no region is.
 
     Args:
         keys: of the scores.
         labels: label value of each class; with regions, all label values.
         written: the value to write for each of `labels`.
         regions: name -> label values, in the order of the channels; None for classes.
+        order: label value that each region paints, `regions_class_order` of nnU-Net; None: as above.
         probabilities: key that they get; None leaves them out.
         hysteresis: low and high threshold of `HysteresisKeep`, which then decides what is there; None: as above.
     """
@@ -269,10 +272,12 @@ class SegmentationOfScoresd(MapTransform):
         labels: Sequence[int],
         written: Sequence[int],
         regions: Mapping[str, Sequence[int]] | None = None,
+        order: Sequence[int] | None = None,
         probabilities: str | None = None,
         hysteresis: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys)
+        self.order = order
         self.hysteresis = hysteresis
         self.labels = list(labels)
         self.written = list(written)
@@ -301,11 +306,9 @@ class SegmentationOfScoresd(MapTransform):
         """Index into `labels` per voxel."""
         assert self.regions is not None  # for the type checker
         inside = scores >= 0  # sigmoid(0) = 0.5
-        holding = {label: sum(label in region for region in self.regions) for label in self.labels}
         classes = torch.full(scores.shape[1:], self.labels.index(0), device=scores.device)
-        for region, mask in sorted(zip(self.regions, inside, strict=True), key=lambda pair: -len(pair[0])):
-            label = min(region, key=lambda label: (holding[label], label))
-            classes[mask] = self.labels.index(label)
+        for number, label in painting_order(self.regions, self.labels, self.order):
+            classes[inside[number]] = self.labels.index(label)
         patterns = [tuple(label in region for region in self.regions) for label in self.labels]
         for number, pattern in enumerate(patterns):
             if patterns.count(pattern) == 1:

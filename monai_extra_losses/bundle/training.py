@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 # Beside the options of which the table says so. Those of the loss are compared one by one.
-_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options"}
+_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options", "regions_class_order"}
 
 
 _ANOTHER_RUN = "choose another --bundle_root (--run on the short command line) for another training"
@@ -118,6 +118,7 @@ class TrainingSetUp(RunSetUp):
             in_channels=len(summaries.channels),
             loss=loss_name(loss),
             regions=case_list.regions if options.regions else None,
+            regions_class_order=case_list.regions_class_order if options.regions else None,
             dataset_dir=str(case_list.folder.absolute()),
             original_labels=case_list.original_labels,
             num_folds=num_folds,

@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar, cast, dataclass_transform, get_a
 
 from monai_extra_losses.bundle.error_text import nearest_name
 from monai_extra_losses.bundle.options import (
+    MetricSetName,
     Network,
     absolute_path,
     axes_of_patches,
@@ -23,6 +24,7 @@ from monai_extra_losses.bundle.options import (
     file_or_folder,
     half_precision_option,
     literal,
+    metric_sets,
     network_name,
     numbers_per_axis,
     positive_number,
@@ -194,6 +196,14 @@ class RecordedOptions:
         "file of weights to start from, e.g. models/model.pt of another run; null: random weights",
         default=None,
         names_a_file=True,
+    )
+    metrics: tuple[str, ...] = option(
+        metric_sets,
+        "sets of metrics that an evaluation of the run measures beside the usual ones: [vessels], clDice and errors of "
+        "the Betti numbers; null: none",
+        default=(),
+        changes_on_resume=True,
+        rule=(lambda names: set(names) <= set(get_args(MetricSetName)), "sets that this version knows"),
     )
     cache: str = option(
         cache_kind,

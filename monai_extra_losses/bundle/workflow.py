@@ -28,6 +28,7 @@ from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.storage import storage_errors_as_sentences, write_whole
+from monai_extra_losses.versions import PackageMissing
 
 _TABLE = "losses"
 
@@ -64,7 +65,7 @@ class SegmentationWorkflow(ConfigWorkflow):
 
     Raises:
         StartUpRefused: an unknown option or loss, with the nearest known name; a class that cannot be imported, or is
-            no loss; an expression, a reference or a macro that leads to nothing.
+            no loss; a package of an extra that is missing; an expression, a reference or a macro that leads to nothing.
         WritingFailed: by `initialize`, `run` and `finalize`; the storage took no more.
     """
 
@@ -91,7 +92,9 @@ class SegmentationWorkflow(ConfigWorkflow):
                 initialized = super().initialize()
                 self._write_config()
             return initialized
-        except RuntimeError as error:
+        except (RuntimeError, ImportError) as error:
+            if isinstance(missing := first_cause(error), PackageMissing):
+                raise StartUpRefused(f"{missing}".replace("expected", "Expected", 1)) from None
             target = _chosen_loss(self.parser.get())
             if target and f"'{target}'" in str(error) and isinstance(cause := first_cause(error), Exception):
                 if isinstance(cause, ValueError | TypeError):

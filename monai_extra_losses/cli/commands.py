@@ -4,6 +4,7 @@ Longer than most, because every command has its options and its help here.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -56,7 +57,12 @@ _GO_ON = {
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
 
 
-_OVERLAYS = ("boundary_schedule", "boundary_maps", "lesions")  # in the order in which they go on top of each other
+_OVERLAYS = (
+    "boundary_schedule",
+    "boundary_maps",
+    "vessels",
+    "lesions",
+)  # in the order in which they go on top of each other
 
 
 class _GivenPath(click.ParamType[Path]):
@@ -128,7 +134,9 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
             "boundary_maps: measure distances once per volume instead of in every step. Both may be given. "
-            "lesions: train component_dice_ce, with the components of the label found once per volume.",
+            "vessels: train `skeleton_recall` with skeletons made once per volume, and measure clDice and Betti "
+            "errors. "
+            "lesions: train `component_dice_ce`, with the components of the label found once per volume.",
         ),
         click.option(
             "--loss",
@@ -195,6 +203,7 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     monai-extra-losses train --data DIR --run runs/t --loss tversky --loss::alpha 0.2 --loss::beta 0.8 --batch_size 2
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
+    monai-extra-losses train --data DIR --run runs/vessels --with vessels
     monai-extra-losses train --data DIR --run runs/deep --network dynunet --deep_supervision True
     monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     torchrun --standalone --nproc_per_node=2 -m -- monai_extra_losses train --data DIR --run runs/two_gpus
@@ -268,6 +277,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     --output_dir DIR              folder of tables and pictures
     --overwrite True              replace those of an earlier evaluation
     --overlays False              draw no pictures
+    --metrics vessels             clDice and errors of the Betti numbers, too
     --surface_tolerance_mm 2      of the surface Dice
     --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --model_file FILE             other weights
@@ -329,6 +339,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
 
 @commands.command()
+@click.argument("data", type=_folder, metavar="[DIR]", required=False)
 @click.option(
     "--images", type=_folder, help="Folder of images: files, or a folder per DICOM series; or patterns  [required]."
 )
@@ -363,6 +374,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 @click.option("--overwrite", is_flag=True, help="Make anew what an earlier call wrote; other files stay.")
 @click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
 def prepare(
+    data: Path | None,
     images: Path | None,
     labels: Path | None,
     organ_masks: Path | None,
@@ -387,6 +399,9 @@ def prepare(
     Writes imagesTr/, labelsTr/, imagesTs/ as .nii.gz, dataset.json with folds, and manifest.json with the source of
     every file. Values, voxel types and grids of the images stay; all is checked before anything is written. The same
     call again goes on where it was stopped.
+
+    DIR is a folder with dataset.json, such as one of nnU-Net v2 in any of these formats: it says which files are cases,
+    what the labels, regions and channels are called, and which value is ignored. Label values become 0 to n.
 
     Names pair images and labels: a file's name without its format, or that of the folder of a DICOM series, which may
     have sub-folders. NAME_seg, NAME.seg, NAME-seg, NAME_label, NAME-label, NAME_mask and NAME_gt are labels of NAME;
@@ -413,6 +428,7 @@ def prepare(
     monai-extra-losses prepare --images "IN/{case}/ct.nii.gz" --labels "IN/{case}/masks/{label}.nii.gz" --out DIR
     monai-extra-losses prepare --organ-masks Totalsegmentator_dataset --out DIR --modality CT
     monai-extra-losses prepare --images IN --labels SEG --out DIR --names 1:liver,2:kidney,3:spleen --annotated 1,3
+    monai-extra-losses prepare nnUNet_raw/Dataset004_Liver --out DIR
     """
     from monai_extra_losses.data.label_ids import parse_ids, parse_names, parse_remap
     from monai_extra_losses.data.layouts import organ_mask_patterns
@@ -421,11 +437,29 @@ def prepare(
     if modality is not None and channel_names is not None:
         raise StartUpRefused("Expected --modality for one channel or --channel-names for several, got both.")
     channels = channel_names.split(",") if channel_names else [modality] if modality else []
+    declares = {
+        "--images": images,
+        "--labels": labels,
+        "--organ-masks": organ_masks,
+        "--test-images": test_images,
+        "--remap": remap,
+        "--ignore-label": ignore_label,
+        "--names": names,
+        "--annotated": annotated,
+    }
+    if data is not None and (given := [name for name, value in declares.items() if value is not None]):
+        raise StartUpRefused(
+            f"Expected {data} alone, whose dataset.json says what is there, got {', '.join(given)} too; leave one out."
+        )
     try:
+        if data is not None:
+            images = labels = data
         if organ_masks is not None:
             images, labels = organ_mask_patterns(organ_masks, images, labels)
         if images is None or labels is None:
-            raise click.UsageError(f"Missing option '--{'images' if images is None else 'labels'}', or --organ-masks.")
+            raise click.UsageError(
+                f"Missing option '--{'images' if images is None else 'labels'}', --organ-masks or DIR."
+            )
         options = PrepareOptions(
             images=images,
             labels=labels,
@@ -441,6 +475,7 @@ def prepare(
             group_by=group_by,
             annotated=parse_ids(annotated) if annotated is not None else None,
             organ_masks=organ_masks is not None,
+            as_declared=data is not None,
         )
         prepared = prepare_dataset(options, out, overwrite=overwrite, num_workers=workers)
     except DatasetError as error:
@@ -510,6 +545,51 @@ def pool(
     _echo_made(pooled.summary(), out)
 
 
+@commands.command("export-nnunet")
+@click.argument("data", type=_folder, metavar="DIR")
+@click.option("--out", type=_folder, help="The folder nnUNet_raw  [default: the environment variable].")
+@click.option("--id", "number", type=int, help="Of the data set, 1 to 999  [default: the next free one from 11 on].")
+@click.option("--name", help="Of the data set  [default: its own].")
+@click.option("--channel-names", metavar="NAME,...", help="Other names of the channels; nnU-Net knows CT by its name.")
+@click.option("--link", is_flag=True, help="Link files that stay as they are (hard links) instead of copying them.")
+@click.option("--workers", type=click.IntRange(min=1), help="Cases at a time  [default: one per core, at most 8].")
+def export_nnunet(
+    data: Path,
+    out: Path | None,
+    number: int | None,
+    name: str | None,
+    channel_names: str | None,
+    link: bool,
+    workers: int | None,
+) -> None:
+    """Write a data set as a raw folder of nnU-Net v2, DatasetXXX_NAME in the folder nnUNet_raw.
+
+    DIR is any folder that `check` reads; of other formats and layouts `prepare` makes one. Every file is checked as by
+    `check`, and the folder appears when it is whole. Images become a .nii.gz file per channel; files that nnU-Net reads
+    as they are, are copied. Label values become 0 to n, the ignore label the highest, regions what nnU-Net joins, with
+    `regions_class_order`. dataset.json also keeps what nnU-Net passes over: `original_labels`, `label_names`, and
+    `annotated`, {CASE: [value, ...]}. Folds are in splits_final.json. `check`, `prepare` and `train` read the folder.
+
+    
+    monai-extra-losses export-nnunet Task04_Hippocampus --out nnUNet_raw --id 4
+    monai-extra-losses export-nnunet data/liver --out nnUNet_raw --name Liver --link
+    """
+    from monai_extra_losses.data.nnunet_place import RAW
+    from monai_extra_losses.data.nnunet_raw import export_nnunet as export
+
+    raw = out or (Path(place) if (place := os.environ.get(RAW)) else None)
+    if raw is None:
+        raise click.UsageError(f"Missing option '--out', or the environment variable {RAW}.")
+    channels = tuple(text.strip() for text in channel_names.split(",")) if channel_names else ()
+    try:
+        written = export(data, raw, number=number, name=name, channels=channels, link=link, num_workers=workers)
+    except DatasetError as error:
+        raise StartUpRefused(str(error)) from None
+    click.echo(written.summary())
+    click.echo("\nNext:\n  " + "\n  ".join(written.commands()))
+    click.echo("`monai-extra-losses nnunet-trainers` names the trainers of these losses, for nnUNetv2_train -tr.")
+
+
 @commands.command()
 @click.argument("data", type=_folder, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -544,11 +624,18 @@ def check(data: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.option("--out", type=_folder, required=True, help="New folder.")
+@click.option(
+    "--kind",
+    type=click.Choice(["organ", "vessels"]),
+    default="organ",
+    show_default=True,
+    help="An organ with small lesions, or an artery and a vein that branch, with gaps in contrast.",
+)
 @click.option("--cases", type=click.IntRange(min=1), default=_DEMO_CASES, show_default=True, help="Labelled cases.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def phantom(out: Path, cases: int, seed: int) -> None:
-    """Write a data set of phantom volumes: an organ, and small lesions in it."""
-    _write_phantom(out, cases, seed)
+def phantom(out: Path, kind: str, cases: int, seed: int) -> None:
+    """Write a data set of phantom volumes: an organ, and small lesions in it, or vessels."""
+    _write_phantom(out, cases, seed, kind=kind)
 
 
 @commands.command("config-dir")
@@ -590,6 +677,28 @@ def list_losses() -> None:
     class_width = max(map(len, classes.values())) + 2
     for name, entry in table.items():
         click.echo(f"{name:{width}}{classes[name]:{class_width}}{entry['_desc_']}")
+
+
+@commands.command("nnunet-trainers")
+@click.option("--list", "listed", is_flag=True, help="Print the names of the trainers instead.")
+def nnunet_trainers(listed: bool) -> None:
+    """Print the line that shows nnU-Net the trainers with these losses.
+
+    \b
+    eval "$(monai-extra-losses nnunet-trainers)"
+    nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_focal_tversky
+    """
+    from monai_extra_losses.integrations.nnunet import TRAINER_VARIABLE, trainer_folder, trainer_names
+
+    if listed:
+        click.echo("\n".join(trainer_names()))
+        return
+    if importlib.util.find_spec("nnunetv2") is None:
+        click.echo("# nnU-Net is not installed here: pip install 'monai-extra-losses[nnunet]'")
+    click.echo("# nnUNetv2_train DATA CONFIGURATION FOLD -tr nnUNetTrainer_LOSS, LOSS of `monai-extra-losses list`")
+    folders = [folder for folder in os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep) if folder]
+    folders += [str(trainer_folder())] * (str(trainer_folder()) not in folders)
+    click.echo(f"export {TRAINER_VARIABLE}={shlex.quote(os.pathsep.join(folders))}")
 
 
 @commands.command()
@@ -749,12 +858,12 @@ def _echo_made(summary: str, out: Path, *, trains_alone: bool = True) -> None:
         )
 
 
-def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None) -> None:
+def _write_phantom(folder: Path, cases: int, seed: int, place: Path | None = None, kind: str = "organ") -> None:
     """Write a phantom, and move it to its place when it is whole."""
     from monai_extra_losses.data.phantom import write_phantom
 
     try:
-        write_phantom(folder, num_cases=cases, seed=seed)
+        write_phantom(folder, kind=kind, num_cases=cases, seed=seed)
     except DatasetError as error:
         raise StartUpRefused(str(error)) from None
     if place is not None:

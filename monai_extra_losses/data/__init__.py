@@ -15,6 +15,7 @@ from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 
 if TYPE_CHECKING:
     from monai_extra_losses.data.checks import CaseSummaries, CaseSummary, ChannelIntensity, check_cases
+    from monai_extra_losses.data.nnunet_raw import NnunetDataset, export_nnunet
     from monai_extra_losses.data.phantom import write_phantom
     from monai_extra_losses.data.pool import PooledDataset, PoolOptions, pool_datasets
     from monai_extra_losses.data.prepare import PreparedDataset, PrepareOptions, prepare_dataset
@@ -29,6 +30,7 @@ __all__ = [
     "DatasetError",
     "DicomSeries",
     "LabelledCase",
+    "NnunetDataset",
     "PoolOptions",
     "PooledDataset",
     "PrepareOptions",
@@ -39,6 +41,7 @@ __all__ = [
     "check_cases",
     "count_folds",
     "deal_folds",
+    "export_nnunet",
     "open_volume",
     "pool_datasets",
     "prepare_dataset",
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "nnunet_raw": ("NnunetDataset", "export_nnunet"),
     "phantom": ("write_phantom",),
     "pool": ("PoolOptions", "PooledDataset", "pool_datasets"),
     "prepare": ("PrepareOptions", "PreparedDataset", "prepare_dataset"),

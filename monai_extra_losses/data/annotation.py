@@ -1,7 +1,8 @@
 """Which classes the annotation of a case covers: how dataset.json declares it, and what contradicts it.
 
 `"annotated": [1, 3]` in an entry says that voxels of 1 and 3 are labelled wherever they are, and that the case says
-nothing of the other classes: a voxel of the background may be one of them. Light imports only.
+nothing of the other classes: a voxel of the background may be one of them. `"annotated": {"case_1": [1, 3]}` says so
+once for all entries. Light imports only.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -34,14 +35,14 @@ def declared_annotated(
         what: the entry in words, for the sentences; empty: the whole file.
 
     Returns:
-        The label values, sorted and without 0; None without the key, which means all.
+        The label values, sorted and without 0; None without the key, which means all, or where it has a list per case.
 
     Raises:
         DatasetError: what is no list of declared label values, or has none but the background.
     """
-    if _KEY not in entry:
+    values = entry.get(_KEY)
+    if _KEY not in entry or (isinstance(values, dict) and not what):
         return None
-    values = entry[_KEY]
     key = f"`{_KEY}`{f' of {what}' if what else ''}"
     if not isinstance(values, list) or any(type(value) is not int for value in values):
         raise DatasetError(
@@ -67,6 +68,34 @@ def declared_annotated(
             "that are annotated."
         )
     return annotated
+
+
+def annotated_by_case(
+    declared: Mapping[str, Any], labels: Mapping[int, str], ignore_label: int | None, where: Path, cases: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """`annotated` of a whole dataset.json that gives it as {CASE: [value, ...]}, of those that do not annotate all.
+
+    Args:
+        declared: content of dataset.json.
+        labels, ignore_label, where: as of `declared_annotated`.
+        cases: names of all cases with labels.
+
+    Raises:
+        DatasetError: as there, or a name of no case.
+    """
+    entries = declared.get(_KEY)
+    if not isinstance(entries, dict):
+        return {}
+    if strange := sorted(entries.keys() - set(cases)):
+        raise DatasetError(
+            f"{where}: expected `{_KEY}` to be a list of label values such as [1, 2], or lists by the names of cases "
+            f"with labels, got the names {first_of(strange, _SHOWN)}; correct it."
+        )
+    found = {
+        name: declared_annotated({_KEY: values}, labels, ignore_label, where, f"the case {name}")
+        for name, values in entries.items()
+    }
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def contradiction(

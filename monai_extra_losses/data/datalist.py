@@ -14,20 +14,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from monai_extra_losses.data.annotation import annotates, declared_annotated
+from monai_extra_losses.data.annotation import annotated_by_case, annotates, declared_annotated
 from monai_extra_losses.data.declared import (
     NAME_OF_ENTRY,
     declared_channels,
+    declared_file_ending,
     declared_labels,
     declared_regions,
+    declared_regions_order,
+    lists_for_nnunet,
     original_labels,
     read_declared,
 )
 from monai_extra_losses.data.errors import DatasetError
-from monai_extra_losses.data.folder_files import FolderFiles, composed, file_stem, is_nifti_name, is_volume_name, named
+from monai_extra_losses.data.folder_files import (
+    NIFTI_SUFFIXES,
+    OTHER_SUFFIXES,
+    FolderFiles,
+    composed,
+    file_stem,
+    is_nifti_name,
+    is_volume_name,
+    named,
+)
 from monai_extra_losses.data.ignore_label import split_ignore_label
 from monai_extra_losses.data.json_file import quoted, read_json
-from monai_extra_losses.data.layouts import CHANNEL_FILE, layout_hint, prepare_command
+from monai_extra_losses.data.layouts import CHANNEL_FILE, layout_hint, prepare_command, prepare_folder_command
 
 # (images, labels) folders looked for without a list in dataset.json; the first that exists counts.
 _TRAINING_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -83,6 +95,8 @@ class CaseList:
             `original_labels` of dataset.json, which `prepare` writes.
         regions: name -> label values, from `regions` of dataset.json, or from the labels that nnU-Net joins; they may
             overlap. None without.
+        regions_class_order: label value that each region paints where the regions of a voxel are those of no value,
+            from `regions_class_order` of dataset.json, in the order of the regions. None: the network's writer decides.
         passed_over: what lies in the folder or stands in dataset.json and is not read, a sentence each.
         ignore_label: value of voxels without annotation, none of `labels`; None without (`data.ignore_label`).
     """
@@ -97,6 +111,7 @@ class CaseList:
     regions: dict[str, tuple[int, ...]] | None = None
     passed_over: tuple[str, ...] = ()
     ignore_label: int | None = None
+    regions_class_order: tuple[int, ...] | None = None
 
     @property
     def partly_annotated(self) -> bool:
@@ -104,7 +119,7 @@ class CaseList:
         return any(not case.annotates(*self.labels) for case in self.cases)
 
 
-def read_case_list(folder: str | Path) -> CaseList:
+def read_case_list(folder: str | Path, *, other_formats: bool = False) -> CaseList:
     """Read the cases of a data set folder.
 
     Args:
@@ -114,7 +129,9 @@ def read_case_list(folder: str | Path) -> CaseList:
             labelsVa/ and imagesTs/. Files are paired by name. Entries of `training` may have a `"fold"`, all of them
             or none, as MONAI's Auto3DSeg writes it; `validation` and `testing` are read as AMOS, BTCV and Auto3DSeg
             have them. Voxels without annotation have the label named `ignore`, or that of `"ignore_label"`. A case
-            annotates the classes of its entry's `"annotated"`, else of that of the whole file, else all.
+            annotates the classes of its entry's `"annotated"`, else of that of the whole file (a list for all cases, or
+            a list by the name of the case), else all.
+        other_formats: take the volumes that `prepare` makes NIfTI of, too; else they are refused.
 
     Raises:
         DatasetError: no such folder, no cases, an unreadable dataset.json, or files without a partner. Whether the
@@ -130,14 +147,20 @@ def read_case_list(folder: str | Path) -> CaseList:
     declared = read_declared(declared_file) if os.path.lexists(declared_file) else {}
     ignore_label, declared = split_ignore_label(declared, declared_file)
     labels = declared_labels(declared, declared_file)
-    files = FolderFiles()
+    ending = declared_file_ending(declared, declared_file)
+    files = FolderFiles(_looked_for(ending, other_formats))
     if "training" in declared:
         annotated_in = partial(declared_annotated, labels=labels, ignore_label=ignore_label, where=declared_file)
         listed = {key: _listed_cases(declared, key, folder, files, annotated_in) for key in _LISTS}
+        if not declared.keys() & {"test", "testing"} and lists_for_nnunet(declared):
+            images, labelled = (folder / name for name in _TEST_FOLDERS[0])
+            listed["test"] = _further_cases(images, labelled, files, channels_apart=True, validation=False)
         passed_over = _unread_entries(declared, declared_file, files, listed)
     else:
-        listed, passed_over = _cases_of_folders(folder, files, labels)
+        listed, passed_over = _cases_of_folders(folder, files, labels, ending)
         passed_over += _unread_lists(declared, declared_file)
+    if ending is not None and not other_formats:
+        _refuse_other_ending(ending, declared_file)
     if not listed["training"]:
         raise DatasetError(
             f"{declared_file}: expected labelled cases under `training`, got an empty list; "
@@ -147,10 +170,17 @@ def read_case_list(folder: str | Path) -> CaseList:
     listed = _named_by_folder(listed)
     if (default := declared_annotated(declared, labels, ignore_label, declared_file)) is not None:
         listed = {key: [_annotated_by_default(case, default) for case in cases] for key, cases in listed.items()}
+    with_label = [case.name for cases in listed.values() for case in cases if case.label is not None]
+    if by_case := annotated_by_case(declared, labels, ignore_label, declared_file, with_label):
+        listed = {
+            key: [_annotated_by_default(case, by_case.get(case.name)) for case in cases]
+            for key, cases in listed.items()
+        }
     to_validate = listed["validation"]
     cases = _by_name(listed["training"] + [case for case in to_validate if case.label is not None])
     unlabelled = _by_name([case for case in to_validate if case.label is None] + listed["test"] + listed["testing"])
-    _refuse_other_formats(declared_file, cases, unlabelled)
+    if not other_formats:
+        _refuse_other_formats(declared_file, cases, unlabelled)
     _refuse_duplicates(folder, cases, unlabelled)
     channels = declared_channels(declared, declared_file)
     regions = declared_regions(declared, labels, declared_file)
@@ -168,6 +198,7 @@ def read_case_list(folder: str | Path) -> CaseList:
         regions=regions,
         passed_over=tuple(passed_over),
         ignore_label=ignore_label,
+        regions_class_order=declared_regions_order(declared, regions, declared_file),
     )
 
 
@@ -284,7 +315,7 @@ def _refuse_too_few_folds(num_folds: int) -> None:
         )
 
 
-def _annotated_by_default(case: LabelledCase, default: tuple[int, ...]) -> LabelledCase:
+def _annotated_by_default(case: LabelledCase, default: tuple[int, ...] | None) -> LabelledCase:
     return replace(case, annotated=default) if case.label is not None and case.annotated is None else case
 
 
@@ -432,12 +463,12 @@ def _refuse_odd_folds(where: Path, cases: Sequence[LabelledCase]) -> None:
 
 
 def _cases_of_folders(
-    folder: Path, files: FolderFiles, labels: Mapping[int, str]
+    folder: Path, files: FolderFiles, labels: Mapping[int, str], ending: str | None
 ) -> tuple[dict[str, list[LabelledCase]], list[str]]:
     """The cases that no list names, by the lists that they would be in, and what is passed over beside them."""
     for images_name, labels_name in _TRAINING_FOLDERS:
         if (folder / images_name).is_dir() and (folder / labels_name).is_dir():
-            training = _paired_cases(folder / images_name, folder / labels_name, files, labels)
+            training = _paired_cases(folder / images_name, folder / labels_name, files, labels, ending)
             break
     else:
         hint = layout_hint(folder) or "is this the data set's own folder?"
@@ -452,17 +483,21 @@ def _cases_of_folders(
     others: dict[str, list[LabelledCase]] = {"validation": [], "test": []}
     for key, folders in (("validation", _VALIDATION_FOLDERS), ("test", _TEST_FOLDERS)):
         for images, labelled in ((folder / images, folder / labelled) for images, labelled in folders):
-            others[key] += _further_cases(images, labelled, files, several, validation=key == "validation")
+            others[key] += _further_cases(
+                images, labelled, files, channels_apart=several, validation=key == "validation"
+            )
             used += [images, labelled]
     taken = {file for cases in (training, *others.values()) for case in cases for file in (*case.image, case.label)}
     passed_over = []
     for place in used:
-        rest = [name for name, path in files.nifti_files(place).items() if path not in taken]
+        rest = [name for name, path in files.volume_files(place).items() if path not in taken]
         if rest:
             passed_over.append(f"{place}: {len(rest)} without an image of the same name ({named(rest)}).")
-        if other := files.not_nifti(place):
-            hint = "; `monai-extra-losses prepare` makes NIfTI of volumes" if any(map(is_volume_name, other)) else ""
-            passed_over.append(f"{place}: {len(other)} that are no files .nii.gz or .nii ({named(other)}){hint}.")
+        if other := files.others(place):
+            more = ending is None and any(map(is_volume_name, other))
+            hint = "; `monai-extra-losses prepare` makes NIfTI of volumes" if more else ""
+            kinds = " or ".join(files.suffixes)
+            passed_over.append(f"{place}: {len(other)} that are no files {kinds} ({named(other)}){hint}.")
     passed_over += [
         f"{folder / name}: its list of cases, because its name is not dataset.json."
         for name in _lists_of_other_names(folder, files)
@@ -483,15 +518,18 @@ def _lists_of_other_names(folder: Path, files: FolderFiles) -> list[str]:
 
 
 def _paired_cases(
-    images_folder: Path, labels_folder: Path, files: FolderFiles, names: Mapping[int, str]
+    images_folder: Path, labels_folder: Path, files: FolderFiles, names: Mapping[int, str], ending: str | None
 ) -> list[LabelledCase]:
     """Images and labels of the same name."""
-    images, labels = files.nifti_files(images_folder), files.nifti_files(labels_folder)
-    grouped = _group_channels(images, labels)
+    images, labels = files.volume_files(images_folder), files.volume_files(labels_folder)
+    # every image of nnU-Net has its number, also that of a case whose name is another one's with a number
+    numbered = ending is not None and all(_base(stem) in labels for stem in images)
+    grouped = _group_channels(images, {} if numbered else labels)
     extra = ["--names", ",".join(f"{value}:{name}" for value, name in names.items() if value)] if names else []
     command = prepare_command(images_folder, labels_folder, images_folder.parent, extra)
     if not grouped.keys() & labels.keys():
-        other = [name for name in files.not_nifti(images_folder) if is_volume_name(name)]
+        _refuse_missing_ending(images_folder, images, labels_folder, labels, files, ending)
+        other = [name for name in files.others(images_folder) if is_volume_name(name)]
         if not grouped and not labels and not other:
             hint = layout_hint(images_folder)
             raise DatasetError(
@@ -525,10 +563,10 @@ def _paired_cases(
 
 
 def _further_cases(
-    images_folder: Path, labels_folder: Path, files: FolderFiles, channels_apart: bool, *, validation: bool
+    images_folder: Path, labels_folder: Path, files: FolderFiles, *, channels_apart: bool, validation: bool
 ) -> list[LabelledCase]:
     """Images with or without a label; NAME_0000 is a channel where it is one in training, or where NAME has a label."""
-    images, labels = files.nifti_files(images_folder), files.nifti_files(labels_folder)
+    images, labels = files.volume_files(images_folder), files.volume_files(labels_folder)
     apart = images if channels_apart else [stem for stem in images if _base(stem) in labels]
     grouped = _group_channels({stem: images[stem] for stem in apart}, labels)
     grouped |= {stem: (file,) for stem, file in images.items() if stem not in apart}
@@ -536,6 +574,38 @@ def _further_cases(
         LabelledCase(name, grouped[name], labels.get(name), validation=validation and name in labels)
         for name in sorted(grouped)
     ]
+
+
+def _looked_for(ending: str | None, other_formats: bool) -> tuple[str, ...]:
+    """Suffixes of the files to find; nnU-Net takes those of `file_ending` alone."""
+    if ending is not None:
+        return (ending.lower(),)
+    return (*NIFTI_SUFFIXES, *OTHER_SUFFIXES) if other_formats else NIFTI_SUFFIXES
+
+
+def _refuse_other_ending(ending: str, where: Path) -> None:
+    if ending.lower() not in NIFTI_SUFFIXES:
+        raise DatasetError(
+            f"{where}: expected .nii.gz or .nii as `file_ending`, got {ending}; make a data set of these files by: "
+            f"{prepare_folder_command(where.parent)}"
+        )
+
+
+def _refuse_missing_ending(
+    images_folder: Path,
+    images: Mapping[str, Path],
+    labels_folder: Path,
+    labels: Mapping[str, Path],
+    files: FolderFiles,
+    ending: str | None,
+) -> None:
+    """Refuse a `file_ending` that no image, or no label, has."""
+    for folder, found in ((images_folder, images), (labels_folder, labels)):
+        if ending is not None and not found and (others := files.others(folder)):
+            raise DatasetError(
+                f"{folder}: expected files {ending}, as `file_ending` of dataset.json says, got {len(others)} of other "
+                f"names ({named(others)}); correct it."
+            )
 
 
 def _base(stem: str) -> str:
@@ -567,11 +637,9 @@ def _refuse_other_formats(where: Path, cases: Sequence[LabelledCase], unlabelled
     files = [file for case in (*cases, *unlabelled) for file in (*case.image, case.label) if file is not None]
     others = [file.name for file in files if is_volume_name(file.name) and not is_nifti_name(file.name)]
     if others:
-        first = cases[0]
-        labels = first.image[0] if first.label is None else first.label
         raise DatasetError(
             f"{where}: expected .nii or .nii.gz files, got {len(others)} of other formats ({named(others)}); make a "
-            f"data set of them by: {prepare_command(first.image[0].parent, labels.parent, where.parent)}"
+            f"data set of them by: {prepare_folder_command(where.parent)}"
         )
 
 

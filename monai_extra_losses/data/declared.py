@@ -1,17 +1,23 @@
 """What dataset.json declares: labels, channels, regions and an ignore label. Light imports only."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.data.errors import DatasetError
+from monai_extra_losses.data.folder_files import NIFTI_SUFFIXES, OTHER_SUFFIXES
 from monai_extra_losses.data.ignore_label import split_ignore_label, value_in_memory
 from monai_extra_losses.data.json_file import quoted, read_json
+
+LABEL_NAMES = "label_names"
+"""Entry of dataset.json with the names of label values, {"1": NAME}, where `labels` has regions in their place."""
 
 NAME_OF_ENTRY = "\0name"  # no key of a file is that
 _MOST = 2**63 - 1  # a label value
 _MOST_DIGITS = 19  # of it
 _SHOWN = 20  # values in a sentence
+_VOLUMES = (*NIFTI_SUFFIXES, *OTHER_SUFFIXES)
 
 
 def declares_regions(folder: str | Path) -> bool:
@@ -48,11 +54,11 @@ def read_declared(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected an object with `training` and `labels`, got {type(content).__name__}.")
     listed = content.get("dataset")
-    if "training" not in content and isinstance(listed, dict):
+    if isinstance(listed, dict) and ("training" not in content or "file_ending" in content):
         entries = [
             {
-                "image": entry.get("images"),
-                "label": entry.get("label"),
+                "image": _expanded(entry.get("images")),
+                "label": _expanded(entry.get("label")),
                 NAME_OF_ENTRY: name,
                 **({"annotated": entry["annotated"]} if "annotated" in entry else {}),
             }
@@ -64,10 +70,38 @@ def read_declared(path: Path) -> dict[str, Any]:
     return content
 
 
+def lists_for_nnunet(declared: Mapping[str, Any]) -> bool:
+    """Whether the cases of what `read_declared` gives are listed under `dataset`, which has no test cases."""
+    return any(isinstance(entry, dict) and NAME_OF_ENTRY in entry for entry in declared.get("training", ()))
+
+
+def _expanded(files: Any) -> Any:
+    """Paths with the values of the environment variables in them, as nnU-Net reads them."""
+    if isinstance(files, list):
+        return [_expanded(file) for file in files]
+    return os.path.expandvars(files) if isinstance(files, str) else files
+
+
+def declared_file_ending(declared: Mapping[str, Any], where: Path) -> str | None:
+    """`file_ending` of an nnU-Net folder; None without.
+
+    Raises:
+        DatasetError: no text, or the ending of no volume.
+    """
+    ending = declared.get("file_ending")
+    if ending is not None and not (isinstance(ending, str) and ending.lower() in _VOLUMES):
+        raise DatasetError(
+            f"{where}: expected {', '.join(_VOLUMES)} as `file_ending`, got {quoted(ending)}; correct it. Pictures of "
+            "two dimensions (.png, .tif, .bmp), grey or RGB, and stacks of TIFF are not read."
+        )
+    return ending
+
+
 def declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
     """`labels` of dataset.json, as {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net v2).
 
-    nnU-Net's regions, {"whole": [1, 2]}, name no value; one that nothing names is `label_1`, `label_2`, ...
+    nnU-Net's regions, {"whole": [1, 2]}, name no value; `label_names` may, and one that nothing names is `label_1`,
+    `label_2`, ...
     """
     if not declared:
         return {}
@@ -90,6 +124,8 @@ def declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
     named = {value for value, _ in pairs}
     pairs += [(value, f"label_{value}" if value else "background") for value in sorted({*joined} - named)]
     labels = dict(sorted(pairs))
+    if joined:
+        labels |= _label_names(declared, labels, where)
     if len(labels) != len(pairs) or len(set(labels.values())) != len(pairs):
         raise DatasetError(f"{where}: expected every value and name once in `labels`, got {quoted(entries)}.")
     if 0 not in labels or len(labels) < 2:
@@ -97,6 +133,18 @@ def declared_labels(declared: Mapping[str, Any], where: Path) -> dict[int, str]:
             f"{where}: expected 0 (background) and one more value at least in `labels`, got {quoted(entries)}; {hint}."
         )
     return labels
+
+
+def _label_names(declared: Mapping[str, Any], labels: Mapping[int, str], where: Path) -> dict[int, str]:
+    entries = declared.get(LABEL_NAMES, {})
+    if not isinstance(entries, dict) or not all(
+        _label_value(value) in labels and isinstance(name, str) for value, name in entries.items()
+    ):
+        raise DatasetError(
+            f'{where}: expected `{LABEL_NAMES}` as {{"1": NAME, ...}} of values in `labels`, got {quoted(entries)}; '
+            "correct or remove it."
+        )
+    return {int(value): name for value, name in entries.items()}
 
 
 def _label_value(number: Any) -> int | None:
@@ -127,10 +175,11 @@ def original_labels(declared: Mapping[str, Any], where: Path) -> dict[int, int]:
 
 def declared_channels(declared: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """`modality` (Decathlon) or `channel_names` (nnU-Net v2), both {"0": NAME, ...}."""
-    entries = declared.get("channel_names", declared.get("modality", {}))
+    key = "channel_names" if "channel_names" in declared else "modality"
+    entries = declared.get(key, {})
     if not isinstance(entries, dict) or entries.keys() != {str(i) for i in range(len(entries))}:
         raise DatasetError(
-            f'{where}: expected `modality` as {{"0": NAME, "1": NAME, ...}} without gaps, got {quoted(entries)}.'
+            f'{where}: expected `{key}` as {{"0": NAME, "1": NAME, ...}} without gaps, got {quoted(entries)}.'
         )
     return tuple(str(entries[str(i)]) for i in range(len(entries)))
 
@@ -160,6 +209,30 @@ def declared_regions(
             )
         regions[name] = tuple(sorted(set(values)))
     return regions
+
+
+def declared_regions_order(
+    declared: Mapping[str, Any], regions: Mapping[str, tuple[int, ...]] | None, where: Path
+) -> tuple[int, ...] | None:
+    """`regions_class_order` of nnU-Net v2, the label value that each region paints, in the order of the regions.
+
+    Raises:
+        DatasetError: no label value for each region.
+    """
+    values = declared.get("regions_class_order")
+    if values is None or regions is None:
+        return None
+    known = {value for joined in regions.values() for value in joined}
+    if (
+        not isinstance(values, list)
+        or len(values) != len(regions)
+        or any(type(value) is not int or value not in known for value in values)
+    ):
+        raise DatasetError(
+            f"{where}: expected `regions_class_order` to have a label value for each of the {len(regions)} regions "
+            f"({', '.join(map(str, sorted(known)[:_SHOWN]))}), in their order, got {quoted(values)}; correct it."
+        )
+    return tuple(values)
 
 
 def _joined_labels(declared: Mapping[str, Any]) -> dict[str, list[int]] | None:

@@ -17,9 +17,14 @@ _SHOWN = 3  # names in one sentence
 
 
 class FolderFiles:
-    """Files by folder; hidden ones are left out: archives made on macOS hold a ._NAME.nii.gz beside every file."""
+    """Files by folder; hidden ones are left out: archives made on macOS hold a ._NAME.nii.gz beside every file.
 
-    def __init__(self) -> None:
+    Args:
+        suffixes: of the volumes that are looked for, in lower case.
+    """
+
+    def __init__(self, suffixes: tuple[str, ...] = NIFTI_SUFFIXES) -> None:
+        self.suffixes = suffixes
         self._listed: dict[Path, dict[str, bool]] = {}  # name -> whether it is a folder
         self._stems: dict[Path, dict[str, str]] = {}
 
@@ -63,22 +68,22 @@ class FolderFiles:
         """The files NAME_0000, NAME_0001, ... beside NAME, as nnU-Net lists NAME for them."""
         if image.parent not in self._stems:
             names = self.names_in(image.parent)
-            self._stems[image.parent] = {file_stem(name): name for name in names if is_nifti_name(name)}
+            self._stems[image.parent] = {file_stem(name): name for name in names if self._is_volume(name)}
         beside = self._stems[image.parent]
         channels: list[Path] = []
         while (name := f"{file_stem(image.name)}_{len(channels):04d}") in beside:
             channels.append(image.with_name(beside[name]))
         return tuple(channels)
 
-    def nifti_files(self, folder: Path) -> dict[str, Path]:
-        """Stem -> NIfTI file, sorted.
+    def volume_files(self, folder: Path) -> dict[str, Path]:
+        """Stem -> file with one of the suffixes, sorted.
 
         Raises:
             DatasetError: two files of one stem, or a name in another encoding.
         """
         found: dict[str, Path] = {}
         for name, is_folder in self._entries(folder).items():
-            if is_nifti_name(name) and not is_folder:
+            if self._is_volume(name) and not is_folder:
                 path = folder / name
                 if printable(name) != name:
                     raise DatasetError(
@@ -89,9 +94,9 @@ class FolderFiles:
                 found[stem] = path
         return found
 
-    def not_nifti(self, folder: Path) -> list[str]:
+    def others(self, folder: Path) -> list[str]:
         """Names of all else in a folder of images or labels."""
-        return [name for name, is_folder in self._entries(folder).items() if is_folder or not is_nifti_name(name)]
+        return [name for name, is_folder in self._entries(folder).items() if is_folder or not self._is_volume(name)]
 
     def unlisted(self, listed: Collection[Path]) -> dict[Path, list[str]]:
         """Folder of listed files -> the other volumes in it."""
@@ -104,11 +109,14 @@ class FolderFiles:
         }
         return {folder: names for folder, names in others.items() if names}
 
+    def _is_volume(self, name: str) -> bool:
+        return name.lower().endswith(self.suffixes)
+
 
 def file_stem(name: str) -> str:
-    """A file's name without .nii.gz or .nii, in one form of Unicode."""
+    """A file's name without .nii.gz or another suffix of a volume, in one form of Unicode."""
     name = composed(Path(name).name)
-    suffix = next((suffix for suffix in NIFTI_SUFFIXES if name.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in (*NIFTI_SUFFIXES, *OTHER_SUFFIXES) if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 

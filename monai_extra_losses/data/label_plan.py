@@ -48,6 +48,7 @@ def plan_labels(
     ignore_label: int | None = None,
     annotated: Collection[int] | None = None,
     organ_masks: bool = False,
+    further_names: bool = False,
 ) -> LabelPlan:
     """Give the structures of all labels their ids.
 
@@ -64,6 +65,7 @@ def plan_labels(
             None: all.
         organ_masks: whether a case does not annotate the structures of which it has no mask file; else these are
             absent from it.
+        further_names: whether ids of `names` need no voxel.
 
     Raises:
         DatasetError: numbers that contradict the names in a data set of which some labels have no names, or with a
@@ -72,7 +74,7 @@ def plan_labels(
             `new_label_ids` and `label_names`.
     """
     labelled = [case for case in cases if case.label is not None]
-    plan = _numbered(labelled, remap, names, ignore_label, further_names=annotated is not None)
+    plan = _numbered(labelled, remap, names, ignore_label, further_names or annotated is not None)
     if annotated is not None:
         return _annotated_alike(plan, labelled, annotated)
     return _annotated_by_files(plan, labelled, organ_masks)

@@ -145,9 +145,17 @@ def organ_mask_patterns(folder: Path, images: Path | None = None, labels: Path |
 
 def prepare_command(images: str | Path, labels: str | Path, folder: Path, extra: Sequence[str] = ()) -> str:
     """The call that makes a data set of other files, in a folder beside theirs."""
-    out = folder.parent / f"{folder.resolve().name}_prepared"
-    words = ["monai-extra-losses", "prepare", "--images", str(images), "--labels", str(labels), "--out", str(out)]
-    return shlex.join([*words, *extra])
+    words = ["monai-extra-losses", "prepare", "--images", str(images), "--labels", str(labels)]
+    return shlex.join([*words, "--out", str(_prepared_beside(folder)), *extra])
+
+
+def prepare_folder_command(folder: Path) -> str:
+    """The call that makes a data set of the files of a folder with dataset.json, in a folder beside it."""
+    return shlex.join(["monai-extra-losses", "prepare", str(folder), "--out", str(_prepared_beside(folder))])
+
+
+def _prepared_beside(folder: Path) -> Path:
+    return folder.parent / f"{folder.resolve().name}_prepared"
 
 
 def layout_hint(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from monai_extra_losses.data.annotation import annotates
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
+from monai_extra_losses.data.declared_source import DeclaredSource, declared_source
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.label_ids import renumber
@@ -60,6 +61,8 @@ class PrepareOptions:
             None: all.
         organ_masks: take a structure without a mask file for not annotated in that case, and one whose mask is empty
             for absent. `labels` is a pattern with `{label}` then.
+        as_declared: `images` and `labels` are one folder, whose dataset.json lists or pairs the files and declares
+            labels, channels, regions and what is annotated.
     """
 
     images: Path
@@ -76,6 +79,7 @@ class PrepareOptions:
     ignore_label: int | None = None
     annotated: tuple[int, ...] | None = None
     organ_masks: bool = False
+    as_declared: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON has them."""
@@ -89,6 +93,7 @@ class PrepareOptions:
             # null is what a manifest means that was written before there were these options
             "annotated": None if self.annotated is None else list(self.annotated),
             "organ_masks": self.organ_masks or None,
+            "as_declared": self.as_declared or None,
         }
 
 
@@ -163,19 +168,17 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     earlier = Manifest.read(out)
     if earlier is not None and not overwrite:
         refuse_other_options(out, options.as_json(), earlier)
-    cases, problems = pairs_and_problems(options.images, options.labels)
-    unlabelled: tuple[SourceCase, ...] = ()
+    declared = declared_source(options.images) if options.as_declared else None
+    cases, unlabelled, problems = _found_cases(options, declared)
     groups: dict[str, str] = {}
     folds: dict[str, int] = {}
     try:
         groups = _groups(cases, pattern)
         kind = "cases" if options.group_by is None else "patients"
-        folds = {} if problems else dealt_folds(groups, options.num_folds, options.seed, kind=kind)
-    except DatasetError as error:
-        problems += error.problems
-    try:
-        if options.test_images is not None:
-            unlabelled = cases_to_segment(options.test_images, cases)
+        if declared is not None and declared.folds:
+            folds = declared.folds
+        elif not problems:
+            folds = dealt_folds(groups, options.num_folds, options.seed, kind=kind)
     except DatasetError as error:
         problems += error.problems
     read: list[CheckedCase] = []
@@ -186,17 +189,20 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
             problems += result.problems
         else:
             read.append(result)
-    problems += _channel_problems(read, options.channels)
+    channels = options.channels or (declared.channels if declared is not None else ())
+    problems += _channel_problems(read, channels)
+    problems += [] if declared is None else declared.problems(read)
     if problems:
         raise DatasetError(problems)
 
-    plan = plan_labels(read, options.remap, options.names, options.ignore_label, options.annotated, options.organ_masks)
+    ignore_label = options.ignore_label if declared is None else declared.ignore_label
+    plan = _planned_labels(options, read) if declared is None else _as_declared(declared, read)
     planned = planned_manifest(
         options.as_json(),
         [_planned(case, groups.get(case.name, ""), folds.get(case.name), plan) for case in read],
     )
     checked = {case.name: case for case in read}
-    channels = options.channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
+    channels = channels or tuple(f"channel_{i}" for i in range(len(read[0].images)))
     original = {str(new): old for new, old in plan.originals.items()}  # where that is known
     records, written = write_data_set(
         out,
@@ -210,18 +216,55 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
             records,
             plan.labels,
             channels,
-            options.ignore_label,
+            ignore_label,
             original_labels=original,
             annotated=list(plan.annotated or ()),
+            **({} if declared is None else _regions_of(declared)),
         ),
         workers=workers,
         progress=progress,
     )
     folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
-    passed_over = [f"passed over: {text}" for text in other_files(folders)]
+    others = other_files(folders) if declared is None else declared.passed_over
+    passed_over = [f"passed over: {text}" for text in others]
     remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
     notes = (*plan.notes, *_left_out([case for case in records if case.labelled]), *remarks, *passed_over)
-    return PreparedDataset(out, records, written, plan.labels, notes, options.ignore_label, plan.annotated)
+    return PreparedDataset(out, records, written, plan.labels, notes, ignore_label, plan.annotated)
+
+
+def _found_cases(
+    options: PrepareOptions, declared: DeclaredSource | None
+) -> tuple[tuple[SourceCase, ...], tuple[SourceCase, ...], list[str]]:
+    """The cases with labels, those to segment, and what is wrong with the others."""
+    if declared is not None:
+        return declared.cases, declared.unlabelled, []
+    cases, problems = pairs_and_problems(options.images, options.labels)
+    try:
+        unlabelled = () if options.test_images is None else cases_to_segment(options.test_images, cases)
+    except DatasetError as error:
+        return cases, (), [*problems, *error.problems]
+    return cases, unlabelled, problems
+
+
+def _planned_labels(options: PrepareOptions, read: Sequence[CheckedCase]) -> LabelPlan:
+    return plan_labels(read, options.remap, options.names, options.ignore_label, options.annotated, options.organ_masks)
+
+
+def _as_declared(declared: DeclaredSource, read: Sequence[CheckedCase]) -> LabelPlan:
+    """The ids that dataset.json gives, whether a label has them or not."""
+    found = {value for case in read for value in case.voxels}
+    remap = {old: new for old, new in declared.new_ids.items() if old in found and old != new}
+    ids = {declared.new_ids[value] for value in found}
+    ignore_label = declared.ignore_label if declared.ignore_label in ids else None
+    plan = plan_labels(read, remap, declared.names, ignore_label, further_names=True)
+    return dataclasses.replace(plan, originals=declared.originals, annotated_in=declared.annotated)
+
+
+def _regions_of(declared: DeclaredSource) -> dict[str, Any]:
+    return {
+        "regions": {name: list(values) for name, values in (declared.regions or {}).items()},
+        "regions_class_order": list(declared.regions_class_order or ()),
+    }
 
 
 def _refuse_annotation(options: PrepareOptions) -> None:

@@ -59,7 +59,12 @@ from monai_extra_losses.losses.regression import (
 )
 from monai_extra_losses.losses.structure import CorrelationMaximizedStructuralSimilarityLoss, LovaszLoss
 from monai_extra_losses.losses.surfaces import SurfaceDiceLoss
-from monai_extra_losses.losses.vessels import CenterlineDiceLoss, SkeletonRecallLoss, TopologicalInteractionLoss
+from monai_extra_losses.losses.vessels import (
+    CenterlineBoundaryDiceLoss,
+    CenterlineDiceLoss,
+    SkeletonRecallLoss,
+    TopologicalInteractionLoss,
+)
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
@@ -68,6 +73,7 @@ __all__ = [
     "BlobDiceCELoss",
     "BoundaryDoULoss",
     "CategoricalHingeLoss",
+    "CenterlineBoundaryDiceLoss",
     "CenterlineDiceLoss",
     "ComboLoss",
     "ComponentDiceCELoss",

@@ -75,6 +75,7 @@ class SegmentationLoss(nn.Module):
     - `CorrelationMaximizedStructuralSimilarityLoss` costs more for surer voxels, but not always for more of them: it is
       a mean over those that differ in structure.
     - `CenterlineDiceLoss` counts the voxels of a skeleton, of which a thicker block may have fewer.
+    - `CenterlineBoundaryDiceLoss` costs nothing for it up to a probability of 0.5, and reads skeletons likewise.
     - `TopologicalInteractionLoss` costs nothing for what touches nothing that it must not.
     - `SkeletonRecallLoss` is a recall: a class without a skeleton leaves the mean.
     - A cross-entropy of probabilities (no activation) reads what is missing from the true class instead.

@@ -19,7 +19,8 @@ class CompoundLoss(nn.Module):
 
     sum_k lambda_k L_k
 
-    Losses of this package that read the target alike share one pass over the data.
+    Losses of this package that read the target alike share one pass over the data. Any other torch.nn.Module that is
+    called with input and target may stand beside them.
 
     Args:
         losses: the parts: a list, or a dict of name and loss.
@@ -110,7 +111,14 @@ class CompoundLoss(nn.Module):
         """Whether any part takes the cells of components."""
         return any(reads(loss, "cells") for loss in self.losses.values())
 
-    def _refuse_unread(self, maps: Mapping[str, Tensor | None]) -> None:
+    def _refuse_unread(self, mask: Tensor | None, maps: Mapping[str, Tensor | None]) -> None:
+        """Refuse a mask that some part cannot take, and maps that no part does."""
+        whole = [name for name, loss in self.losses.items() if mask is not None and not _takes_mask(loss)]
+        if whole:
+            raise ValueError(
+                f"expected parts that take a `mask`, got {', '.join(whole)}, which would count masked voxels: leave "
+                "the mask out, or wrap that loss in a torch.nn.Module whose forward takes it."
+            )
         for name, given in maps.items():
             if given is not None and not reads(self, name):
                 raise ValueError(f"expected a part that reads `{name}`, got {', '.join(self.losses)}: leave it out.")
@@ -127,10 +135,11 @@ class CompoundLoss(nn.Module):
         """The weighted sum; arguments as of the parts, `distance`, `skeleton` and `cells` for those that read one.
 
         Raises:
-            ValueError: a `distance`, `skeleton` or `cells` that no part reads; else see the parts.
+            ValueError: a `mask` that a part cannot take, a `distance`, `skeleton` or `cells` that no part reads; else
+                see the parts.
         """
         maps = {"distance": distance, "skeleton": skeleton, "cells": cells}
-        self._refuse_unread(maps)
+        self._refuse_unread(mask, maps)
         weights = self._checked_weights()
         own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
         shared: dict[object, LossInputs] = {}
@@ -220,6 +229,13 @@ def _number(weight: Any) -> float:
 def _reading(loss: SegmentationLoss) -> object:
     """Losses of which this is equal read the target alike: one `LossInputs` serves them."""
     return loss.to_onehot_y, loss.ignore_index, loss.other_act
+
+
+def _takes_mask(loss: nn.Module) -> bool:
+    if isinstance(loss, SegmentationLoss):
+        return True
+    known = inspect.signature(loss.forward).parameters
+    return "mask" in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
 
 
 def reads(loss: nn.Module, name: str) -> bool:

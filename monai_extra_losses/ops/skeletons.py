@@ -23,6 +23,7 @@ from monai_extra_losses.ops.call_data import Voxels
 from monai_extra_losses.ops.neighbourhoods import dilated
 from monai_extra_losses.ops.numbers import array_of, has_numbers, numbers_of, sum_dtype
 from monai_extra_losses.ops.terms import Activation, probabilities
+from monai_extra_losses.versions import PackageMissing
 
 # Maps of one class that are alive at once, in units of the scores: see `_states_to_keep`.
 _ROOM, _OF_A_STEP = 8, 15
@@ -68,11 +69,9 @@ def centerline_sums(
         first: class.
     """
     if has_numbers(v.scores):
-        # Floats of 16 bits have no number for each class.
-        target = (
-            v.index().to(torch.uint8 if v.scores.shape[1] <= 256 else torch.int32) if v.target is None else v.target
+        sums: Tensor = _CenterlineSums.apply(
+            v.scores, compact_target(v), v.weight, spatial, activation, tuple(iterations), first
         )
-        sums: Tensor = _CenterlineSums.apply(v.scores, target, v.weight, spatial, activation, tuple(iterations), first)
         return sums
     p, g = (x.reshape(*x.shape[:2], *spatial) for x in (probabilities(v.scores, activation), v.one_hot()))
     if v.weight is not None:
@@ -83,6 +82,14 @@ def centerline_sums(
     of_p, of_g = soft_skeleton(p, most), soft_skeleton(g, most)
     sums = torch.stack([v.weighted(x.flatten(2)).sum(2, dtype=sum_dtype(p.device)) for x in _parts(of_p, of_g, p, g)])
     return torch.where(torch.arange(p.shape[1], device=p.device) < first, 0, sums)
+
+
+def compact_target(v: Voxels) -> Tensor:
+    """(B, M) labels in few bytes, or the target's numbers (B, C, M)."""
+    if v.target is not None:
+        return v.target
+    # Floats of 16 bits have no number for each class.
+    return v.index().to(torch.uint8 if v.scores.shape[1] <= 256 else torch.int32)
 
 
 def _parts(of_p: Tensor, of_g: Tensor, p: Tensor, g: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +117,7 @@ class _CenterlineSums(torch.autograd.Function):
         iterations: tuple[int, ...],
         first: int,
     ) -> Tensor:
-        call = _Call(scores, target, weight, spatial, activation)
+        call = ClassMaps(scores, target, weight, spatial, activation)
         batch, channels = scores.shape[:2]
         sums = torch.zeros(4, batch, channels, dtype=sum_dtype(scores.device), device=scores.device)
         kind = torch.bool if target.ndim == 2 else scores.dtype
@@ -119,8 +126,8 @@ class _CenterlineSums(torch.autograd.Function):
             for c in range(first, channels):
                 g, p = call.target(sample, c), call.probability(sample, c)
                 of_g = skeletons[sample, c]
-                of_g.copy_(_skeleton(g, iterations[sample]))
-                of_p = _skeleton(p, iterations[sample])
+                of_g.copy_(skeleton_of_map(g, iterations[sample]))
+                of_p = skeleton_of_map(p, iterations[sample])
                 for row, part in enumerate(_parts(of_p, of_g, p, g)):
                     weighted = part if weight is None else part * weight[sample].view(spatial)
                     sums[row, sample, c] = weighted.sum(dtype=sums.dtype)
@@ -132,7 +139,7 @@ class _CenterlineSums(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> Any:
         scores, target, weight, skeletons = ctx.saved_tensors
-        call = _Call(scores, target, weight, *ctx.call)
+        call = ClassMaps(scores, target, weight, *ctx.call)
         batch, channels = scores.shape[:2]
         slopes = slopes.to(scores.dtype)
         gradient = torch.zeros_like(scores, memory_format=torch.contiguous_format)
@@ -150,8 +157,16 @@ class _CenterlineSums(torch.autograd.Function):
         return call.of_scores(gradient), None, None, None, None, None, None
 
 
-class _Call:
-    """What is read of one class of one sample of a call at a time, (*spatial)."""
+class ClassMaps:
+    """What is read of one class of one sample of a call at a time, (*spatial).
+
+    Args:
+        scores: (B, C, M).
+        target: (B, M) labels, or numbers like the scores.
+        weight: (B, M), or None for 1.
+        spatial: the shape of M.
+        activation: how scores become probabilities.
+    """
 
     def __init__(
         self, scores: Tensor, target: Tensor, weight: Tensor | None, spatial: torch.Size, activation: Activation
@@ -208,7 +223,7 @@ def _states_to_keep(maps: int) -> int:
     return max(((_ROOM - 1) * maps - _OF_A_STEP) // 2, 0)
 
 
-def _skeleton(a: Tensor, iterations: int) -> Tensor:
+def skeleton_of_map(a: Tensor, iterations: int) -> Tensor:
     """(*spatial) skeleton of one map; of a bool map exactly what its numbers give."""
     skeleton = a.new_zeros(()).expand_as(a)
     for _ in range(iterations + 1):
@@ -362,13 +377,13 @@ def tubes_of_regions(regions: Tensor, *, union: bool) -> Tensor:
     if not _can_be_read(regions):
         return torch.zeros_like(regions)
     if union:
-        return _thickened(_skeletons(regions.any(1))).unsqueeze(1) & regions
+        return _thickened(hard_skeletons(regions.any(1))).unsqueeze(1) & regions
     return tubes_of_mask(regions.flatten(0, 1)).view_as(regions)
 
 
 def tubes_of_mask(mask: Tensor) -> Tensor:
     """(B, *spatial) bool: the skeleton and what is up to two steps off it, within the mask (B, *spatial)."""
-    return _thickened(_skeletons(mask)) & mask
+    return _thickened(hard_skeletons(mask)) & mask
 
 
 def _can_be_read(target: Tensor) -> bool:
@@ -390,15 +405,14 @@ def _thickened(skeletons: Tensor) -> Tensor:
     return dilated(dilated(skeletons, 1), 1)
 
 
-def _skeletons(mask: Tensor) -> Tensor:
-    """(B, *spatial) bool: scikit-image's skeletons, on the CPU."""
-    try:
-        skeletonize = importlib.import_module("skimage.morphology").skeletonize
-    except ImportError:
-        raise ImportError(
-            "expected scikit-image, which makes the skeletons, got none; install it: pip install scikit-image, or this "
-            "package with its extra [vessels]."
-        ) from None
+def hard_skeletons(mask: Tensor) -> Tensor:
+    """(B, *spatial) bool: scikit-image's skeletons, on the CPU.
+
+    Raises:
+        ImportError: without scikit-image.
+    """
+    refuse_without_scikit_image()
+    skeletonize = importlib.import_module("skimage.morphology").skeletonize
     found = torch.zeros_like(mask)
     for sample, of in zip(found, mask, strict=True):
         region = array_of(of)
@@ -406,3 +420,18 @@ def _skeletons(mask: Tensor) -> Tensor:
             lines = region[None] if region.ndim == 1 else region
             sample.copy_(torch.from_numpy(skeletonize(lines).astype(bool).reshape(region.shape)))
     return found
+
+
+def refuse_without_scikit_image() -> None:
+    """Say what to install, before anything is computed.
+
+    Raises:
+        PackageMissing: an ImportError.
+    """
+    try:
+        importlib.import_module("skimage.morphology")
+    except ImportError:
+        raise PackageMissing(
+            "expected scikit-image, which makes the skeletons, got none; install it: pip install scikit-image, or this "
+            "package with its extra [vessels]."
+        ) from None

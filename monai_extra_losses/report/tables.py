@@ -27,9 +27,17 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def text_table(summary: Sequence[Mapping[str, Any]]) -> str:
+def text_table(summary: Sequence[Mapping[str, Any]], further: Mapping[str, str] | None = None) -> str:
+    """The table of a terminal.
+
+    Args:
+        summary: rows of `case_report.summarise`.
+        further: name -> heading of metrics beside the usual ones.
+    """
+    further = further or {}
     width = max(len(str(row["label"])) for row in summary) + 2
     heads = f"{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'cases':>7}{'undefined':>11}"
+    heads += "".join(f"{heading:>16}" for heading in further.values())
     lines = [" " * width + heads]
     for row in summary:
         dice, hd95, surface = (
@@ -38,6 +46,7 @@ def text_table(summary: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"{row['label']:{width}}{dice:>16}{_shown(row['dice_median']):>9}{hd95:>16}{surface:>16}"
             f"{_shown(row['false_positive_ml_mean']):>9}{row['cases']:>7}{row['dice_undefined']:>11}"
+            + "".join(f"{_shown(row[f'{name}_mean'], row[f'{name}_sd']):>16}" for name in further)
         )
     return "\n".join(lines)
 

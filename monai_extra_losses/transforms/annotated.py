@@ -59,7 +59,7 @@ class AnnotatedClassesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with the vector in its labels, and without the list."""
         item: dict[Hashable, Any] = dict(data)
-        vector = self._vector(item.pop(self.annotated_key, None))
+        vector = annotated_vector(item.pop(self.annotated_key, None), self.num_classes, self.regions)
         for key in self.key_iterator(item):
             if not isinstance(item[key], MetaTensor):
                 raise TypeError(
@@ -70,19 +70,20 @@ class AnnotatedClassesd(MapTransform):
             item[key] = label
         return item
 
-    def _vector(self, annotated: Sequence[int] | None) -> torch.Tensor:
-        if annotated is None:
-            return torch.ones(self.num_classes, dtype=torch.uint8)
-        known = {int(number) for number in annotated} - {0}
-        of_map = (
-            max((n for region in self.regions for n in region), default=0) + 1 if self.regions else self.num_classes
-        )
-        if not known or not known <= set(range(1, of_map)):
-            raise ValueError(f"expected annotated classes among 1..{of_map - 1}, got {sorted(known)}.")
-        if self.regions is not None:
-            whole = [set(region) <= known for region in self.regions]
-            return torch.tensor(whole, dtype=torch.uint8)
-        return torch.tensor([number in known | {0} for number in range(self.num_classes)], dtype=torch.uint8)
+
+def annotated_vector(
+    annotated: Sequence[int] | None, num_classes: int, regions: Sequence[Sequence[int]] | None = None
+) -> torch.Tensor:
+    """(C,) uint8, 1 for the classes or regions of the network that a case annotates; arguments as of the transform."""
+    if annotated is None:
+        return torch.ones(num_classes, dtype=torch.uint8)
+    known = {int(number) for number in annotated} - {0}
+    of_map = max((n for region in regions for n in region), default=0) + 1 if regions else num_classes
+    if not known or not known <= set(range(1, of_map)):
+        raise ValueError(f"expected annotated classes among 1..{of_map - 1}, got {sorted(known)}.")
+    if regions is not None:
+        return torch.tensor([set(region) <= known for region in regions], dtype=torch.uint8)
+    return torch.tensor([number in known | {0} for number in range(num_classes)], dtype=torch.uint8)
 
 
 AnnotatedClassesD = AnnotatedClassesDict = AnnotatedClassesd

@@ -11,7 +11,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from monai_extra_losses.ops.skeletons import tubes_of_labels, tubes_of_regions
+from monai_extra_losses.ops.skeletons import refuse_without_scikit_image, tubes_of_labels, tubes_of_regions
 
 
 class Skeleton(Transform):
@@ -48,6 +48,7 @@ class Skeleton(Transform):
     backend = [TransformBackends.TORCH]  # noqa: RUF012  MONAI's own attribute
 
     def __init__(self, union: bool = False, ignore_index: int | None = None, include_background: bool = False) -> None:
+        refuse_without_scikit_image()  # not in the middle of a training
         self.union = union
         self.ignore_index = ignore_index
         self.include_background = include_background

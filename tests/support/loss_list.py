@@ -391,6 +391,18 @@ LOSSES = [
         options={"include_background": True},
     ),
     LossEntry(
+        "CenterlineBoundaryDiceLoss",
+        "structure",
+        ref.centerline_boundary_dice,
+        variants={"skip": {"absent_class": "skip"}, "linear": {"radius_weight": "linear"}},
+        further=({"iterations": 10, "smooth": 1.0}, {"include_background": False}),
+        smallest=None,  # a skeleton beside the other may count more than all
+        reads_neighbours=True,
+        syncs=False,
+        required={"iterations": 2},  # 10 by default, which few voxels do not need
+        options={"include_background": True},
+    ),
+    LossEntry(
         "SkeletonRecallLoss",
         "structure",
         ref.skeleton_recall,
@@ -634,6 +646,7 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "windows": ("CorrelationMaximizedStructuralSimilarityLoss", "softmax"),
     "ranks": ("LovaszLoss", "sigmoid"),
     "skeletons": ("CenterlineDiceLoss", "softmax"),
+    "thickness": ("CenterlineBoundaryDiceLoss", "softmax"),
     "tubes": ("SkeletonRecallLoss", "softmax"),
     "components": ("ComponentDiceCELoss", "softmax"),
     "components, outcomes": ("BlobDiceCELoss", "sigmoid"),

@@ -576,6 +576,48 @@ def centerline_dice(
     return float(np.mean(values)) if values else 0.0
 
 
+def thickness(mask: Array, iterations: int, radius_weight: str) -> tuple[Array, Array, Array, Array]:
+    """d, r, i and S of a mask: depth and radius as shares of the largest, weight of skeleton voxels, skeleton."""
+    axes, skeleton = mask.ndim, soft_skeleton(mask.astype(float), iterations) > 0.5
+    depth = np.ones(mask.shape) if mask.all() else ndimage.distance_transform_edt(mask)
+    largest = max(depth[skeleton].max(initial=1), 1)
+    depth = np.minimum(depth * mask, largest) / largest
+    radius, weight = depth * skeleton, np.zeros(mask.shape)
+    for at in zip(*np.nonzero(skeleton), strict=True):
+        r = radius[at]
+        weight[at] = (1 / r if radius_weight == "inverse" else 1 - r + 1 / largest) ** (axes - 1)
+    return depth, radius, weight, skeleton
+
+
+def centerline_boundary_dice(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    iterations: int = 10,
+    smooth: float = 1e-5,
+    radius_weight: str = "inverse",
+    absent_class: str = "smooth",
+    include_background: bool = True,
+) -> float:
+    p, values = activated(x, activation), []
+    for n in range(len(p)):
+        keep = w[n, 0] > 0
+        for c in range(0 if include_background else 1, p.shape[1]):
+            own, true = np.where(keep, p[n, c], 0), (g[n, c] > 0.5) & keep
+            if absent_class == "skip" and np.where(keep, g[n, c], 0).sum() == 0:
+                continue
+            depth_p, radius_p, weight_p, on_p = thickness(own > 0.5, iterations, radius_weight)
+            depth_g, radius_g, weight_g, on_g = thickness(true, iterations, radius_weight)
+            q_p, q_g = w[n, 0] * weight_p * own, w[n, 0] * weight_g
+            of_p, of_g = np.where(on_g, radius_g, radius_p * own), np.where(on_p, radius_p * own, radius_g)
+            precision = ((q_p * depth_g).sum() + smooth) / ((q_p * of_p).sum() + smooth)
+            sensitivity = ((q_g * depth_p * own).sum() + smooth) / ((q_g * of_g).sum() + smooth)
+            values.append(1 - 2 * precision * sensitivity / (precision + sensitivity))
+    return float(np.mean(values)) if values else 0.0
+
+
 def tube(mask: Array) -> Array:
     """The skeleton of scikit-image, dilated twice by the cross."""
     lines = mask[None] if mask.ndim == 1 else mask

@@ -42,6 +42,7 @@ def test_every_loss_has_a_row() -> None:
         "CorrelationMaximizedStructuralSimilarityLoss",
         "LovaszLoss",
         "CenterlineDiceLoss",
+        "CenterlineBoundaryDiceLoss",
         "SkeletonRecallLoss",
         "ComponentDiceCELoss",
         "BlobDiceCELoss",

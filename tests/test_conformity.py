@@ -74,6 +74,7 @@ def test_every_property_is_there_whatever_the_options(
         (("train", "losses", "boundary_schedule"), "train"),
         (("train", "losses", "boundary_schedule", "boundary_maps"), "train"),
         (("train", "losses", "vessels"), "train"),
+        (("train", "losses", "lesions"), "train"),
         (("train", "evaluate"), "train"),
         (("train", "losses", "evaluate"), "train"),
         (("inference",), "infer"),

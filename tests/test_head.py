@@ -43,6 +43,7 @@ READ_ALL = {
     "LogHausdorffLoss",
     "LovaszLoss",
     "ShapeAwareLoss",
+    "SurfaceDiceLoss",
     "TopologicalInteractionLoss",
 }
 

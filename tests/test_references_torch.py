@@ -42,7 +42,12 @@ def test_every_loss_has_a_row() -> None:
         "CorrelationMaximizedStructuralSimilarityLoss",
         "LovaszLoss",
         "CenterlineDiceLoss",
+        "CenterlineBoundaryDiceLoss",
         "SkeletonRecallLoss",
+        "ComponentDiceCELoss",
+        "BlobDiceCELoss",
+        "SurfaceDiceLoss",
+        "AverageCalibrationLoss",
     )
     assert set(HEADLINES) <= ROWS.keys()
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from monai.transforms import AsDiscreted, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
+from monai.transforms import AsDiscreted, Compose, MapTransform, NormalizeIntensityd, ScaleIntensityRanged
 
+from monai_extra_losses.bundle.hysteresis import HysteresisOfScoresd
 from monai_extra_losses.bundle.ignored_voxels import leave_out
 from monai_extra_losses.bundle.options import file_or_folder, half_precision_option, yes_or_no
 from monai_extra_losses.data.datalist import read_case_list
@@ -22,11 +23,18 @@ def has_regions(dataset_dir: Any, regions: Any) -> bool:
     return declares_regions(str(file_or_folder("dataset_dir", dataset_dir)))
 
 
-def decision(keys: str, regions: Mapping[str, Any] | None) -> AsDiscreted:
-    """The transform from scores to the best class per voxel, or with regions to those of probability 0.5 and more."""
-    if regions is None:
-        return AsDiscreted(keys=keys, argmax=True)
-    return AsDiscreted(keys=keys, threshold=0.0)  # sigmoid(0) = 0.5
+def decision(
+    keys: str, regions: Mapping[str, Any] | None, hysteresis: Sequence[float] | None = None
+) -> AsDiscreted | Compose:
+    """The transform from scores to the best class per voxel, or with regions to those of probability 0.5 and more.
+
+    With `hysteresis`, two thresholds, to the classes or regions that `HysteresisKeep` keeps.
+    """
+    largest = AsDiscreted(keys=keys, argmax=True)
+    chosen = largest if regions is None else AsDiscreted(keys=keys, threshold=0.0)  # sigmoid(0) = 0.5
+    if hysteresis is None:
+        return chosen
+    return Compose([HysteresisOfScoresd(keys, hysteresis, regions=regions is not None), chosen])
 
 
 def half_precision(amp: Any, device: Any, recorded: str | None = None) -> torch.dtype | None:

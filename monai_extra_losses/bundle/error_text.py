@@ -19,6 +19,12 @@ def said_of(error: BaseException) -> str:
     return f"{': '.join(filter(None, (component and component[1], name, text)))}{where}"
 
 
+def as_sentence(error: BaseException) -> str:
+    """The text of an error of ours, which begin small."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def first_cause(error: BaseException) -> BaseException:
     """The error that others were raised from."""
     while error.__cause__ is not None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from monai_extra_losses.bundle.hysteresis import hysteresis_option
 from monai_extra_losses.bundle.options import (
     file_or_folder,
     file_or_folder_or_none,
@@ -43,6 +44,7 @@ class EvaluationSetUp(RunSetUp):
         surface_tolerance_mm: distance at which two surfaces count as one, in mm.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         metrics: names of sets of further metrics; None for those of the run.
+        hysteresis: low and high threshold of the decision, see `HysteresisKeep`; None for one of 0.5.
         overlays: draw a picture per case.
         device, num_workers: where the network computes, and loader processes.
 
@@ -61,6 +63,7 @@ class EvaluationSetUp(RunSetUp):
         surface_tolerance_mm: Any = 1.0,
         model_file: Any = None,
         metrics: Any = None,
+        hysteresis: Any = None,
         overlays: Any = True,
         device: Any = None,
         num_workers: Any = 0,
@@ -71,6 +74,7 @@ class EvaluationSetUp(RunSetUp):
         self.model_file = trained_weights(model_file, folder)
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.metrics = metric_sets("metrics", record.metrics if metrics is None else metrics)
+        self.hysteresis = hysteresis_option("hysteresis", hysteresis)
         self.overlays = yes_or_no("overlays", overlays)
         self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)

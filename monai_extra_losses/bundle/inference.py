@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_extra_losses.bundle.hysteresis import hysteresis_option
 from monai_extra_losses.bundle.options import (
     as_given,
     file_or_folder,
@@ -51,6 +52,7 @@ class InferenceSetUp:
             network has one channel and the training's cases have such names, else as `find_inputs` says.
         test_time_flips: axes (0, 1, 2) of the flips to average over; True for all three, but those that exchange what
             names of classes tell apart (`data.sides`).
+        hysteresis: low and high threshold of the decision, see `HysteresisKeep`; None for one of 0.5.
         probabilities: write them too.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
@@ -76,6 +78,7 @@ class InferenceSetUp:
         series: Any = None,
         channel_files: Any = None,
         test_time_flips: Any = False,
+        hysteresis: Any = None,
         probabilities: Any = False,
         restore_labels: Any = True,
         stitch_on: Any = None,
@@ -87,6 +90,7 @@ class InferenceSetUp:
     ) -> None:
         refuse_machinery(device, num_workers)
         flips = flipped_axes(test_time_flips)
+        self.hysteresis = hysteresis_option("hysteresis", hysteresis)
         self.probabilities = yes_or_no("probabilities", probabilities)
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
@@ -117,6 +121,7 @@ class InferenceSetUp:
         precision = literal(amp)
         options = {
             "test_time_flips": sorted(self.flips),
+            "hysteresis": self.hysteresis,
             "labels": self.written_labels,
             "series": self.series,
             "amp": self.record.amp if precision is None else precision,

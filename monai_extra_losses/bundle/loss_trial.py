@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from monai_extra_losses.bundle.error_text import as_sentence
 from monai_extra_losses.bundle.ignored_voxels import counts_ignored, leave_out, needs_maps
 from monai_extra_losses.bundle.loss_facts import parts_of, score_reading
 from monai_extra_losses.bundle.run_record import RunRecord
@@ -48,6 +49,8 @@ def refuse_broken_loss(loss: torch.nn.Module, num_classes: int, ignore_index: in
         with torch.no_grad():
             loss(scores, label)
         counts = ignore_index is not None and counts_ignored(loss, scores, label, label == ignore_index)
+    except ImportError as error:  # of an extra
+        raise StartUpRefused(as_sentence(error)) from None
     except (ValueError, TypeError, RuntimeError, IndexError, AssertionError) as error:
         raise StartUpRefused(
             f"Expected {expected}, got {type(loss).__name__}, which fails on "
@@ -123,6 +126,8 @@ def refuse_loss_of_classes(
             counts = counts_ignored(loss, scores, target, target[:, :1] == ignore_index)
         before, raised = loss(scores, regions), loss(scores + 1, regions)
         each = [loss(scores.index_fill(1, torch.tensor([c], device=device), 0.0), regions) for c in range(num_regions)]
+    except ImportError as error:
+        raise StartUpRefused(as_sentence(error)) from None
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise StartUpRefused(
             f"Expected a loss that takes overlapping regions, got {name} ({first_line(error)}); {advice}."

@@ -11,6 +11,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform
 from monai.transforms.traits import InvertibleTrait, LazyTrait
 
+from monai_extra_losses.bundle.hysteresis import scores_of_what_is_kept
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
 from monai_extra_losses.data.regions import painting_order
@@ -261,6 +262,7 @@ class SegmentationOfScoresd(MapTransform):
         regions: name -> label values, in the order of the channels; None for classes.
         order: label value that each region paints, `regions_class_order` of nnU-Net; None: as above.
         probabilities: key that they get; None leaves them out.
+        hysteresis: low and high threshold of `HysteresisKeep`, which then decides what is there; None: as above.
     """
 
     def __init__(
@@ -272,9 +274,11 @@ class SegmentationOfScoresd(MapTransform):
         regions: Mapping[str, Sequence[int]] | None = None,
         order: Sequence[int] | None = None,
         probabilities: str | None = None,
+        hysteresis: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys)
         self.order = order
+        self.hysteresis = hysteresis
         self.labels = list(labels)
         self.written = list(written)
         self.regions = None if regions is None else [frozenset(values) for values in regions.values()]
@@ -286,7 +290,10 @@ class SegmentationOfScoresd(MapTransform):
         for key in self.key_iterator(changed):
             scores: MetaTensor = changed[key]
             values = scores.as_tensor()
-            classes = values.argmax(dim=0) if self.regions is None else self._classes_of_regions(values)
+            decided = values
+            if self.hysteresis is not None:
+                decided = scores_of_what_is_kept(values, self.hysteresis, regions=self.regions is not None)
+            classes = decided.argmax(dim=0) if self.regions is None else self._classes_of_regions(decided)
             table = torch.tensor(self.written, dtype=torch.int64, device=values.device)
             changed[key] = MetaTensor(table[classes][None], meta=scores.meta)
             if self.probabilities is not None:

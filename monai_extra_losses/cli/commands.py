@@ -57,7 +57,12 @@ _GO_ON = {
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
 
 
-_OVERLAYS = ("boundary_schedule", "boundary_maps", "vessels")  # in the order in which they go on top of each other
+_OVERLAYS = (
+    "boundary_schedule",
+    "boundary_maps",
+    "vessels",
+    "lesions",
+)  # in the order in which they go on top of each other
 
 
 class _GivenPath(click.ParamType[Path]):
@@ -130,7 +135,8 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
             "boundary_maps: measure distances once per volume instead of in every step. Both may be given. "
             "vessels: train `skeleton_recall` with skeletons made once per volume, and measure clDice and Betti "
-            "errors.",
+            "errors. "
+            "lesions: train `component_dice_ce`, with the components of the label found once per volume.",
         ),
         click.option(
             "--loss",
@@ -273,6 +279,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     --overlays False              draw no pictures
     --metrics vessels             clDice and errors of the Betti numbers, too
     --surface_tolerance_mm 2      of the surface Dice
+    --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --model_file FILE             other weights
     --device cpu, --num_workers 4 where to compute, and loader processes
 
@@ -306,6 +313,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
 
     \b
     --test_time_flips True        average over mirror images
+    --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --probabilities True          write them too
     --series TEXT                 which series of DICOM folders with several
     --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels

@@ -161,7 +161,8 @@ def loss_config(key: str | None, cls: str) -> dict[str, Any]:
     if key is None:
         return {"_target_": f"{_PACKAGE}.{cls}", **_PARTS.get(cls, {}), **known}
     config: dict[str, Any] = _resolved(loss_table()[key])
-    about = config["losses"][key] if key in config.get("losses", ()) else config
+    part = _part_of(key, config)
+    about = config if part is None else config["losses"][part]
     about |= {name: value for name, value in known.items() if name not in about}
     return config
 
@@ -196,10 +197,18 @@ def _found(name: str) -> tuple[str | None, str]:
 
 
 def _class_of(key: str, entry: Mapping[str, Any]) -> str:
-    """The class that an entry of the table is about: a boundary loss comes with a region loss beside it."""
-    parts = entry.get("losses")
-    about = parts[key] if isinstance(parts, Mapping) and key in parts else entry
+    """The class that an entry of the table is about."""
+    part = _part_of(key, entry)
+    about = entry if part is None else entry["losses"][part]
     return str(about["_target_"]).rpartition(".")[2]
+
+
+def _part_of(key: str, entry: Mapping[str, Any]) -> str | None:
+    """The part that an entry is about, where it has partners: that of its name, else the last; None without parts."""
+    parts = entry.get("losses")
+    if not isinstance(parts, Mapping):
+        return None
+    return key if key in parts else list(parts)[-1]
 
 
 @functools.cache
@@ -367,8 +376,8 @@ def train_command(key: str) -> str:
     """A command that trains with a loss of the table, and gives its own options the values that they have anyway."""
     config = loss_config(key, _class_of(key, loss_table()[key]))
     words: list[str] = []
-    if key in config.get("losses", ()):
-        own, prefix = config["losses"][key], f"--loss::losses::{key}::"
+    if (part := _part_of(key, config)) is not None:
+        own, prefix = config["losses"][part], f"--loss::losses::{part}::"
         words += ["--loss::weights", str(config["weights"])]
     else:
         own, prefix = config, "--loss::"

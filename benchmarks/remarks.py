@@ -1,4 +1,4 @@
-"""Print what the docstrings say of other libraries' losses, from those libraries as they are installed.
+"""Print what we say of other libraries' losses and components, from those libraries as they are installed.
 
 A library that is missing is named and left out: pip install kornia keras PYMIC.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,11 +65,20 @@ def pymic_noise_robust(dice: Any) -> Remarks:
 
 
 # Module, the distribution that has it, and what is said of it.
+def cc3d_of_bool(cc3d: Any) -> Remarks:
+    random = np.random.default_rng(0)
+    masks = [random.random((20, 21)) < random.random() / 2 for _ in range(300)]
+    for kind in (np.bool_, np.uint8):
+        wrong = sum(bool(((cc3d.connected_components(m.astype(kind), connectivity=8) > 0) != m).any()) for m in masks)
+        yield f"of 300 random 2D masks as {kind.__name__}, those with a component in the background", wrong
+
+
 REMARKS: list[tuple[str, str, Callable[[Any], Remarks]]] = [
     ("monai.losses", "monai", monai_unified_focal),
     ("keras", "keras", keras_losses),
     ("kornia.losses", "kornia", kornia_erosion),
     ("pymic.loss.seg.dice", "PYMIC", pymic_noise_robust),
+    ("cc3d", "connected-components-3d", cc3d_of_bool),
 ]
 
 

@@ -58,7 +58,7 @@ class PrepareBatchMaps(PrepareBatch):
         if missing:
             raise ValueError(
                 f"expected a batch with {', '.join(map(repr, missing))}, got {', '.join(map(repr, batchdata))}; "
-                "a transform such as SignedDistanced or Skeletond must make the maps."
+                "a transform such as SignedDistanced, Skeletond or ComponentCellsd must make the maps."
             )
 
         def moved(key: str) -> Tensor:
@@ -94,7 +94,7 @@ class LossWithMaps(nn.Module):
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         left = [name for name in maps if name not in known and not takes_any]
         # a compound, none of whose parts does
-        left += [name for name in ("distance", "skeleton") if name in maps and not getattr(loss, f"reads_{name}", True)]
+        left += [name for name in maps if not getattr(loss, f"reads_{name}", True)]
         if left:
             raise TypeError(
                 f"expected a loss that reads {', '.join(left)}, got {type(loss).__name__}, which takes "

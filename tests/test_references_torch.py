@@ -43,6 +43,9 @@ def test_every_loss_has_a_row() -> None:
         "LovaszLoss",
         "CenterlineDiceLoss",
         "SkeletonRecallLoss",
+        "ComponentDiceCELoss",
+        "BlobDiceCELoss",
+        "AverageCalibrationLoss",
     )
     assert set(HEADLINES) <= ROWS.keys()
 

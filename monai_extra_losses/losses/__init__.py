@@ -9,6 +9,7 @@ from monai_extra_losses.losses.boundary import (
     ShapeAwareLoss,
     SurfaceLoss,
 )
+from monai_extra_losses.losses.calibration import AverageCalibrationLoss
 from monai_extra_losses.losses.checks import ShapeMismatchError
 from monai_extra_losses.losses.compound import (
     ComboLoss,
@@ -31,6 +32,7 @@ from monai_extra_losses.losses.distribution import (
     WeightedCrossEntropyLoss,
 )
 from monai_extra_losses.losses.head import HeadlessNetwork, HeadLoss
+from monai_extra_losses.losses.lesions import BlobDiceCELoss, ComponentDiceCELoss
 from monai_extra_losses.losses.partial import PartialLabelLoss
 from monai_extra_losses.losses.region import (
     BoundaryDoULoss,
@@ -65,12 +67,15 @@ from monai_extra_losses.losses.vessels import (
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
 
 __all__ = [
+    "AverageCalibrationLoss",
     "BalancedCrossEntropyLoss",
+    "BlobDiceCELoss",
     "BoundaryDoULoss",
     "CategoricalHingeLoss",
     "CenterlineBoundaryDiceLoss",
     "CenterlineDiceLoss",
     "ComboLoss",
+    "ComponentDiceCELoss",
     "CompoundLoss",
     "CorrelationMaximizedStructuralSimilarityLoss",
     "CosineSimilarityLoss",

@@ -192,9 +192,10 @@ class SegmentationLoss(nn.Module):
         mask: Tensor | None = None,
         distance: Tensor | None = None,
         skeleton: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> LossInputs:
         """Check one call's data and wrap it."""
-        data = plain_data(input, target, mask, distance, skeleton)
+        data = plain_data(input, target, mask, distance, skeleton, cells)
         self.check(data, stacklevel=6)
         return self.wrap(data)
 
@@ -212,14 +213,14 @@ class SegmentationLoss(nn.Module):
 
     def wrap(self, data: PlainData) -> LossInputs:
         """Data that `check` has let through; all losses of the same `to_onehot_y`, `ignore_index` and `other_act`."""
-        scores, target, mask, distance, affine, annotated, skeleton = data
+        scores, target, mask, distance, affine, annotated, skeleton, cells = data
         labels = self.to_onehot_y and scores.shape[1] > 1
         if labels and target.device.type != "cpu":  # there the kernels check as they count
             self._check_labels(target, scores.shape[1], self.ignore_index)
         unknown = ~annotated.classes if annotated is not None and annotated.merges else None
         call = CallData(scores, target, mask, labels, self.ignore_index, unknown)
         known = None if annotated is None else annotated.classes
-        return LossInputs(call, self.other_act, affine, distance, known, skeleton)
+        return LossInputs(call, self.other_act, affine, distance, known, skeleton, cells)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""

@@ -39,6 +39,7 @@ class PlainData(NamedTuple):
     """The data of a call as plain tensors; `affine` is that of a target that was a MetaTensor.
 
     `annotated` is what `PartialLabelLoss` knows; None: every class is. `skeleton`: the tubes of `SkeletonRecallLoss`.
+    `cells`: of the components of each class.
     """
 
     scores: Tensor
@@ -48,10 +49,16 @@ class PlainData(NamedTuple):
     affine: Tensor | None
     annotated: Annotated | None = None
     skeleton: Tensor | None = None
+    cells: Tensor | None = None
 
 
 def plain_data(
-    input: Tensor, target: Tensor, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    distance: Tensor | None,
+    skeleton: Tensor | None = None,
+    cells: Tensor | None = None,
 ) -> PlainData:
     """The data of a call, without what a subclass of tensors makes of it."""
     affine, annotated = getattr(target, "affine", None), getattr(target, "annotated_classes", None)
@@ -62,7 +69,8 @@ def plain_data(
     mask = None if mask is None else plain("mask", mask)
     distance = None if distance is None else plain("distance", distance)
     skeleton = None if skeleton is None else plain("skeleton", skeleton)
-    return PlainData(scores, target, mask, distance, affine, annotated, skeleton)
+    cells = None if cells is None else plain("cells", cells)
+    return PlainData(scores, target, mask, distance, affine, annotated, skeleton, cells)
 
 
 def refuse_gradient(name: str, tensor: Tensor) -> None:
@@ -100,6 +108,20 @@ def check_shapes(data: PlainData, *, labels: bool, spatial: range, target_gradie
         _check_distance(distance, scores)
     if data.skeleton is not None:
         _check_skeleton(data.skeleton, target)
+    if data.cells is not None:
+        _check_cells(data.cells, scores)
+
+
+def _check_cells(cells: Tensor, scores: Tensor) -> None:
+    batch, channels, *spatial = scores.shape
+    if cells.is_complex() or cells.dtype == torch.bool:
+        raise TypeError(f"expected cells of whole numbers, got {cells.dtype}; make them by transforms.ComponentCellsd.")
+    if cells.shape[1:2] not in ((channels,), (channels - 1,)) or cells.shape != (batch, cells.shape[1], *spatial):
+        raise ShapeMismatchError(
+            f"expected cells {tuple(scores.shape)} like the input, or without its background, got "
+            f"{tuple(cells.shape)}; make them of the same label (transforms.ComponentCellsd)."
+        )
+    _check_place("cells", cells, scores)
 
 
 def _check_skeleton(skeleton: Tensor, target: Tensor) -> None:

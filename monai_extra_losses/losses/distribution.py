@@ -425,6 +425,9 @@ class TopKLoss(DistributionLoss):
 
     sum of the K largest -log p_t / K, K = max(1, floor(n k / 100)) of the n voxels of a sample, mean over samples
 
+    One-vs-rest the decisions of all channels are ranked together, so that a region of few errors may have no say;
+    `per_class=True` ranks those of each channel apart, and takes the mean over samples and channels.
+
     k=100 is the mean of the samples' cross-entropies. Where k % rounds to no voxel, one counts. nnU-Net pools the
     voxels of the batch, which is `batch=True`. Everything ignored gives 0; a sample in which everything is ignored
     leaves the mean.
@@ -432,9 +435,10 @@ class TopKLoss(DistributionLoss):
     Args:
         k: per cent of the voxels kept that count, in (0, 100]; 10 as is usual: max(1, floor(n k / 100)) of n voxels.
         batch: pool the voxels of all samples.
+        per_class: rank the decisions of each channel apart; without effect, with a warning, under a softmax.
         **options: see `DistributionLoss`; `weight` multiplies the voxel loss before ranking and is not normalised, and
-            so does a float mask, where 0 leaves a voxel out. One-vs-rest the decisions of all channels are ranked
-            together. "sum" adds the means of the samples; "none" gives the cross-entropy of each voxel, unranked.
+            so does a float mask, where 0 leaves a voxel out. "sum" adds the means of the samples (and channels); "none"
+            gives the cross-entropy of each voxel, unranked.
 
     Shapes: see `SegmentationLoss`.
 
@@ -460,17 +464,27 @@ class TopKLoss(DistributionLoss):
         self,
         k: Annotated[float, ValueRange("in (0, 100] per cent", lambda k: 0 < k <= 100)] = 10.0,
         batch: bool = False,
+        per_class: bool = False,
         **options: Unpack[SegmentationOptions],
     ) -> None:
         super().__init__(**options)
-        self.k, self.batch = k, batch
+        self.k, self.batch, self.per_class = k, batch, per_class
+        if per_class and self.softmax:
+            warnings.warn(
+                "`per_class=True` has no effect on TopKLoss with softmax: a voxel has one cross-entropy for all "
+                "classes (set sigmoid=True for regions).",
+                stacklevel=2,
+            )
 
     def value(self, inputs: LossInputs, sums: Sums) -> Tensor:
         loss = super().value(inputs, sums)
         if self.reduction == "none":
             return loss
-        losses = loss.reshape(1, -1) if self.batch else loss.flatten(1)
         number = self._number(inputs, loss)
+        if self.per_class:
+            losses, number = (loss.transpose(0, 1) if self.batch else loss.flatten(0, 1)).flatten(1), number.flatten()
+        else:
+            losses, number = loss.reshape(1, -1) if self.batch else loss.flatten(1), number.sum(1)
         count = (number * self.k / 100).floor().clamp_min(1)
         # Losses are >= 0 and a voxel that does not count has 0: those that count come first.
         if self.k < 100:
@@ -483,16 +497,15 @@ class TopKLoss(DistributionLoss):
         return total if self.reduction == "sum" else total / present.sum().clamp_min(1)
 
     def _number(self, inputs: LossInputs, loss: Tensor) -> Tensor:
-        """(B,) or with `batch` (1,) number of voxel losses that count, in float64."""
+        """(B, channels) or with `batch` (1, channels) number of voxel losses that count, in float64."""
         counts = inputs.data.voxels_that_count()
         if counts is None:
-            number = torch.full((loss.shape[0],), math.prod(loss.shape[2:]), device=loss.device)
+            number = torch.full((loss.shape[0], 1), math.prod(loss.shape[2:]), device=loss.device)
         else:
-            number = counts.flatten(1).sum(1)
-        channels: int | Tensor = loss.shape[1]
-        if inputs.annotated is not None and channels > 1:
-            channels = self.without_background(inputs.annotated).sum(1)
-        number = channels * number.to(sum_dtype(number.device))
+            number = counts.flatten(1).sum(1, keepdim=True)
+        number = number.to(sum_dtype(number.device)).expand(-1, loss.shape[1])
+        if inputs.annotated is not None and loss.shape[1] > 1:
+            number = number * self.without_background(inputs.annotated)
         return number.sum(0, keepdim=True) if self.batch else number
 
 

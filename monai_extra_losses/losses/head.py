@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monai_extra_losses.losses.checks import ShapeMismatchError, plain
 from monai_extra_losses.losses.geometry import in_deep_supervision
-from monai_extra_losses.losses.weighted_sum import AroundLoss
+from monai_extra_losses.losses.weighted_sum import AroundLoss, reads
 from monai_extra_losses.ops.head_scores import HeadScores
 from monai_extra_losses.ops.numbers import has_numbers
 
@@ -75,6 +75,7 @@ class HeadLoss(AroundLoss):
         mask: Tensor | None = None,
         distance: Tensor | None = None,
         skeleton: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -84,13 +85,13 @@ class HeadLoss(AroundLoss):
             mask: as of the loss.
             distance: as of the loss, where it reads one.
             skeleton: as of the loss, where it reads one.
+            cells: as of the loss, where it reads them.
         """
-        optional = {"mask": mask, "distance": distance, "skeleton": skeleton}
+        optional = {"mask": mask, "distance": distance, "skeleton": skeleton, "cells": cells}
         given = {name: value for name, value in optional.items() if value is not None}
-        if distance is not None and not self.reads_distance:
-            raise ValueError(f"expected a loss that reads `distance`, got {type(self.loss).__name__}: leave it out.")
-        if skeleton is not None and not self.reads_skeleton:
-            raise ValueError(f"expected a loss that reads `skeleton`, got {type(self.loss).__name__}: leave it out.")
+        for name in given:
+            if name != "mask" and not reads(self.loss, name):
+                raise ValueError(f"expected a loss that reads `{name}`, got {type(self.loss).__name__}: leave it out.")
         value: Tensor = self.loss(self._scores(plain("features", features), target), target, **given)
         return value
 

@@ -28,6 +28,7 @@ class LossInputs:
         distance: (B, C, *spatial) signed distances of the target's classes, where the caller has them.
         annotated: (B, C) bool, the classes that are annotated in each sample; None: all. The others have sums of 0.
         skeleton: like the target, the tubes of its classes, where the caller has them.
+        cells: (B, C or C-1, *spatial) component that is nearest, of each class, where the caller has them.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class LossInputs:
         distance: Tensor | None = None,
         annotated: Tensor | None = None,
         skeleton: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> None:
-        self.data, self.other_act, self.annotated, self.skeleton = data, other_act, annotated, skeleton
+        self.data, self.other_act, self.annotated = data, other_act, annotated
+        self.skeleton, self.cells = skeleton, cells
         self.scores, self.labels = data.scores, data.labels
         self.channels, self.axes = data.scores.shape[1], data.scores.ndim - 2
         self._affine, self._distance = affine, distance

@@ -91,6 +91,7 @@ class PartialLabelLoss(AroundLoss):
         annotated: Tensor | Sequence[Any] | None = None,
         distance: Tensor | None = None,
         skeleton: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -102,8 +103,9 @@ class PartialLabelLoss(AroundLoss):
                 where they say nothing, all.
             distance: as of the loss, where it reads one.
             skeleton: as of the loss, where it reads one.
+            cells: as of the loss, where it reads them.
         """
-        optional = {"mask": mask, "distance": distance, "skeleton": skeleton}
+        optional = {"mask": mask, "distance": distance, "skeleton": skeleton, "cells": cells}
         given = {name: value for name, value in optional.items() if value is not None}
         known = self._annotated(input, target, annotated)
         if known is None:

@@ -99,14 +99,19 @@ class CompoundLoss(nn.Module):
     @property
     def reads_distance(self) -> bool:
         """Whether any part takes a map of distances."""
-        return any(map(reads_distance, self.losses.values()))
+        return any(reads(loss, "distance") for loss in self.losses.values())
 
     @property
     def reads_skeleton(self) -> bool:
         """Whether any part takes the tubes of skeletons."""
-        return any(map(reads_skeleton, self.losses.values()))
+        return any(reads(loss, "skeleton") for loss in self.losses.values())
 
-    def _refuse_unread(self, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None) -> None:
+    @property
+    def reads_cells(self) -> bool:
+        """Whether any part takes the cells of components."""
+        return any(reads(loss, "cells") for loss in self.losses.values())
+
+    def _refuse_unread(self, mask: Tensor | None, maps: Mapping[str, Tensor | None]) -> None:
         """Refuse a mask that some part cannot take, and maps that no part does."""
         whole = [name for name, loss in self.losses.items() if mask is not None and not _takes_mask(loss)]
         if whole:
@@ -114,11 +119,8 @@ class CompoundLoss(nn.Module):
                 f"expected parts that take a `mask`, got {', '.join(whole)}, which would count masked voxels: leave "
                 "the mask out, or wrap that loss in a torch.nn.Module whose forward takes it."
             )
-        for name, unread in (
-            ("distance", distance is not None and not self.reads_distance),
-            ("skeleton", skeleton is not None and not self.reads_skeleton),
-        ):
-            if unread:
+        for name, given in maps.items():
+            if given is not None and not reads(self, name):
                 raise ValueError(f"expected a part that reads `{name}`, got {', '.join(self.losses)}: leave it out.")
 
     def forward(
@@ -128,20 +130,22 @@ class CompoundLoss(nn.Module):
         mask: Tensor | None = None,
         distance: Tensor | None = None,
         skeleton: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum; arguments as of the parts, `distance` and `skeleton` for the parts that read one.
+        """The weighted sum; arguments as of the parts, `distance`, `skeleton` and `cells` for those that read one.
 
         Raises:
-            ValueError: a `mask` that a part cannot take, a `distance` or a `skeleton` that no part reads; else see the
-                parts.
+            ValueError: a `mask` that a part cannot take, a `distance`, `skeleton` or `cells` that no part reads; else
+                see the parts.
         """
-        self._refuse_unread(mask, distance, skeleton)
+        maps = {"distance": distance, "skeleton": skeleton, "cells": cells}
+        self._refuse_unread(mask, maps)
         weights = self._checked_weights()
         own = {name: loss for name, loss in self.losses.items() if isinstance(loss, SegmentationLoss)}
         shared: dict[object, LossInputs] = {}
         sums: dict[str, Tensor] = {}
         if own:
-            data = plain_data(input, target, mask, distance, skeleton)
+            data = plain_data(input, target, mask, distance, skeleton, cells)
             for part in own.values():
                 part.check(data, stacklevel=5)
             for part in own.values():
@@ -155,7 +159,7 @@ class CompoundLoss(nn.Module):
             if isinstance(loss, SegmentationLoss):
                 values[name] = loss.value(shared[_reading(loss)], answers_to(name, sums))
             else:
-                values[name] = loss(input, target, **_given(loss, mask, distance, skeleton))
+                values[name] = loss(input, target, **_given(loss, mask, maps))
         self.components = {name: value.detach() for name, value in values.items()}
         total = torch.zeros((), device=input.device)
         for weight, value in zip(weights, values.values(), strict=True):
@@ -176,18 +180,22 @@ class AroundLoss(nn.Module):
     @property
     def reads_distance(self) -> bool:
         """Whether the loss takes a map of distances."""
-        return reads_distance(self.loss)
+        return reads(self.loss, "distance")
 
     @property
     def reads_skeleton(self) -> bool:
         """Whether the loss takes the tubes of skeletons."""
-        return reads_skeleton(self.loss)
+        return reads(self.loss, "skeleton")
+
+    @property
+    def reads_cells(self) -> bool:
+        """Whether the loss takes the cells of components."""
+        return reads(self.loss, "cells")
 
 
-def _given(loss: nn.Module, mask: Tensor | None, distance: Tensor | None, skeleton: Tensor | None) -> dict[str, Tensor]:
+def _given(loss: nn.Module, mask: Tensor | None, maps: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """What there is of the optional arguments that a loss reads."""
-    given = {"mask": mask, "distance": distance if reads_distance(loss) else None}
-    given["skeleton"] = skeleton if reads_skeleton(loss) else None
+    given = {"mask": mask, **{name: value for name, value in maps.items() if reads(loss, name)}}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -230,17 +238,8 @@ def _takes_mask(loss: nn.Module) -> bool:
     return "mask" in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
 
 
-def reads_distance(loss: nn.Module) -> bool:
-    """Whether a loss takes a map of distances."""
-    return _reads(loss, "distance")
-
-
-def reads_skeleton(loss: nn.Module) -> bool:
-    """Whether a loss takes the tubes of skeletons."""
-    return _reads(loss, "skeleton")
-
-
-def _reads(loss: nn.Module, name: str) -> bool:
+def reads(loss: nn.Module, name: str) -> bool:
+    """Whether a loss takes a map beside the target, by the name of the argument."""
     known: bool | None = getattr(loss, f"reads_{name}", None)  # of one with parts
     return name in inspect.signature(loss.forward).parameters if known is None else known
 

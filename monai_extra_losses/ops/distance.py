@@ -205,7 +205,7 @@ def _checked_labels(labels: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list
         raise TypeError(f"expected labels of an integer or bool dtype, got {labels.dtype}: try labels.long().")
     if not 2 <= labels.ndim <= 4:
         raise ValueError(f"expected labels (B, *spatial) with 1 to 3 spatial axes, got shape {tuple(labels.shape)}.")
-    return _plain(labels), _spacing_rows(spacing, labels.shape[0], labels.ndim - 1)
+    return _plain(labels), spacing_rows(spacing, labels.shape[0], labels.ndim - 1)
 
 
 def _checked_mask(mask: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list[list[float]]]:
@@ -213,11 +213,15 @@ def _checked_mask(mask: Tensor, spacing: VoxelSpacing) -> tuple[Tensor, list[lis
         raise TypeError(f"expected a mask of dtype bool, got {mask.dtype}: name the classes to measure a label map.")
     if not 3 <= mask.ndim <= 5:
         raise ValueError(f"expected a mask (B, C, *spatial) with 1 to 3 spatial axes, got shape {tuple(mask.shape)}.")
-    return _plain(mask), _spacing_rows(spacing, mask.shape[0], mask.ndim - 2)
+    return _plain(mask), spacing_rows(spacing, mask.shape[0], mask.ndim - 2)
 
 
-def _spacing_rows(spacing: VoxelSpacing, batch: int, axes: int) -> list[list[float]]:
-    """The spacing of each sample as a list of mm per spatial axis."""
+def spacing_rows(spacing: VoxelSpacing, batch: int, axes: int) -> list[list[float]]:
+    """The spacing of each sample as a list of mm per spatial axis.
+
+    Raises:
+        ValueError: if it is not one positive number per axis, for all samples or for each.
+    """
     if spacing is None:
         return [[1.0] * axes] * batch
     try:

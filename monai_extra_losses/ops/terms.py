@@ -353,6 +353,110 @@ class MapSums(Term):
         return dataclasses.replace(self, map=piece.read(self.map), inward=inward)
 
 
+@dataclass(frozen=True, eq=False)
+class CellSums(Term):
+    """sum pg, sum p, sum g, sum of the losses -log p_t and sum 1 over cells, of some of the classes.
+
+    Result (B, C', 5, K): of each sample and class, over the voxels of each number 0..K-1 that the map has for it.
+
+    Attributes:
+        activation: how the scores become probabilities.
+        cells: (B, C', *spatial) whole numbers, of any dtype, for the classes from `first` on.
+        number: K, above all of them.
+        first: class.
+        within: whether a voxel outside its class, or with a soft target up to 0.5, has the number 0 whatever the map.
+    """
+
+    activation: Activation
+    cells: Tensor
+    number: int
+    first: int
+    within: bool
+    holds_voxels: ClassVar[bool] = True
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return *self.cells.shape[:2], 5, self.number
+
+    def definition(self, v: Voxels) -> Tensor:
+        g = v.one_hot()
+        log_p, log_not_p = (x[:, self.first :] for x in outcome_log_probabilities(v.scores, self.activation, g))
+        p, g = probabilities(v.scores, self.activation)[:, self.first :], g[:, self.first :]
+        place = self.places(g > 0.5)
+        rows = (p * g, p, g, -(g * log_p + (1 - g) * log_not_p), torch.ones_like(p))
+        return torch.stack([self._sums(v.weighted(row), place) for row in rows], 2)
+
+    def _sums(self, values: Tensor, place: Tensor) -> Tensor:
+        """(B, C', K) sums of (B, C', M) values by their places."""
+        pairs = place.shape[0] * place.shape[1]
+        zeros = torch.zeros(pairs * self.number, dtype=sum_dtype(values.device), device=values.device)
+        sums = zeros.index_add(0, place.flatten(), values.to(zeros.dtype).flatten())
+        return sums.view(*place.shape[:2], self.number)
+
+    def places(self, inside: Tensor) -> Tensor:
+        """(B, C', M) where in a flat (B, C', K) the cell of each voxel is; `inside` (B, C', M): its own class."""
+        cells = self.cells.flatten(2).to(torch.int64)
+        if self.within:
+            cells = torch.where(inside, cells, 0)
+        pairs = cells.shape[0] * cells.shape[1]
+        return cells + self.number * torch.arange(pairs, device=cells.device).view(*cells.shape[:2], 1)
+
+    def in_piece(self, piece: Piece) -> Self:
+        return dataclasses.replace(self, cells=piece.read(self.cells))
+
+    def view(self, result: Tensor, piece: Piece) -> Tensor:
+        return result[piece.samples]
+
+
+@dataclass(frozen=True)
+class BinSums(Term):
+    """sum p, sum g and sum 1 over the voxels whose p is in a bin of [0, 1]: result (B, C, 3, bins).
+
+    Attributes:
+        activation: how the scores become probabilities.
+        bins: how many, of equal width; bin b has b/bins < p <= (b+1)/bins, the first p = 0 too.
+        soft: a voxel belongs to the two bins whose centres are nearest to p, by how near they are; beyond the outer
+            centres to one.
+    """
+
+    activation: Activation
+    bins: int
+    soft: bool = False
+
+    def shape(self, scores: Tensor) -> tuple[int, ...]:
+        return scores.shape[0], scores.shape[1], 3, int(self.bins)
+
+    def definition(self, v: Voxels) -> Tensor:
+        p = probabilities(v.scores, self.activation)
+        rows = p, v.one_hot(), torch.ones_like(p)
+        tables = [
+            torch.stack([self._sums(v.weighted(row * share), place) for row in rows], 2)
+            for place, share in self._shares(p)
+        ]
+        return torch.stack(tables).sum(0)
+
+    def _shares(self, p: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+        """The bins (B, C, M) of each voxel, and its share in them."""
+        if not self.soft or self.bins < 2:
+            return [(self.bin_of(p.detach()), 1.0)]
+        place = (p * self.bins - 0.5).clamp(0, self.bins - 1)
+        lower = place.detach().nan_to_num().floor().clamp_max(self.bins - 2)
+        share, first = place - lower, lower.to(torch.int64)
+        return [(first, 1 - share), (first + 1, share)]
+
+    def bin_of(self, p: Tensor) -> Tensor:
+        """(B, C, M) the bin of each probability, whole numbers."""
+        edges = torch.arange(1, int(self.bins), dtype=p.dtype, device=p.device) / self.bins
+        return torch.bucketize(p.contiguous(), edges)
+
+    def _sums(self, values: Tensor, place: Tensor) -> Tensor:
+        """(B, C, bins) sums of (B, C, M) values."""
+        zeros = torch.zeros(*place.shape[:2], int(self.bins), dtype=sum_dtype(values.device), device=values.device)
+        return zeros.scatter_add(2, place, values.to(zeros.dtype))
+
+    def view(self, result: Tensor, piece: Piece) -> Tensor:
+        return result[piece.samples]
+
+
 def _scaled(values: Tensor, factors: Tensor | None) -> Tensor:
     """(B, C, M) values times (C,) or (B, C) factors."""
     return values if factors is None else values * factors.to(values).unsqueeze(-1)

@@ -1,19 +1,24 @@
 """Signed distance maps of labels, measured once on the whole volume and cached with it."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
+from monai.data import get_track_meta
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from monai_extra_losses.ops.call_data import holds_value
-from monai_extra_losses.ops.distance import SpacingOption, checked_spacing, signed_distance, spacing_of_affine
+from monai_extra_losses.ops.distance import SpacingOption, checked_spacing, signed_distance
+from monai_extra_losses.transforms.label_regions import (
+    checked_number_of_classes,
+    refuse_other_shape,
+    regions_of_label,
+    spacing_of_label,
+)
 
 
 class SignedDistance(Transform):
@@ -65,13 +70,11 @@ class SignedDistance(Transform):
         dtype: torch.dtype = torch.float16,
         ignore_index: int | None = None,
     ) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"expected num_classes to be a whole number of at least 1, got {num_classes!r}.")
         if dtype not in (torch.float16, torch.float32):
             raise TypeError(f"expected the dtype torch.float16 or torch.float32, got {dtype}.")
         if max_distance is not None and not max_distance > 0:
             raise ValueError(f"expected max_distance above 0 mm, or None, got {max_distance}.")
-        self.num_classes = num_classes
+        self.num_classes = checked_number_of_classes(num_classes)
         self.spacing = checked_spacing(spacing)
         self.max_distance = max_distance
         self.dtype = dtype
@@ -80,46 +83,12 @@ class SignedDistance(Transform):
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
         """The map of one label."""
         label = convert_to_tensor(img, track_meta=get_track_meta())
-        spatial = label.ndim - 1
-        expected = f"(1, *spatial){f' or ({self.num_classes}, *spatial)' * (self.num_classes > 1)}"
-        if not 1 <= spatial <= 3 or label.shape[0] not in (1, self.num_classes):
-            raise ValueError(
-                f"expected a label {expected} with 1 to 3 spatial axes for num_classes={self.num_classes}, "
-                f"got shape {tuple(label.shape)}."
-            )
-        regions, classes = self._regions(label.as_subclass(Tensor))
-        distance = signed_distance(regions, classes, self._spacing_of(label, spatial))[0]
+        refuse_other_shape(label, self.num_classes)
+        regions, classes = regions_of_label(label.as_subclass(Tensor), self.num_classes, self.ignore_index)
+        distance = signed_distance(regions, classes, spacing_of_label(self.spacing, label))[0]
         limit = min(self.max_distance or math.inf, torch.finfo(self.dtype).max)
         converted: Tensor = convert_to_dst_type(distance.clamp_(-limit, limit), dst=label, dtype=self.dtype)[0]
         return converted
-
-    def _regions(self, label: Tensor) -> tuple[Tensor, range | None]:
-        """What `signed_distance` takes: labels and the classes to measure, or a mask."""
-        label = label.byte() if label.dtype == torch.bool else label
-        ignored = torch.zeros_like(label[:1], dtype=torch.bool)
-        if label.shape[0] == self.num_classes > 1 and self.ignore_index in range(self.num_classes):
-            ignored = label[self.ignore_index].unsqueeze(0) >= 1
-        elif self.ignore_index is not None and (
-            label.is_floating_point() or holds_value(label.dtype, self.ignore_index)  # 255 is not -1
-        ):
-            ignored = label[:1] == self.ignore_index
-        if label.shape[0] == self.num_classes:
-            return ((label > 0.5) & ~ignored).unsqueeze(0), None
-        wrong = ~ignored & ~((label >= 0) & (label < self.num_classes) & (label % 1 == 0))
-        if wrong.any():
-            shown = ", ".join(f"{value:g}" for value in label[wrong].unique()[:8].tolist())
-            raise ValueError(
-                f"expected whole labels in 0..{self.num_classes - 1} or ignore_index={self.ignore_index}, got {shown}: "
-                "remap them, raise num_classes, or set ignore_index."
-            )
-        return label.int().masked_fill(ignored, -1), range(self.num_classes)
-
-    def _spacing_of(self, label: Tensor, spatial: int) -> Sequence[float] | None:
-        if self.spacing != "auto":
-            return self.spacing
-        if not isinstance(label, MetaTensor):
-            return None
-        return spacing_of_affine(label.affine, spatial).tolist()
 
 
 class SignedDistanced(MapTransform):

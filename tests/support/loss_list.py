@@ -275,8 +275,8 @@ LOSSES = [
         "distribution",
         ref.top_k,
         (Baseline(textbook.top_k),),
-        variants={"all": {"k": 100.0}},
-        further=({"k": 30.0},),
+        variants={"all": {"k": 100.0}, "per_class": {"per_class": True}},
+        further=({"k": 30.0}, {"k": 30.0, "per_class": True}),
         mean_over="samples",
         syncs=False,
     ),
@@ -411,6 +411,34 @@ LOSSES = [
         reads_neighbours=True,
         syncs=False,
         options={"include_background": True},
+    ),
+    *(
+        LossEntry(
+            name,
+            "structure",
+            reference,
+            variants={"skip": {"absent_class": "skip"}},
+            further=(
+                {"lambda_dice": 0.3, "lambda_ce": 0.7, "smooth": 1.0},
+                {"connectivity": 1},
+                {"include_background": False},
+            ),
+            reads_neighbours=True,
+            syncs=False,
+            options={"include_background": True},
+        )
+        for name, reference in (
+            ("ComponentDiceCELoss", ref.component_dice_cross_entropy),
+            ("BlobDiceCELoss", ref.blob_dice_cross_entropy),
+        )
+    ),
+    LossEntry(
+        "AverageCalibrationLoss",
+        "structure",
+        ref.average_calibration,
+        variants={"soft": {"soft": True}, "smooth": {"absent_class": "smooth"}},
+        further=({"bins": 5}, {"bins": 1, "soft": True}, {"bins": 7, "soft": True}),
+        syncs=False,
     ),
     LossEntry(
         "TopologicalInteractionLoss",
@@ -611,6 +639,9 @@ MECHANISMS: dict[str, tuple[str, str]] = {
     "skeletons": ("CenterlineDiceLoss", "softmax"),
     "thickness": ("CenterlineBoundaryDiceLoss", "softmax"),
     "tubes": ("SkeletonRecallLoss", "softmax"),
+    "components": ("ComponentDiceCELoss", "softmax"),
+    "components, outcomes": ("BlobDiceCELoss", "sigmoid"),
+    "bins": ("AverageCalibrationLoss", "softmax"),
     "critical voxels": ("TopologicalInteractionLoss", "softmax"),
     "distances": ("GeneralizedSurfaceLoss", "softmax"),
     "distances of the prediction": ("HausdorffLoss", "sigmoid"),

@@ -310,8 +310,10 @@ def balanced_cross_entropy(
     return beta_cross_entropy(x, g, activation, w, beta, 1 - beta)
 
 
-def top_k(x: Array, g: Array, activation: str, w: Array, k: float = 10.0) -> float:
+def top_k(x: Array, g: Array, activation: str, w: Array, k: float = 10.0, per_class: bool = False) -> float:
     voxels = binary_cross_entropy_map(x, g) if activation == "sigmoid" else cross_entropy_map(x, g, activation)
+    if per_class:
+        return float(np.mean([top_k_mean(w * voxels[:, c : c + 1], w > 0, k) for c in range(voxels.shape[1])]))
     return top_k_mean(w * voxels, w > 0, k)
 
 
@@ -665,6 +667,88 @@ def topological_interaction(
         for a, b in pairs:
             critical[n, 0] |= (ndimage.binary_dilation(b, structure) & a) | (ndimage.binary_dilation(a, structure) & b)
     return float((critical * w * cross_entropy_map(x, g, activation)).sum() / w.sum())
+
+
+# --- calibration ---
+
+
+def average_calibration(
+    x: Array, g: Array, activation: str, w: Array, *, bins: int = 20, soft: bool = False, absent_class: str = "skip"
+) -> float:
+    p, values = activated(x, activation), []
+    centres = (np.arange(bins) + 0.5) / bins
+    for n, c in np.ndindex(*p.shape[:2]):
+        own, true, weight = p[n, c].ravel(), g[n, c].ravel(), w[n, 0].ravel()
+        if weight.sum() == 0 or (absent_class == "skip" and (weight * true).sum() == 0):
+            continue
+        terms = []
+        for b in range(bins):
+            inside = (own > b / bins) & (own <= (b + 1) / bins) | ((b == 0) & (own == 0))
+            if soft and bins > 1:
+                near = own.clip(centres[0], centres[-1])
+                inside = np.maximum(0, 1 - np.abs(near - centres[b]) * bins)
+            share = weight * inside
+            if share.sum() > 0:
+                terms.append(abs((share * own).sum() - (share * true).sum()) / share.sum())
+        values.append(np.mean(terms))
+    return float(np.mean(values)) if values else 0.0
+
+
+# --- components ---
+
+
+def components_of(mask: Array, connectivity: int | None) -> tuple[NDArray[np.int64], int]:
+    structure = ndimage.generate_binary_structure(mask.ndim, connectivity or mask.ndim)
+    return ndimage.label(mask, structure)
+
+
+def cells_of(components: NDArray[np.int64], spacing: tuple[float, ...] | None) -> NDArray[np.int64]:
+    """The component that is nearest to each voxel."""
+    nearest = ndimage.distance_transform_edt(
+        components == 0, sampling=spacing, return_distances=False, return_indices=True
+    )
+    return components[tuple(nearest)]
+
+
+def component_dice_cross_entropy(
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    *,
+    blobs: bool = False,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    connectivity: int | None = None,
+    smooth: float = 1e-5,
+    spacing: tuple[float, ...] | None = None,
+    absent_class: str = "smooth",
+    include_background: bool = True,
+) -> float:
+    p, (log_p, log_not_p), values = activated(x, activation), log_one_vs_rest(x, activation), []
+    losses = -(g * log_p + (1 - g) * log_not_p)
+
+    def of_domain(n: int, c: int, domain: Array) -> float:
+        weight = w[n, 0] * domain
+        own, true = p[n, c], g[n, c]
+        dice = 1 - (2 * (weight * own * true).sum() + smooth) / ((weight * (own + true)).sum() + smooth)
+        return lambda_dice * dice + lambda_ce * (weight * losses[n, c]).sum() / weight.sum()
+
+    for n in range(len(p)):
+        for c in range(0 if include_background else 1, p.shape[1]):
+            components, number = components_of((g[n, c] > 0.5) & (w[n, 0] > 0), connectivity)
+            if number == 0:
+                if absent_class == "smooth":
+                    values.append(of_domain(n, c, np.ones(w[n, 0].shape)))
+                continue
+            cells = components if blobs else cells_of(components, spacing)
+            domains = [(cells == k) | (blobs & (cells == 0)) for k in range(1, number + 1)]
+            values.append(np.mean([of_domain(n, c, domain) for domain in domains]))
+    return float(np.mean(values)) if values else 0.0
+
+
+def blob_dice_cross_entropy(x: Array, g: Array, activation: str, w: Array, **options: Any) -> float:
+    return component_dice_cross_entropy(x, g, activation, w, blobs=True, **options)
 
 
 # --- boundary: distances by scipy, between voxel centres ---

@@ -62,6 +62,10 @@ class IndexedLabels:
         """The same, of values that may be infinite."""
         return values.gather(1, self.t.unsqueeze(1)).squeeze(1)
 
+    def of_classes_from(self, first: int) -> Tensor:
+        """(b, C', m) bool: whether a voxel is of each class from `first` on."""
+        return self.t.unsqueeze(1) == torch.arange(first, self._num_classes, device=self.t.device).unsqueeze(1)
+
     def factors(self, per_class: Tensor) -> Tensor:
         """(b, m) factor of each voxel's class, of (b, C)."""
         return per_class.gather(1, self.t)

@@ -15,9 +15,14 @@ from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
     ProbabilitySlab,
+    add_bin_sums,
+    add_cell_sums,
+    bin_gradient,
+    cell_gradient,
     count_sums,
     factors_of,
     is_differentiated,
+    is_hard,
     map_gradient,
     map_sums,
     power,
@@ -26,6 +31,8 @@ from monai_extra_losses.ops.kernels.slab import (
 )
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
+    CellSums,
     CountSums,
     ErrorSums,
     MapSums,
@@ -109,6 +116,29 @@ def _map_gradient(slab: SigmoidSlab, term: MapSums, grad: Tensor) -> Parts:
     return {"d": map_gradient(slab, term, grad).mul_(slab.curve())}
 
 
+def _cell_sums(slab: SigmoidSlab, term: CellSums, out: Tensor) -> None:
+    inside = slab.labels.of_classes_from(term.first)
+    add_cell_sums(term, out, slab.p[:, term.first :], slab.log_true()[:, term.first :], inside, slab.w)
+
+
+def _cell_gradient(slab: SigmoidSlab, term: CellSums, grad: Tensor) -> Parts:
+    inside = slab.labels.of_classes_from(term.first)
+    by_p, by_log = cell_gradient(term, grad, inside)
+    d, kept = torch.zeros_like(slab.x), slice(term.first, None)
+    torch.mul(slab.curve()[:, kept], by_p, out=d[:, kept])
+    error = slab.error()[:, kept]
+    d[:, kept].addcmul_(torch.where(inside, error, -error), by_log)
+    return {"d": d}
+
+
+def _bin_sums(slab: SigmoidSlab, term: BinSums, out: Tensor) -> None:
+    add_bin_sums(term, out, slab.p, slab.labels.of_classes_from(0), slab.w)
+
+
+def _bin_gradient(slab: SigmoidSlab, term: BinSums, grad: Tensor) -> Parts:
+    return {"d": bin_gradient(term, grad, slab.p).mul_(slab.curve())}
+
+
 def _floats_of_formula(term: OutcomeSums | VoxelMap, channels: int) -> int:
     return (13 if is_differentiated(term) else 5) * channels
 
@@ -119,6 +149,8 @@ SigmoidSlab.kernels = {
     ErrorSums: Kernel(_error_sums, _error_gradient, floats=lambda term, channels: 5 * channels),
     MapSums: Kernel(map_sums, _map_gradient, floats=lambda term, channels: 5 * channels),
     OutcomeSums: Kernel(_outcome_sums, _outcome_gradient, floats=_floats_of_formula),
+    BinSums: Kernel(_bin_sums, _bin_gradient, floats=lambda term, channels: 12 * channels, takes=is_hard),
+    CellSums: Kernel(_cell_sums, _cell_gradient, floats=lambda term, channels: 16 * channels),
     VoxelMap: Kernel(
         _map_of_outcomes,
         _gradient_of_map,

@@ -8,6 +8,7 @@ A subclass is an activation. Its table `kernels` has for each type of term how i
 what that keeps in memory. What is not in the table takes the definition of the term.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from monai_extra_losses.ops.kernels.labels import FewLabels, IndexedLabels
 from monai_extra_losses.ops.numbers import sum_dtype
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
+    CellSums,
     CountSums,
     MapSums,
     TargetSums,
@@ -178,6 +181,79 @@ def map_gradient(slab: ProbabilitySlab, term: MapSums, grad: Tensor) -> Tensor:
     elif term.of == "surface":
         d *= slab.labels.put(2 - 2 * slab.p, -2 * slab.p_true)
     return d
+
+
+def add_cell_sums(term: CellSums, out: Tensor, p: Tensor, log_pt: Tensor, inside: Tensor, w: Tensor | None) -> None:
+    """Add the sums of `CellSums`.
+
+    Args:
+        term: with the cells of the slab.
+        out: (b, C', 5, K) sums.
+        p: (b, C', m) probabilities.
+        log_pt: (b, C', m) log-probabilities of the true outcomes.
+        inside: (b, C', m) whole numbers, 1 where a voxel is of the class, else 0.
+        w: (b, m) weights, or None.
+    """
+    places = _cells_and_sides(term, inside)
+    shape = (*out.shape[:2], out.shape[3], 2)
+    weights = None if w is None else w.unsqueeze(1).expand_as(p)
+    of_p, of_log, voxels = (
+        _sums_by_place(places, values, math.prod(shape)).view(shape)
+        for values in (*((x if weights is None else x * weights) for x in (p, log_pt)), weights)
+    )
+    rows = of_p[..., 1], of_p.sum(-1), voxels[..., 1], of_log.sum(-1).neg_(), voxels.sum(-1)
+    out.add_(torch.stack(rows, 2))
+
+
+def _cells_and_sides(term: CellSums, inside: Tensor) -> Tensor:
+    """(b C' m,) the place of each voxel in a flat (b, C', K, 2), of its cell and whether it is inside its class."""
+    pairs = inside.shape[0] * inside.shape[1]
+    dtype = torch.int32 if 2 * pairs * term.number < 2**31 else torch.int64
+    inside, cells = inside.to(dtype), term.cells.flatten(2).to(dtype)
+    places = (2 * cells).add_(1).mul_(inside) if term.within else torch.add(inside, cells, alpha=2)
+    if pairs > 1:
+        places += (2 * term.number * torch.arange(pairs, dtype=dtype, device=cells.device)).view(*cells.shape[:2], 1)
+    return places.flatten()
+
+
+def _sums_by_place(places: Tensor, values: Tensor | None, number: int) -> Tensor:
+    """(number,) float64 sums of values, or counts, by their places."""
+    if places.device.type == "cpu":
+        weights = None if values is None else values.double().flatten()  # with float32 ones it would add in float32
+        return torch.bincount(places, weights, minlength=number)
+    dtype = sum_dtype(places.device)
+    values = torch.ones_like(places, dtype=dtype) if values is None else values.to(dtype).flatten()
+    return torch.zeros(number, dtype=dtype, device=places.device).index_add_(0, places, values)
+
+
+def cell_gradient(term: CellSums, grad: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, C', m) dL/dp, and dL/dlog p_t, from the gradient (b, C', 5, K) of the sums of `CellSums`; see there."""
+    places = _cells_and_sides(term, inside)
+    of_p = torch.stack([grad[:, :, 1], grad[:, :, 0] + grad[:, :, 1]], -1)
+    of_log = -grad[:, :, 3].unsqueeze(-1).expand_as(of_p)
+    by_p, by_log = (table.flatten().index_select(0, places).view_as(inside) for table in (of_p, of_log))
+    return by_p, by_log
+
+
+def add_bin_sums(term: BinSums, out: Tensor, p: Tensor, inside: Tensor, w: Tensor | None) -> None:
+    """Add the sums of `BinSums`, (b, C, 3, bins); p and inside (b, C, m) as of `add_cell_sums`."""
+    shape = (*p.shape[:2], int(term.bins), 2)
+    pairs = torch.arange(p.shape[0] * p.shape[1], device=p.device).view(*p.shape[:2], 1)
+    places = ((term.bin_of(p) + shape[2] * pairs) * 2).add_(inside.to(torch.int64)).flatten()
+    weights = None if w is None else w.unsqueeze(1).expand_as(p)
+    of_p = _sums_by_place(places, p if weights is None else p * weights, math.prod(shape)).view(shape)
+    voxels = _sums_by_place(places, weights, math.prod(shape)).view(shape)
+    out.add_(torch.stack([of_p.sum(-1), voxels[..., 1].to(of_p), voxels.sum(-1).to(of_p)], 2))
+
+
+def bin_gradient(term: BinSums, grad: Tensor, p: Tensor) -> Tensor:
+    """(b, C, m) dL/dp of such sums: that of the sum of p in the voxel's bin."""
+    return grad[:, :, 0].gather(2, term.bin_of(p))
+
+
+def is_hard(term: BinSums) -> bool:
+    """Whether a voxel is in one bin, which alone has a kernel."""
+    return not term.soft
 
 
 def factors_of(term: VoxelMap, like: Tensor) -> tuple[Tensor, Tensor]:

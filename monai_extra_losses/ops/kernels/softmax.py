@@ -18,8 +18,13 @@ from monai_extra_losses.ops.kernels.slab import (
     Kernel,
     Parts,
     ProbabilitySlab,
+    add_bin_sums,
+    add_cell_sums,
+    bin_gradient,
+    cell_gradient,
     count_sums,
     is_differentiated,
+    is_hard,
     map_gradient,
     map_sums,
     power,
@@ -29,6 +34,8 @@ from monai_extra_losses.ops.kernels.slab import (
 from monai_extra_losses.ops.merging import fold, merge, share_out_, unmerge_
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
+    CellSums,
     CountSums,
     ErrorSums,
     LogSums,
@@ -227,27 +234,48 @@ def _outcome_sums(slab: SoftmaxSlab, term: OutcomeSums, out: Tensor) -> None:
 
 
 def _outcome_gradient(slab: SoftmaxSlab, term: OutcomeSums, grad: Tensor) -> Parts:
-    """dL/dx of the losses of log p_t and log(1-p_c), where the formula has one slope.
+    """dL/dx of the losses of log p_t and log(1-p_c), where the formula has one slope."""
+    assert isinstance(term.slope, float)
+    return {"apart": _slope_of_outcomes(slab, term.slope * slab.labels.factors(grad[0]), term.slope * grad[1])}
+
+
+def _slope_of_outcomes(slab: SoftmaxSlab, at_true: Tensor, others: Tensor) -> Tensor:
+    """(b, C, m) dL/dx from dL/dlog p_t (b, m), and from dL/dlog(1-p_c) (b, C), or (b, C, m), of the other classes.
 
     With k the likeliest class, a_k (1-p_k) is taken as one number: alone, a_k grows without bound.
     """
-    assert isinstance(term.slope, float)
-    (position, p_top), others = slab.top, slab.others()
-    at_true = term.slope * slab.labels.factors(grad[0])
+    (position, p_top), scores = slab.top, slab.others()
     true_is_top = position.squeeze(1) == slab.labels.t
     d = slab.lesser / (slab.lesser - 1)
-    d *= term.slope * grad[1].unsqueeze(2)
+    d *= others if others.ndim == 3 else others.unsqueeze(2)
     slab.labels.put(d, torch.where(true_is_top, 0.0, at_true))
-    of_top = torch.where(
-        true_is_top.unsqueeze(1),
-        at_true.unsqueeze(1) * slab.rest,
-        -term.slope * grad[1].gather(1, position.squeeze(1)).unsqueeze(1) * p_top,
-    )
+    at_top = others.gather(1, position if others.ndim == 3 else position.squeeze(1))
+    of_top = torch.where(true_is_top.unsqueeze(1), at_true.unsqueeze(1) * slab.rest, -at_top.view_as(position) * p_top)
     total = d.sum(1, keepdim=True)
     d.addcmul_(slab.lesser, total, value=-1)
-    share = slab.lesser / slab.rest if others is None else _shares(others)
+    share = slab.lesser / slab.rest if scores is None else _shares(scores)
     d.addcmul_(share, of_top, value=-1)
-    return {"apart": d.scatter_(1, position, of_top - p_top * total)}
+    return d.scatter_(1, position, of_top - p_top * total)
+
+
+def _cell_sums(slab: SoftmaxSlab, term: CellSums, out: Tensor) -> None:
+    log_pt = slab.labels.put(slab.log_rest(), slab.log_true)[:, term.first :]
+    add_cell_sums(term, out, slab.p[:, term.first :], log_pt, slab.labels.of_classes_from(term.first), slab.w)
+
+
+def _cell_gradient(slab: SoftmaxSlab, term: CellSums, grad: Tensor) -> Parts:
+    by_p, by_log = cell_gradient(term, grad, slab.labels.of_classes_from(term.first))
+    d, of_logs = torch.zeros_like(slab.p), torch.zeros_like(slab.p)
+    d[:, term.first :], of_logs[:, term.first :] = by_p, by_log
+    return {"apart": slab.through_softmax(d).add_(_slope_of_outcomes(slab, slab.labels.own(of_logs), of_logs))}
+
+
+def _bin_sums(slab: SoftmaxSlab, term: BinSums, out: Tensor) -> None:
+    add_bin_sums(term, out, slab.p, slab.labels.of_classes_from(0), slab.w)
+
+
+def _bin_gradient(slab: SoftmaxSlab, term: BinSums, grad: Tensor) -> Parts:
+    return {"apart": slab.through_softmax(bin_gradient(term, grad, slab.p))}
 
 
 def _shares(scores: Tensor) -> Tensor:
@@ -274,6 +302,8 @@ SoftmaxSlab.kernels = {
     ),
     MapSums: Kernel(map_sums, _map_gradient, floats=lambda term, channels: 5 * channels + 10),
     ErrorSums: Kernel(_error_sums, _error_gradient, floats=lambda term, channels: 5 * channels + 4),
+    BinSums: Kernel(_bin_sums, _bin_gradient, floats=lambda term, channels: 12 * channels + 10, takes=is_hard),
+    CellSums: Kernel(_cell_sums, _cell_gradient, floats=lambda term, channels: 18 * channels + 10),
     OutcomeSums: Kernel(
         _outcome_sums,
         _outcome_gradient,

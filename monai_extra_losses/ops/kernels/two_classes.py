@@ -12,9 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_extra_losses.ops.call_data import Voxels
-from monai_extra_losses.ops.kernels.slab import Kernel, Parts, Slab, power, slope_at, total
+from monai_extra_losses.ops.kernels.slab import (
+    Kernel,
+    Parts,
+    Slab,
+    add_bin_sums,
+    add_cell_sums,
+    bin_gradient,
+    cell_gradient,
+    is_hard,
+    power,
+    slope_at,
+    total,
+)
 from monai_extra_losses.ops.terms import (
     Activation,
+    BinSums,
+    CellSums,
     CountSums,
     ErrorSums,
     LogSums,
@@ -195,6 +209,32 @@ def _map_gradient(slab: TwoClassSlab, term: VoxelMap, grad: Tensor) -> Parts:
     return {"d": d if term.positive is None else d.mul_(slab.at(term.positive.expand(len(d), 2)))}
 
 
+def _of_kept(first: int, upper: Tensor) -> Tensor:
+    """(b, C', m) p or g of both classes, or of class 1 alone, from that of class 1."""
+    return upper.unsqueeze(1) if first else torch.stack([1 - upper, upper], 1)
+
+
+def _cell_sums(slab: TwoClassSlab, term: CellSums, out: Tensor) -> None:
+    p, inside = _of_kept(term.first, slab.p), _of_kept(term.first, slab.g)
+    add_cell_sums(term, out, p, slab.log_true.unsqueeze(1).expand_as(p), inside, slab.w)
+
+
+def _cell_gradient(slab: TwoClassSlab, term: CellSums, grad: Tensor) -> Parts:
+    by_p, by_log = cell_gradient(term, grad, _of_kept(term.first, slab.g))
+    d = by_p[:, -1] if term.first else by_p[:, 1] - by_p[:, 0]
+    d = d * torch.addcmul(slab.p, slab.p, slab.p, value=-1)
+    return {"d": d.addcmul_(slab.g - slab.p, by_log.sum(1))}
+
+
+def _bin_sums(slab: TwoClassSlab, term: BinSums, out: Tensor) -> None:
+    add_bin_sums(term, out, _of_kept(0, slab.p), _of_kept(0, slab.g), slab.w)
+
+
+def _bin_gradient(slab: TwoClassSlab, term: BinSums, grad: Tensor) -> Parts:
+    lower, upper = bin_gradient(term, grad, _of_kept(0, slab.p)).unbind(1)
+    return {"d": (upper - lower).mul_(torch.addcmul(slab.p, slab.p, slab.p, value=-1))}
+
+
 def _most(term: Term, channels: int) -> int:
     return 14
 
@@ -206,6 +246,8 @@ TwoClassSlab.kernels = {
     ErrorSums: Kernel(_error_sums, _error_gradient, floats=_most),
     OutcomeSums: Kernel(_outcome_sums, _outcome_gradient, floats=_most),
     TrueClassSums: Kernel(_true_class_sums, _true_class_gradient, floats=_most),
+    BinSums: Kernel(_bin_sums, _bin_gradient, floats=lambda term, channels: 24, takes=is_hard),
+    CellSums: Kernel(_cell_sums, _cell_gradient, floats=lambda term, channels: 10 * (2 - term.first)),
     VoxelMap: Kernel(
         _map,
         _map_gradient,

@@ -4,11 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from monai_extra_losses.bundle.lesion_matching import BINS_ML, LesionRule
 from monai_extra_losses.bundle.options import (
     file_or_folder,
     file_or_folder_or_none,
     metric_sets,
     positive_number,
+    share,
+    volume_bins,
     yes_or_no,
 )
 from monai_extra_losses.bundle.processes import is_first_process, refuse_machinery, refuse_processes
@@ -43,6 +46,7 @@ class EvaluationSetUp(RunSetUp):
         surface_tolerance_mm: distance at which two surfaces count as one, in mm.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         metrics: names of sets of further metrics; None for those of the run.
+        lesion_overlap, lesion_bins: of the set `lesions`, as of `LesionRule`.
         overlays: draw a picture per case.
         device, num_workers: where the network computes, and loader processes.
 
@@ -61,6 +65,8 @@ class EvaluationSetUp(RunSetUp):
         surface_tolerance_mm: Any = 1.0,
         model_file: Any = None,
         metrics: Any = None,
+        lesion_overlap: Any = 0,
+        lesion_bins: Any = BINS_ML,
         overlays: Any = True,
         device: Any = None,
         num_workers: Any = 0,
@@ -71,6 +77,7 @@ class EvaluationSetUp(RunSetUp):
         self.model_file = trained_weights(model_file, folder)
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.metrics = metric_sets("metrics", record.metrics if metrics is None else metrics)
+        self.lesion_rule = LesionRule(share("lesion_overlap", lesion_overlap), volume_bins("lesion_bins", lesion_bins))
         self.overlays = yes_or_no("overlays", overlays)
         self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)

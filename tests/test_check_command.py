@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from monai_extra_losses.cli import main
 from monai_extra_losses.cli.runs import overrides_of
 from monai_extra_losses.data import read_case_list
 from monai_extra_losses.data.advice import DataAdvice, data_advice
-from monai_extra_losses.data.check_report import _tables, data_report
+from monai_extra_losses.data.check_report import DataReport, _tables, data_report
 from monai_extra_losses.data.checks import CaseSummaries, CaseSummary
 from monai_extra_losses.data.nifti import NiftiFile
 from monai_extra_losses.data.statistics import (
@@ -198,6 +199,49 @@ def test_numbers_speak_for_a_loss_from_a_limit_on(changed: dict[str, Any], losse
     assert tried(found) == losses
 
 
+@pytest.mark.parametrize(
+    ("scattered", "missing", "advised"), [(10, 0, True), (9, 0, False), (9, 2, True), (0, 20, False)]
+)
+def test_scattered_classes_speak_for_a_loss_of_components(scattered: int, missing: int, advised: bool) -> None:
+    """Of 20 cases, in half of those that have the class."""
+    found = advice(klass("lesion", 20000, components=same(2), scattered_cases=scattered, missing_cases=missing))
+    assert ("component_dice_ce" in tried(found)) == advised
+
+
+def _with_components(folder: Path, *sizes: Sequence[int]) -> DataReport:
+    """Cases with components of so many voxels each."""
+    for case, lengths in enumerate(sizes):
+        label = np.zeros((16, 40, 20), np.uint8)
+        for number, length in enumerate(lengths):
+            label[1, 1 + 2 * number, 1 : 1 + length] = 1
+        write_case(folder, f"case_{case}", label)
+    return data_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cases"),
+    [
+        ([(5, 5, 5), (3, 1, 1)], 2),
+        ([(9, 9), (9, 9)], 0),  # a left and a right organ
+        ([(17, 1, 1), (18, 1, 1)], 1),  # 17 of 19 are below nine tenths, 18 of 20 are crumbs beside an organ
+    ],
+)
+def test_a_class_is_scattered_where_it_has_several_components_of_a_size(
+    tmp_path: Path, sizes: Sequence[Sequence[int]], cases: int
+) -> None:
+    assert _with_components(tmp_path, *sizes).statistics.classes[0].scattered_cases == cases
+
+
+def test_lesions_are_described_and_organs_are_not(tmp_path: Path) -> None:
+    said = " ".join(_with_components(tmp_path / "lesions", (5, 5, 1), (4, 4, 3, 1), (9,)).text().split())
+    assert "label_1: 3 (1 to 4) components per case, in 2 of 3 cases none holds nine tenths" in said
+    assert "the median one has 0.004 ml, the smallest 0.001 ml." in said
+    assert "--loss component_dice_ce" in said
+    said = _with_components(tmp_path / "organs", (9,), (9, 8), (19, 1, 1)).text()
+    assert "Scattered" not in said
+    assert "component_dice_ce" not in said
+
+
 def test_rare_classes_speak_against_voxel_wise_losses() -> None:
     found = advice(klass("organ", 20000), klass("lesion", 2000))
     assert "lesion (1:499)" in found.losses[1].why
@@ -276,12 +320,14 @@ def test_every_loss_of_the_advice_trains_with_its_options() -> None:
         klass("b", 2000, component_voxels=same(5), missing_cases=5),
         klass("c", 20000),
     )
-    many = [advice(*classes), advice(klass("a", 90000), klass("b", 9000), klass("c", 90000))]
+    scattered = klass("lesions", 9000, scattered_cases=10)
+    many = [advice(*classes), advice(klass("a", 90000), klass("b", 9000), klass("c", 90000)), advice(scattered)]
     config = ConfigParser.load_config_files([str(CONFIGS / "train.yaml"), str(CONFIGS / "losses.yaml")])
     seen = {entry.loss: entry for found in many for entry in found.losses} | {
         entry.loss: entry for entry in many[0].losses
     }
-    assert sorted(seen) == ["dice_ce", "dice_top_k", "focal_tversky", "generalized_dice", "surface", "tversky"]
+    several = ["generalized_dice", "surface", "tversky"]
+    assert sorted(seen) == ["component_dice_ce", "dice_ce", "dice_top_k", "focal_tversky", *several]
     overlays = {path.stem for path in CONFIGS.glob("boundary_*.yaml")}
     for entry in seen.values():
         words = [word for option in entry.options for word in option.split()]

@@ -25,7 +25,7 @@ from monai_extra_losses.cli import main
 from monai_extra_losses.cli.runs import config_files
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.doctor.annotation import CaseAnnotation, shares_told
-from monai_extra_losses.doctor.findings import Finding, _about_tiny_classes, examine
+from monai_extra_losses.doctor.findings import Finding, _about_empty_patches, _about_tiny_classes, examine
 from monai_extra_losses.doctor.steps import spread_cases
 
 TABLE = yaml.safe_load((monai_extra_losses.config_dir() / "losses.yaml").read_text())["losses"]
@@ -246,6 +246,17 @@ def test_a_class_that_the_patches_miss_is_a_warning(phantom_folder: Path, tmp_pa
         nibabel.save(nibabel.Nifti1Image(np.minimum(np.asarray(label.dataobj), 1), label.affine), file)
     (text,) = of_level(findings(data), "warning")
     assert text.startswith("None of 16 patches from 4 cases has a voxel of lesion. If few cases have one, the loss")
+
+
+@pytest.mark.parametrize(("patches", "warned"), [(0, False), (3, True), (4, False)])
+def test_a_class_that_few_patches_have_is_a_warning(patches: int, warned: bool) -> None:
+    """Of 16 patches half are centred on the lesion, give or take 2."""
+    record = SimpleNamespace(labels={0: "background", 1: "lesion"}, foreground={1: "lesion"})
+    training: Any = SimpleNamespace(names=["background", "lesion"], record=record)
+    held = torch.stack([torch.arange(18) < 3, torch.arange(18) < patches])
+    told = torch.arange(18).expand(2, 18) < 16
+    sentences = [finding.text for finding in _about_empty_patches(training, held, told)]
+    assert [text[:50] for text in sentences] == ["Only 3 of 16 patches have a voxel of lesion; the o"] * warned
 
 
 def test_a_label_that_was_interpolated(phantom_folder: Path) -> None:

@@ -299,6 +299,10 @@ def test_a_table_of_another_encoding_or_none(copy_of: RunFolder, phantom_folder:
         ({"best_metric": "best"}, "best_metric should be a number, got 'best'"),
         ({"best_metric": float("nan")}, "best_metric should be a number, got nan"),
         ({"validations_since_best": "two"}, "validations_since_best should be a whole number, got 'two'"),
+        (
+            {"empty_validations": {"lesion": "2"}},
+            "empty_validations should be an object of a whole number per text, got",
+        ),
         ({"network": [1]}, r"network should be an object of anything per text, got \[1\]"),
         ({"optimizer": torch.zeros(2)}, "optimizer should be an object of anything per text, got tensor"),
     ],

@@ -48,7 +48,14 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
         ours, theirs = weights(getattr(one, file)), weights(getattr(other, file))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
     ours, theirs = (torch.load(run.last, weights_only=True) for run in (one, other))
-    for name in ("epoch", "best_metric", "best_metric_epoch", "validations_since_best", "lr_scheduler"):
+    for name in (
+        "epoch",
+        "best_metric",
+        "best_metric_epoch",
+        "validations_since_best",
+        "empty_validations",
+        "lr_scheduler",
+    ):
         assert ours[name] == theirs[name], name
 
 
@@ -670,7 +677,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_and_resumed(
     assert new < record.keys()
     old.record.write_text(json.dumps({name: value for name, value in record.items() if name not in new}))
     state = torch.load(old.last, weights_only=True)
-    del state["validations_since_best"]
+    del state["validations_since_best"], state["empty_validations"]
     torch.save(state, old.last)
     old.checksums.unlink()
     now = RunRecord.read(uninterrupted.record)

@@ -4,7 +4,7 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import monai
 import numpy as np
@@ -16,8 +16,9 @@ from skimage.morphology import skeletonize
 
 import monai_extra_losses
 from monai_extra_losses.bundle.case_report import CaseReport, summarise
-from monai_extra_losses.bundle.further_metrics import METRIC_SETS
-from monai_extra_losses.bundle.options import metric_sets
+from monai_extra_losses.bundle.further_metrics import metric_sets_of
+from monai_extra_losses.bundle.metric_set import VoxelGrid
+from monai_extra_losses.bundle.options import MetricSetName, metric_sets
 from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.vessel_metrics import vessel_metrics
@@ -143,7 +144,7 @@ RADIUS = np.sqrt(sum((axis - 6) ** 2 for axis in np.indices((13, 13, 13))))
 
 
 def _measured(prediction: np.ndarray, target: np.ndarray) -> list[float]:
-    measured = vessel_metrics(prediction, target, [1.0, 1.0, 1.0])
+    measured = vessel_metrics(prediction, target)
     assert list(measured) == NAMES
     return list(measured.values())
 
@@ -225,19 +226,24 @@ def test_voxels_and_classes_without_annotation_are_measured_nowhere(tmp_path: Pa
 
 def test_every_metric_of_a_set_is_measured() -> None:
     tube = _line(11, 11, 30)
-    for chosen in METRIC_SETS.values():
-        assert list(chosen.measure(tube, tube, [1.0, 1.0, 1.0])) == [metric.name for metric in chosen.metrics]
+    grid = VoxelGrid((1.0, 1.0, 1.0), np.eye(4))
+    for chosen in metric_sets_of(get_args(MetricSetName)):
+        assert list(chosen.measure(tube, tube, grid).numbers) == [metric.name for metric in chosen.metrics]
         for metric in chosen.metrics:
-            assert ("higher" if metric.higher_is_better else "lower") in metric.legend
+            better = {True: " (higher is better)", False: " (lower is better)", None: ""}[metric.higher_is_better]
+            assert f"{metric.heading}{better}: {metric.meaning}" in chosen.legend()
 
 
 @pytest.mark.parametrize("given", ["vessels", "[vessels]", ["vessels"], ("vessels", "vessels"), '["vessels"]'])
 def test_sets_of_metrics_are_named_as_one_likes(given: Any) -> None:
     assert metric_sets("metrics", given) == ("vessels",)
-    assert set(METRIC_SETS) == {"vessels"}
+
+
+def test_sets_go_together_each_once() -> None:
+    assert metric_sets("metrics", "[lesions, vessels, lesions]") == ("lesions", "vessels")
 
 
 @pytest.mark.parametrize("given", ["lesion", "[vessels, lesion]", 3, [None]])
 def test_another_set_of_metrics_is_refused(given: Any) -> None:
-    with pytest.raises(StartUpRefused, match="Expected metrics to be a list of vessels, or null, got"):
+    with pytest.raises(StartUpRefused, match="Expected metrics to be a list of vessels, lesions, or null, got"):
         metric_sets("metrics", given)

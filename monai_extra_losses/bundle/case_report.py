@@ -5,7 +5,7 @@ import math
 import shutil
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +17,16 @@ from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surfac
 from monai.transforms import Orientation
 
 from monai_extra_losses.bundle.endings import end_in_a_sentence
-from monai_extra_losses.bundle.further_metrics import METRIC_SETS
+from monai_extra_losses.bundle.further_metrics import metric_sets_of
+from monai_extra_losses.bundle.lesion_matching import LesionRule
+from monai_extra_losses.bundle.metric_set import Measured, MetricSet, VoxelGrid
 from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.bundle.training_record import overlap_of
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.storage import write_whole
 from monai_extra_losses.ops.merging import ANNOTATED
-from monai_extra_losses.report.tables import csv_cell, csv_text, text_table
+from monai_extra_losses.report.tables import aligned_table, csv_cell, csv_text, shown_mean, text_table
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ class CaseReport:
         ignore_index: what the label has in voxels without annotation. They are taken out of prediction and target
             before anything is measured: volumes are those of the annotated part, and what is cut at its border has a
             surface there.
-        metrics: names of sets of further metrics, see `further_metrics.METRIC_SETS`.
+        metrics: names of sets of further metrics, see `further_metrics`.
+        lesion_rule: of the set `lesions`; None: the default.
     """
 
     def __init__(
@@ -106,22 +109,27 @@ class CaseReport:
         overlays: bool = True,
         ignore_index: int | None = None,
         metrics: Sequence[str] = (),
+        lesion_rule: LesionRule | None = None,
     ) -> None:
         self.folder = folder
         self.labels = dict(labels)
         self.surface_tolerance_mm = surface_tolerance_mm
         self.overlays = overlays
         self.ignore_index = ignore_index
-        self.metric_sets = [METRIC_SETS[name] for name in metrics]
-        self.further = [metric for chosen in self.metric_sets for metric in chosen.metrics]
+        self.metric_sets = metric_sets_of(metrics, lesion_rule)
         self.rows: list[dict[str, Any]] = []
+        self.objects: list[list[dict[str, Any]]] = [[] for _ in self.metric_sets]
 
     def attach(self, engine: Engine) -> None:
         """Measure the output of each of `engine`'s iterations."""
         end_in_a_sentence(engine, self.folder.root)
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, _: Engine) -> None:
+        for rows in (self.rows, *self.objects):
+            rows.clear()
 
     def _measure(self, engine: Engine) -> None:
         for item in items_of(engine):
@@ -130,6 +138,7 @@ class CaseReport:
                 cast(MetaTensor, turn(item[key]).cpu()) for key in ("pred", "label", "picture")
             )
             spacing = [float(mm) for mm in target.pixdim]
+            grid = VoxelGrid(spacing, np.asarray(target.affine, dtype=float))
             predicted, true = (masks_of(volume.numpy(), self.labels) for volume in (prediction, target))
             ignored = None if self.ignore_index is None else target[0].numpy() == self.ignore_index
             if ignored is not None:
@@ -139,6 +148,7 @@ class CaseReport:
             if vector is not None:
                 known = {n: name for (n, name), is_known in zip(known.items(), vector[0], strict=True) if is_known}
             rows = []
+            found: list[Measured] = []
             for number, name in known.items():
                 measured = case_metrics(
                     predicted[number],
@@ -146,9 +156,12 @@ class CaseReport:
                     spacing=spacing,
                     surface_tolerance_mm=self.surface_tolerance_mm,
                 )
-                for chosen in self.metric_sets:
-                    measured |= chosen.measure(predicted[number], true[number], spacing)
-                rows.append({"case": item["case"], "label": name, **measured})
+                of_class = {"case": item["case"], "label": name}
+                for chosen, objects in zip(self.metric_sets, self.objects, strict=True):
+                    found.append(chosen.measure(predicted[number], true[number], grid))
+                    measured |= found[-1].numbers
+                    objects += [{**of_class, **row} for row in found[-1].objects]
+                rows.append({**of_class, **measured})
             self.rows += rows
             if self.overlays:
                 from monai_extra_losses.report.overlays import draw_overlay
@@ -166,15 +179,22 @@ class CaseReport:
                     + (f"; not annotated: {first_of(others)}" if others else ""),
                     affine=known_affine(target),
                     ignored=ignored,
+                    missed=_union(one.missed for one in found),
+                    invented=_union(one.invented for one in found),
                 )
 
     def _write(self, engine: Engine) -> None:
-        rows = self._rows_of_all_processes()
+        rows, objects = self._rows_of_all_processes()
         if not is_first_process():
             return
         partly = len(rows) < len(self.labels) * len({row["case"] for row in rows})
-        names = [metric.name for metric in self.further]
-        summary = summarise(rows, list(self.labels.values()), (*CASE_METRICS, *names))
+        classes = list(self.labels.values())
+        names = [
+            metric.name
+            for chosen, own in zip(self.metric_sets, objects, strict=True)
+            for metric in (*chosen.metrics, *chosen.over_all_cases(rows, own))
+        ]
+        summary = summarise(rows, classes, (*CASE_METRICS, *names))
         cells = [{k: v if isinstance(v, str) else csv_cell(v) for k, v in row.items()} for row in rows]
         write_whole(self.folder.cases_csv, csv_text((*_CASE_COLUMNS, *names), cells))
         write_whole(
@@ -184,9 +204,15 @@ class CaseReport:
                 [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
             ),
         )
-        further = {metric.name: metric.heading for metric in self.further}
-        logger.info(f"{text_table(summary, further)}\n{self._legend(engine, partly=partly)}")
+        tables = [text_table(summary)]
+        for chosen, own in zip(self.metric_sets, objects, strict=True):
+            tables += [_table_of(summary, chosen), chosen.further_table(classes, own)]
+        shown = "\n\n".join(table for table in tables if table)
+        logger.info(f"{shown}\n{self._legend(engine, partly=partly)}")
         logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
+        for chosen, own in zip(self.metric_sets, objects, strict=True):
+            if said := chosen.write(self.folder, own):
+                logger.info(said)
         if self.overlays:
             copies = ", ".join(str(path) for path in self._copy_overlays(rows))
             logger.info(f"Pictures: {self.folder.overlays}; {copies}")
@@ -202,7 +228,8 @@ class CaseReport:
             "  diagonal of the volume. HD95 is the 95th percentile of the distances between the surfaces; surface\n"
             f"  Dice counts surfaces within {self.surface_tolerance_mm:g} mm as one.\n"
             f"  Measured on the grid of each file{overlap_of(engine)}. The validation of the training prints another\n"
-            "  Dice, a quick one on its own grid." + "".join(f"\n{_wrapped(metric.legend)}" for metric in self.further)
+            "  Dice, a quick one on its own grid."
+            + "".join(f"\n{_wrapped(sentence)}" for chosen in self.metric_sets for sentence in chosen.legend())
         )
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -219,12 +246,40 @@ class CaseReport:
                 copies[place] = Path(shutil.copyfile(picture, self.folder.overlay_of(rank)))
         return list(copies.values())
 
-    def _rows_of_all_processes(self) -> list[dict[str, Any]]:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self.rows
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, self.rows)
-        return sorted((row for rows in gathered for row in rows), key=lambda row: row["case"])
+    def _rows_of_all_processes(self) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+        """The rows, and the objects of each set."""
+        tables = [self.rows, *self.objects]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, tables)
+            tables = [
+                sorted((row for rows in parts for row in rows), key=lambda row: row["case"])
+                for parts in zip(*gathered, strict=True)
+            ]
+        return tables[0], tables[1:]
+
+
+def _table_of(summary: Sequence[Mapping[str, Any]], chosen: MetricSet) -> str:
+    """The printed table of a set of metrics, with their deviations where they have decimals enough to show them."""
+    shown = [metric for metric in chosen.metrics if metric.heading is not None]
+    counted = [metric for metric in shown if metric.undefined is not None]
+    lines = [["", *(str(metric.heading) for metric in shown), *(str(metric.undefined) for metric in counted)]]
+    for row in summary:
+        means = [
+            shown_mean(
+                row[f"{metric.name}_mean"],
+                row[f"{metric.name}_sd"] if metric.decimals > 1 else math.nan,
+                metric.decimals,
+            )
+            for metric in shown
+        ]
+        lines.append([str(row["label"]), *means, *(str(row[f"{metric.name}_undefined"]) for metric in counted)])
+    return aligned_table(lines)
+
+
+def _union(masks: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    known = [mask for mask in masks if mask is not None]
+    return np.logical_or.reduce(known) if known else None
 
 
 def _wrapped(sentence: str) -> str:

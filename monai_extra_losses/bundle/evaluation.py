@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.bundle.hysteresis import hysteresis_option
+from monai_extra_losses.bundle.lesion_matching import BINS_ML, LesionRule
 from monai_extra_losses.bundle.options import (
     file_or_folder,
     file_or_folder_or_none,
     metric_sets,
     positive_number,
+    share,
+    volume_bins,
     yes_or_no,
 )
 from monai_extra_losses.bundle.processes import is_first_process, refuse_machinery, refuse_processes
@@ -45,6 +48,7 @@ class EvaluationSetUp(RunSetUp):
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         metrics: names of sets of further metrics; None for those of the run.
         hysteresis: low and high threshold of the decision, see `HysteresisKeep`; None for one of 0.5.
+        lesion_overlap, lesion_bins: of the set `lesions`, as of `LesionRule`.
         overlays: draw a picture per case.
         device, num_workers: where the network computes, and loader processes.
 
@@ -64,6 +68,8 @@ class EvaluationSetUp(RunSetUp):
         model_file: Any = None,
         metrics: Any = None,
         hysteresis: Any = None,
+        lesion_overlap: Any = 0,
+        lesion_bins: Any = BINS_ML,
         overlays: Any = True,
         device: Any = None,
         num_workers: Any = 0,
@@ -75,6 +81,7 @@ class EvaluationSetUp(RunSetUp):
         self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
         self.metrics = metric_sets("metrics", record.metrics if metrics is None else metrics)
         self.hysteresis = hysteresis_option("hysteresis", hysteresis)
+        self.lesion_rule = LesionRule(share("lesion_overlap", lesion_overlap), volume_bins("lesion_bins", lesion_bins))
         self.overlays = yes_or_no("overlays", overlays)
         self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from monai_extra_losses.bundle.error_text import nearest_name
 from monai_extra_losses.data.errors import StartUpRefused
 
 Cache = Literal["memory", "disk", "none"]
-MetricSetName = Literal["vessels"]
+MetricSetName = Literal["vessels", "lesions"]
 Network = Literal["unet", "dynunet", "segresnet"]
 
 
@@ -155,7 +156,39 @@ def metric_sets(name: str, value: Any) -> tuple[str, ...]:
             f"Expected scikit-image, which {name} vessels needs, got none; install it: pip install scikit-image, or "
             "this package with its extra [vessels]."
         )
+    if "lesions" in names and find_spec("cc3d") is None:
+        raise StartUpRefused(
+            f"Expected connected-components-3d, which {name} lesions needs, got none; install it: pip install "
+            "connected-components-3d, or this package with its extra [lesions]."
+        )
     return tuple(dict.fromkeys(names))
+
+
+def share(name: str, value: Any) -> float:
+    """`value` as a number from 0 to 1."""
+    number = literal(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise StartUpRefused(f"Expected {name} to be a share, 0 to 1, got {value!r}.")
+    return float(number)
+
+
+_MOST_BINS = 6  # whose columns fit into a line
+
+
+def volume_bins(name: str, value: Any) -> tuple[float, ...] | int:
+    """`value` as edges of bins in ml, or as a number of bins."""
+    given = literal(value)
+    if isinstance(given, int) and not isinstance(given, bool) and 2 <= given <= _MOST_BINS:
+        return given
+    edges = list(given) if isinstance(given, list | tuple) else [None]
+    numbers = [n for n in edges if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < math.inf]
+    rising = all(low < high for low, high in pairwise(numbers))
+    if len(numbers) < len(edges) or not rising or not 1 <= len(numbers) < _MOST_BINS:
+        raise StartUpRefused(
+            f'Expected {name} to be 1 to {_MOST_BINS - 1} rising edges in ml such as "[0.01, 0.1, 1]", or a number of '
+            f"bins, 2 to {_MOST_BINS}, got {value!r}."
+        )
+    return tuple(map(float, numbers))
 
 
 def network_name(name: str, value: Any) -> str:

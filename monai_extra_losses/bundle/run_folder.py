@@ -163,6 +163,16 @@ class ResultsFolder:
         return self.root / "summary.csv"
 
     @property
+    def lesions_csv(self) -> Path:
+        """One row per lesion, with `--metrics lesions`."""
+        return self.root / "lesions.csv"
+
+    @property
+    def lesions_png(self) -> Path:
+        """Picture of the sensitivity over their volume."""
+        return self.root / "lesions.png"
+
+    @property
     def overlays(self) -> Path:
         """Folder of one picture per case."""
         return self.root / "overlays"
@@ -183,12 +193,12 @@ class ResultsFolder:
 
     def remove_drafts(self) -> None:
         """Delete what killed evaluations left half written."""
-        remove_drafts(self.cases_csv, self.summary_csv)
+        remove_drafts(self.cases_csv, self.summary_csv, self.lesions_csv)
 
     def remove(self) -> None:
         """Delete the tables and pictures of an evaluation, and nothing else."""
         pictures = (*self.overlays.glob("*.png"), *self.root.glob("overlay_*.png"))
-        for path in (self.cases_csv, self.summary_csv, *pictures):
+        for path in (self.cases_csv, self.summary_csv, self.lesions_csv, self.lesions_png, *pictures):
             path.unlink(missing_ok=True)
 
 

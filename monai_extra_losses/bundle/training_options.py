@@ -199,8 +199,8 @@ class RecordedOptions:
     )
     metrics: tuple[str, ...] = option(
         metric_sets,
-        "sets of metrics that an evaluation of the run measures beside the usual ones: [vessels], clDice and errors of "
-        "the Betti numbers; null: none",
+        "sets of metrics that an evaluation of the run measures beside the usual ones: vessels, clDice and errors of "
+        "the Betti numbers; lesions, how many are found; e.g. [lesions]; null: none",
         default=(),
         changes_on_resume=True,
         rule=(lambda names: set(names) <= set(get_args(MetricSetName)), "sets that this version knows"),

@@ -203,7 +203,8 @@ class RunCheckpoints:
     """Saves the best model and everything that resuming needs, and restores it.
 
     The best score is part of the checkpoint: a resumed training that does worse leaves the best model alone. So are the
-    count of the early stop and the scaler of half precision. Random numbers are not: `SeededEpochs`.
+    counts of the early stop and of the classes that are not predicted, and the scaler of half precision. Random numbers
+    are not: `SeededEpochs`.
 
     Args:
         folder: of the run.
@@ -250,6 +251,7 @@ class RunCheckpoints:
             "best_metric": float(best.best_metric),
             "best_metric_epoch": best.best_metric_epoch,
             "validations_since_best": best.validations_since_best,
+            "empty_validations": dict(getattr(best, "empty_validations", {})),
             "network": self.network.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -278,6 +280,7 @@ class RunCheckpoints:
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         self.evaluator.state.validations_since_best = state.get("validations_since_best", 0)
+        self.evaluator.state.empty_validations = dict(state.get("empty_validations", {}))
         if (scaler := getattr(trainer, "scaler", None)) is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         trainer.state.epoch = state["epoch"]

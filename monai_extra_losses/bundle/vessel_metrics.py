@@ -1,19 +1,50 @@
 """How well a segmentation keeps thin structures in one piece."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_extra_losses.bundle.metric_set import CaseMetric, Measured, MetricSet, VoxelGrid
 from monai_extra_losses.data.topology import betti_numbers
 from monai_extra_losses.ops.skeletons import hard_skeletons
 
 _Mask = NDArray[np.bool_]
 
 
-def vessel_metrics(prediction: _Mask, target: _Mask, spacing: Sequence[float]) -> dict[str, float]:
+_METRICS = (
+    CaseMetric(
+        "cl_dice",
+        "clDice",
+        higher_is_better=True,
+        meaning="harmonic mean of the share of the predicted skeleton that lies in the target, and of the target's in "
+        "the prediction; 0 for a class that is missed or invented.",
+    ),
+    CaseMetric(
+        "betti_0_error",
+        "Betti-0 error",
+        higher_is_better=False,
+        meaning="how many connected pieces the prediction has too many or too few; voxels that share a corner are "
+        "connected. A class that is missed has few errors: read it beside the Dice.",
+    ),
+    CaseMetric("betti_1_error", "Betti-1 error", higher_is_better=False, meaning="the same of loops."),
+)
+
+
+class VesselMetrics(MetricSet):
+    """`vessel_metrics`."""
+
+    def __init__(self) -> None:
+        super().__init__(_METRICS)
+
+    def measure(self, prediction: _Mask, target: _Mask, grid: VoxelGrid) -> Measured:
+        """Measure one class in one case; the grid is not read."""
+        del grid
+        return Measured(vessel_metrics(prediction, target))
+
+
+def vessel_metrics(prediction: _Mask, target: _Mask) -> dict[str, float]:
     """clDice of hard skeletons, and errors of the Betti numbers, of one class in one case.
 
     cl_dice = 2 T_p T_s / (T_p + T_s), T_p = |S_p and G| / |S_p|, T_s = |S_g and P| / |S_g|
@@ -25,7 +56,6 @@ def vessel_metrics(prediction: _Mask, target: _Mask, spacing: Sequence[float]) -
 
     Args:
         prediction, target: bool (X, Y, Z).
-        spacing: of a voxel, in mm; not read.
 
     Returns:
         `cl_dice`, `betti_0_error`, `betti_1_error`; all NaN where neither has a voxel.
@@ -35,7 +65,6 @@ def vessel_metrics(prediction: _Mask, target: _Mask, spacing: Sequence[float]) -
 
     References: Shit et al. 2021, arXiv:2003.07311; Hu et al. 2019, arXiv:1906.05404, who count in random patches.
     """
-    del spacing
     if not (prediction.any() or target.any()):
         return dict.fromkeys(("cl_dice", "betti_0_error", "betti_1_error"), math.nan)
     (own_0, own_1), (true_0, true_1) = betti_numbers(prediction), betti_numbers(target)

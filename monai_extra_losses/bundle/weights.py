@@ -27,6 +27,7 @@ _CHECKPOINT: dict[str, Any] = {
     "best_metric": float,
     "best_metric_epoch": int,
     "validations_since_best": int,
+    "empty_validations": dict[str, int],
     "network": dict[str, Any],
     "loss": dict[str, Any],
     "optimizer": dict[str, Any],
@@ -39,7 +40,7 @@ _CHECKPOINT: dict[str, Any] = {
 _OF_TRAINING = re.compile(r"(^|\.)(deep_supervision_heads|super_head)\.")
 
 
-_ADDED_LATER = ("validations_since_best", "scaler")
+_ADDED_LATER = ("validations_since_best", "empty_validations", "scaler")
 
 
 # what torch.load raises of bytes that are no file of its own

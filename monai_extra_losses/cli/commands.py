@@ -278,6 +278,7 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     --overwrite True              replace those of an earlier evaluation
     --overlays False              draw no pictures
     --metrics vessels             clDice and errors of the Betti numbers, too
+    --metrics lesions             lesions found, false positives, and by volume (--lesion_overlap, --lesion_bins)
     --surface_tolerance_mm 2      of the surface Dice
     --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --model_file FILE             other weights

@@ -201,6 +201,14 @@ def _losses(statistics: DataStatistics) -> Iterable[LossAdvice]:
             f"The same small components of {_names(tiny)}: Dice, and the cross-entropy of the worst tenth of the "
             "voxels alone, in which the many easy ones do not drown them.",
         )
+    if lesions := lesion_classes(found):
+        yield LossAdvice(
+            "component_dice_ce",
+            (),
+            f"Scattered: {_names(lesions)} (several components in most cases). The Dice of a class is ruled by its "
+            "largest lesions; here each component counts alike, in its own surroundings. blob_dice_ce is the other of "
+            "this kind. Both need the extra [lesions].",
+        )
     volumes = [entry.volume_ml.median for entry in found if entry.volume_ml is not None]
     if len(found) > 2 and max(volumes) / min(volumes) >= VOLUME_RATIO and not missing:
         yield LossAdvice(
@@ -249,6 +257,12 @@ def _often_missing(statistics: DataStatistics) -> list[ClassStatistics]:
 
 def _tiny(classes: Sequence[ClassStatistics]) -> list[ClassStatistics]:
     return [entry for entry in classes if entry.component_voxels and entry.component_voxels.median < TINY_VOXELS]
+
+
+def lesion_classes(classes: Iterable[ClassStatistics]) -> list[ClassStatistics]:
+    """Those that are scattered in half of the cases that have them, or in more."""
+    having = ((entry, entry.annotated_cases - entry.missing_cases) for entry in classes)
+    return [entry for entry, cases in having if cases and 2 * entry.scattered_cases >= cases]
 
 
 def _large_and_whole(entry: ClassStatistics) -> bool:

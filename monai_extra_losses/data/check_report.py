@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_extra_losses.data.advice import DataAdvice, data_advice
+from monai_extra_losses.data.advice import DataAdvice, data_advice, lesion_classes
 from monai_extra_losses.data.annotation import never_annotated
 from monai_extra_losses.data.checks import CaseSummaries, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, count_folds, read_case_list
@@ -96,6 +96,7 @@ class DataReport:
                 *self._annotation(),
                 "Below are medians (smallest to largest) over the labelled cases, or over all components.",
                 *_tables(self.statistics),
+                *_lesions(self.statistics),
                 *_paragraphs(self.advice, self.case_list.folder),
             ]
         )
@@ -218,6 +219,26 @@ def _tables(statistics: DataStatistics) -> Iterable[str]:
     yield (
         _table(("Connected components", "per case", "voxels of one", "mm³ of one", "single voxels"), components) + more
     )
+
+
+def _lesions(statistics: DataStatistics) -> Iterable[str]:
+    """Of each class that is scattered, how many components and how small; nothing of organs."""
+    found = lesion_classes(statistics.classes)
+    if not found:
+        return
+    lines = []
+    for entry in found[:_SOME]:
+        assert entry.component_mm3 is not None  # of a class with voxels
+        median, smallest = (_number(mm3 / 1000) for mm3 in (entry.component_mm3.median, entry.component_mm3.min))
+        lines.append(
+            f"{entry.name}: {_shown(entry.components)} components per case, in {entry.scattered_cases} of "
+            f"{entry.annotated_cases} cases none holds nine tenths; the median one has {median} ml, the smallest "
+            f"{smallest} ml."
+        )
+    if len(found) > _SOME:
+        lines.append(f"{len(found) - _SOME} more classes; --json tells of all.")
+    head = "Scattered as lesions are (an evaluation with --metrics lesions tells how many are found)"
+    yield "\n".join([head, *map(_item, lines)])
 
 
 def _paragraphs(advice: DataAdvice, folder: Path) -> Iterable[str]:

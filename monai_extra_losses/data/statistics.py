@@ -4,7 +4,7 @@ More than the check before training reads, and kept in the same cache, so that e
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,12 @@ from monai_extra_losses.data.threads import in_threads
 
 PERCENTILES = (0.5, 50.0, 99.5)
 """Per cent of the voxels that are at most as bright."""
+
+SCATTERED = 3
+"""Components of a class in a case, from which it may be lesions: two may be a left and a right organ."""
+
+WHOLE = 0.9
+"""Share of a class's voxels in its largest component, from which the others are crumbs of an organ."""
 
 _DENSE = 1 << 16  # label ids up to here are their own numbers
 
@@ -84,6 +90,7 @@ class ClassStatistics:
         single_voxels: components of one voxel in the data set.
         border_cases: cases in which it reaches the border of the volume.
         annotated_cases: cases that annotate it; the others say nothing of it.
+        scattered_cases: cases in which it has `SCATTERED` components or more, and less than `WHOLE` of it is in one.
     """
 
     value: int
@@ -98,6 +105,7 @@ class ClassStatistics:
     single_voxels: int
     border_cases: int
     annotated_cases: int
+    scattered_cases: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,7 +239,15 @@ def _class_statistics(
         single_voxels=voxels[1],
         border_cases=sum(value in measured.at_border for measured in measures),
         annotated_cases=len(annotating),
+        scattered_cases=sum(_is_scattered(measured.components.get(value, {})) for measured in measures),
     )
+
+
+def _is_scattered(sizes: Mapping[int, int]) -> bool:
+    """Whether a class is scattered in a case: size in voxels -> number of components."""
+    if sum(sizes.values()) < SCATTERED:
+        return False
+    return max(sizes) < WHOLE * sum(size * number for size, number in sizes.items())
 
 
 def _measure(case: LabelledCase, ignore_label: int | None = None) -> CaseMeasures:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from monai_extra_losses.bundle.class_handlers import is_seldom
 from monai_extra_losses.bundle.ignored_voxels import check_ignore_index, counts_ignored
 from monai_extra_losses.bundle.loss_facts import (
     has_regions_alone,
@@ -193,7 +194,26 @@ def _about_batches(training: BuiltTraining, batches: Sequence[tuple[Tensor, Any]
             f"None of {drawn} has a voxel of {' or '.join(missing)}. If few cases have one, the loss "
             "seldom sees it (`monai-extra-losses check` counts them); if all have, the patch is too small.",
         )
+    yield from _about_empty_patches(training, counts > 0, told.cpu())
     yield from _about_tiny_classes(training.loss, shares)
+
+
+def _about_empty_patches(training: BuiltTraining, held: Tensor, told: Tensor) -> Iterator[Finding]:
+    """Warn of classes that fewer patches have than the centres alone would make likely: each class is as often one.
+
+    Args:
+        training: what would be trained.
+        held, told: (classes, patches), whether a patch has a voxel of the class, and whether its case annotates it.
+    """
+    for name, of_class, known in zip(training.names, held, told, strict=True):
+        patches, number = int(known.sum()), int((of_class & known).sum())
+        seldom = is_seldom(number, patches, len(training.record.labels))
+        if name in training.record.foreground.values() and number and seldom:
+            yield Finding(
+                "warning",
+                f"Only {number} of {patches} patches have a voxel of {name}; the others teach where it is not. Are "
+                "there many cases without it? A larger --patch_size, or more cases with it, helps.",
+            )
 
 
 def _about_tiny_classes(loss: nn.Module, shares: Mapping[str, float]) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,10 +19,13 @@ from monai_extra_losses.report.names import shown_name
 # Okabe and Ito's palette without black: told apart by colour-blind readers, and bright enough on grey.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _WITHOUT_ANNOTATION = "#999999"
+_MISSED, _INVENTED = "#FF0000", "#FFFF00"  # of lesions
 _PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))  # name, axis cut, horizontal, vertical
 _AXES = "xyz"
 _SIDES = ("LR", "PA", "FH")  # where each axis of a NIfTI affine comes from and goes to: left, posterior, feet
 _OBLIQUE = 0.3  # share of a direction along another axis of the body from which it is marked too, about 17 degrees
+
+_LineStyle = Literal["solid", "dashed", "dotted"]
 
 _Volume = NDArray[Any]
 
@@ -38,6 +41,8 @@ def draw_overlay(
     title: str = "",
     affine: _Volume | None = None,
     ignored: _Volume | None = None,
+    missed: _Volume | None = None,
+    invented: _Volume | None = None,
 ) -> Path:
     """Draw the contours of target (solid) and prediction (dashed) over three planes of the image.
 
@@ -56,6 +61,8 @@ def draw_overlay(
             marked by it: R and L, A and P, H (head) and F (feet). None: no marks, for a volume whose orientation is not
             known.
         ignored: mask (X, Y, Z) of voxels without annotation, whose border is drawn dotted.
+        missed, invented: masks (X, Y, Z) of lesions that were not found and of false positives, whose contours have
+            colours of their own; None: none are marked.
 
     Returns:
         The file written.
@@ -87,8 +94,8 @@ def draw_overlay(
         Line2D([], [], color="black", linestyle="solid", label="target"),
         Line2D([], [], color="black", linestyle="dashed", label="prediction"),
     ]
-    if ignored is not None and ignored.any():
-        handles.append(Line2D([], [], color=_WITHOUT_ANNOTATION, linestyle="dotted", label="not annotated"))
+    marks = _marks(missed, invented, ignored)
+    handles += [Line2D([], [], color=colour, linestyle=style, label=name) for _, colour, style, name in marks]
     entries = [str(handle.get_label()) for handle in handles]
     figure, panels = _lay_out(size, entries)
     for axes, (name, cut, horizontal, vertical) in zip(panels, _PLANES, strict=True):
@@ -99,9 +106,9 @@ def draw_overlay(
             for volume, style in ((target, "solid"), (predicted, "dashed")):
                 plane = volume[value].take(index, axis=cut).T
                 _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), colour, style)
-        if ignored is not None:
-            plane = ignored.take(index, axis=cut).T
-            _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), _WITHOUT_ANNOTATION, "dotted")
+        for mask, colour, style, _ in marks:
+            plane = mask.take(index, axis=cut).T
+            _draw_contour(axes, plane, (spacing[horizontal], spacing[vertical]), colour, style)
         if affine is not None:
             _mark_sides(axes, affine[:3, horizontal], affine[:3, vertical])
         axes.set(
@@ -120,6 +127,18 @@ def draw_overlay(
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     return out
+
+
+def _marks(
+    missed: _Volume | None, invented: _Volume | None, ignored: _Volume | None
+) -> list[tuple[_Volume, str, _LineStyle, str]]:
+    """What is drawn beside the classes: mask, colour, style and name of those that have a voxel."""
+    known: list[tuple[_Volume | None, str, _LineStyle, str]] = [
+        (missed, _MISSED, "solid", "missed lesion"),
+        (invented, _INVENTED, "dashed", "false positive"),
+        (ignored, _WITHOUT_ANNOTATION, "dotted", "not annotated"),
+    ]
+    return [(mask, colour, style, name) for mask, colour, style, name in known if mask is not None and mask.any()]
 
 
 def sides_of(direction: Sequence[float] | _Volume) -> tuple[str, str]:

@@ -27,31 +27,32 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def text_table(summary: Sequence[Mapping[str, Any]], further: Mapping[str, str] | None = None) -> str:
-    """The table of a terminal.
+def aligned_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their longest cell; the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    )
 
-    Args:
-        summary: rows of `case_report.summarise`.
-        further: name -> heading of metrics beside the usual ones.
-    """
-    further = further or {}
+
+def text_table(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a terminal, of rows of `case_report.summarise`."""
     width = max(len(str(row["label"])) for row in summary) + 2
     heads = f"{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'cases':>7}{'undefined':>11}"
-    heads += "".join(f"{heading:>16}" for heading in further.values())
     lines = [" " * width + heads]
     for row in summary:
         dice, hd95, surface = (
-            _shown(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in ("dice", "hd95_mm", "surface_dice")
+            shown_mean(row[f"{metric}_mean"], row[f"{metric}_sd"]) for metric in ("dice", "hd95_mm", "surface_dice")
         )
         lines.append(
-            f"{row['label']:{width}}{dice:>16}{_shown(row['dice_median']):>9}{hd95:>16}{surface:>16}"
-            f"{_shown(row['false_positive_ml_mean']):>9}{row['cases']:>7}{row['dice_undefined']:>11}"
-            + "".join(f"{_shown(row[f'{name}_mean'], row[f'{name}_sd']):>16}" for name in further)
+            f"{row['label']:{width}}{dice:>16}{shown_mean(row['dice_median']):>9}{hd95:>16}{surface:>16}"
+            f"{shown_mean(row['false_positive_ml_mean']):>9}{row['cases']:>7}{row['dice_undefined']:>11}"
         )
     return "\n".join(lines)
 
 
-def _shown(mean: float, deviation: float = math.nan) -> str:
+def shown_mean(mean: float, deviation: float = math.nan, decimals: int = 3) -> str:
+    """A mean and its deviation; - where it is undefined."""
     if math.isnan(mean):
         return "-"
-    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
+    return f"{mean:.{decimals}f}" if math.isnan(deviation) else f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"

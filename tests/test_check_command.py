@@ -328,7 +328,9 @@ def test_every_loss_of_the_advice_trains_with_its_options() -> None:
     }
     several = ["generalized_dice", "surface", "tversky"]
     assert sorted(seen) == ["component_dice_ce", "dice_ce", "dice_top_k", "focal_tversky", *several]
-    overlays = {path.stem for path in CONFIGS.glob("boundary_*.yaml")}
+    overlays = {"boundary_maps", "boundary_schedule", "lesions", "vessels"} & {
+        path.stem for path in CONFIGS.glob("*.yaml")
+    }
     for entry in seen.values():
         words = [word for option in entry.options for word in option.split()]
         if words[:1] == ["--with"]:

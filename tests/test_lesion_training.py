@@ -104,13 +104,16 @@ def test_the_decision_is_that_of_the_transform() -> None:
     torch.testing.assert_close(maps["p"].as_tensor(), scores.as_tensor().softmax(0))  # are what they were
 
 
-def test_evaluation_and_inference_take_thresholds(trained: RunFolder, data: Path, tmp_path: Path) -> None:
+def test_evaluation_and_inference_take_thresholds(
+    trained: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of an untrained network: thresholds that nothing passes leave nothing, those that all pass leave everything."""
     volumes = {}
     for name, thresholds in (("nothing", "[0.99, 0.999]"), ("usual", None), ("much", [0.0, 0.01])):
         evaluate(trained, output_dir=str(tmp_path / name), overlays=False, hysteresis=thresholds)
         rows = table(tmp_path / name / "cases.csv")
         volumes[name] = sum(float(row["prediction_ml"]) for row in rows)
+        assert ("Predictions by hysteresis: what is above 0" in capsys.readouterr().out) == (thresholds is not None)
     assert volumes["nothing"] == 0
     assert volumes["much"] > volumes["usual"]
     options = {"workflow_type": "infer", "bundle_root": str(trained.root), "input": str(data / "imagesTs")}

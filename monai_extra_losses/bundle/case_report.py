@@ -98,6 +98,7 @@ class CaseReport:
             surface there.
         metrics: names of sets of further metrics, see `further_metrics`.
         lesion_rule: of the set `lesions`; None: the default.
+        hysteresis: thresholds by which the predictions were decided; for the legend.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class CaseReport:
         ignore_index: int | None = None,
         metrics: Sequence[str] = (),
         lesion_rule: LesionRule | None = None,
+        hysteresis: Sequence[float] | None = None,
     ) -> None:
+        self.hysteresis = hysteresis
         self.folder = folder
         self.labels = dict(labels)
         self.surface_tolerance_mm = surface_tolerance_mm
@@ -229,8 +232,15 @@ class CaseReport:
             f"  Dice counts surfaces within {self.surface_tolerance_mm:g} mm as one.\n"
             f"  Measured on the grid of each file{overlap_of(engine)}. The validation of the training prints another\n"
             "  Dice, a quick one on its own grid."
+            + self._decision()
             + "".join(f"\n{_wrapped(sentence)}" for chosen in self.metric_sets for sentence in chosen.legend())
         )
+
+    def _decision(self) -> str:
+        if self.hysteresis is None:
+            return ""
+        low, high = self.hysteresis
+        return f"\n  Predictions by hysteresis: what is above {low:g} where it is above {high:g} somewhere."
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
         """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""

@@ -204,7 +204,7 @@ def _losses(statistics: DataStatistics) -> Iterable[LossAdvice]:
     if lesions := lesion_classes(found):
         yield LossAdvice(
             "component_dice_ce",
-            (),
+            ("--with lesions",),
             f"Scattered: {_names(lesions)} (several components in most cases). The Dice of a class is ruled by its "
             "largest lesions; here each component counts alike, in its own surroundings. blob_dice_ce is the other of "
             "this kind. Both need the extra [lesions].",

@@ -267,8 +267,17 @@ class OwnPolyLoss(DistributionLoss):
         return OwnPolyFormula(self.a, self.b)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize(
+    ("activation", "reduction"),
+    [
+        ("softmax", "mean"),
+        ("sigmoid", "none"),
+        *(
+            pytest.param(activation, reduction, marks=pytest.mark.slow)
+            for activation, reduction in (("softmax", "none"), ("sigmoid", "mean"), ("none", "mean"), ("none", "none"))
+        ),
+    ],
+)
 def test_a_formula_without_slope_beside_its_loss(activation: str, reduction: str) -> None:
     """The pass differentiates it, in eager mode and in the operator, for labels and channels, of any number of them."""
     for channels in (1, 2, 3):

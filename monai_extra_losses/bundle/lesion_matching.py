@@ -41,7 +41,7 @@ class LesionRule:
             "A lesion is a connected component of the target; voxels that share a corner are connected. It is found if "
             f"{share} predicted, by however many predicted components. A predicted component is a false positive "
             f"unless {lies}. One that touches two lesions may find both and counts as one; two that touch one lesion "
-            "count as two."
+            "count as two. What covers everything finds everything: read it beside the Dice."
         )
 
 

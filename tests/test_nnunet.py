@@ -151,6 +151,23 @@ def test_an_option_that_the_loss_has_not_is_named() -> None:
         built("dice reduction=none")
 
 
+def test_what_cannot_be_recorded_or_learnt_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "loss.yaml"
+    file.write_text("loss: '@losses::compound'\nlosses::compound::weights: $__import__('torch').ones(2)\n")
+    with pytest.raises(ValueError, match="options that can be recorded"):
+        loss_config(str(file), LABELS)
+    (tmp_path / "learning.py").write_text(
+        "import torch\nfrom monai_extra_losses import CompoundLoss\n\n\n"
+        "def learning(losses):\n    return CompoundLoss(losses, torch.nn.Parameter(torch.ones(len(losses))))\n"
+    )
+    dice = {"_target_": "monai_extra_losses.losses.FusedDiceLoss", "to_onehot_y": True, "softmax": True}
+    file.write_text(json.dumps({"_target_": "learning.learning", "losses": [dice]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with pytest.raises(ValueError, match="a loss that learns nothing"):
+            built(str(file))
+
+
 def test_a_file_goes_on_top_of_the_table(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("loss: '@losses::compound'\nlosses::compound::weights: [1.0, 0.25]\ninclude_background: true\n")

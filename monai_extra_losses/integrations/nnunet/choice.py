@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import json
 import pydoc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def loss_config(choice: str, training: Training) -> dict[str, Any]:
         training: of the loss.
 
     Raises:
-        ValueError: a choice that is neither, or a file without a loss.
+        ValueError: a choice that is neither, a file without a loss, options that cannot be recorded.
     """
     parser = ConfigParser()
     parser.read_config(_table())
@@ -90,6 +91,12 @@ def loss_config(choice: str, training: Training) -> dict[str, Any]:
         )
     for component, cls in _own_losses(config):
         _fit(component, cls, training)
+    try:
+        json.dumps(config)
+    except TypeError as error:
+        raise ValueError(
+            f"expected options that can be recorded, numbers, words and lists, got {choice!r}: {error}."
+        ) from None
     return config
 
 
@@ -103,7 +110,8 @@ def built_loss(config: Mapping[str, Any], training: Training, *, ranks: bool, pa
         partly: its cases annotate some of the classes only: it is wrapped in `PartialLabelLoss`.
 
     Raises:
-        ValueError: an option that the loss does not take, what is no loss of one value, one that cannot be wrapped.
+        ValueError: an option that the loss does not take, what is no loss of one value, one with weights to be learnt.
+        TypeError: a loss that cannot be wrapped.
         StartUpRefused: a loss that cannot train these classes or regions, or counts ignored voxels.
     """
     config = _plain(config)
@@ -117,6 +125,8 @@ def built_loss(config: Mapping[str, Any], training: Training, *, ranks: bool, pa
         raise ValueError(f"expected a loss that can be made, got {config['_target_']}: {reason}") from error
     if not isinstance(loss, nn.Module) or getattr(loss, "reduction", "mean") == "none":
         raise ValueError(f"expected a loss with one value, reduction 'mean' or 'sum', got {loss!r}.")
+    if any(parameter.requires_grad for parameter in loss.parameters()):
+        raise ValueError(f"expected a loss that learns nothing, for nnU-Net optimizes the network alone, got {loss!r}.")
     _try(loss, training)
     wraps = partly and not isinstance(loss, PartialLabelLoss)
     return PartialLabelLoss(loss, mode="sigmoid" if training.regions else "marginal") if wraps else loss

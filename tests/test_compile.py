@@ -213,6 +213,7 @@ def test_a_map_keeps_the_checks(case: LossCase) -> None:
             compiled(scores, target, mask - 0.5)
 
 
+@pytest.mark.slow
 @every_mechanism(only=lambda entry: entry.family == "structure")
 def test_whole_maps_keep_the_checks(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
@@ -325,6 +326,7 @@ def test_memory() -> None:
         scores = scores.detach()
 
 
+@pytest.mark.slow  # test_a_training_step compiles with it too
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C compiler")
 def test_inductor() -> None:
     scores = torch.randn(1, 14, 32, 32, 32)

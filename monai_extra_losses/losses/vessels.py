@@ -45,7 +45,8 @@ class CenterlineDiceLoss(SegmentationLoss):
             (B, C', 1, ..). An ignored voxel belongs to no class and its prediction is replaced by its target; a float
             mask multiplies what a voxel adds.
 
-    Shapes: see `SegmentationLoss`. Extra memory: up to 8 times the scores from 2 classes on, 13 times with one.
+    Shapes: see `SegmentationLoss`. Extra memory: up to 8 times the scores from 2 classes on, 13 times with one; for
+        labels in float a byte per voxel more.
 
     Raises:
         ValueError: an option out of range, sync_batch=True, iterations=None where the target cannot be read

@@ -519,6 +519,9 @@ def test_the_trainer_that_is_told_its_loss_goes_on_with_it_and_refuses_another(p
     printed = nnunet(prepared, "train", *arguments, refused=True, **{CHOICE_VARIABLE: "tversky"})
     assert "under a name of its own" in printed
     assert "alpha=0.4" in nnunet(prepared, "train", *arguments, "--val")
+    arguments = ("901", "2d", "1", "-tr", "nnUNetTrainer_dice__TwoEpochs", "-device", "cpu")
+    printed = nnunet(prepared, "train", *arguments, **{CHOICE_VARIABLE: "tversky"})
+    assert f"{CHOICE_VARIABLE} is set and not read" in printed
 
 
 @with_nnunet

@@ -59,6 +59,11 @@ class WithExtraLoss:
             ignore_channel=self.label_manager.has_regions and self.label_manager.has_ignore_label,
         )
         self.print_to_log_file(f"Loss of monai_extra_losses {__version__}: {loss.loss}")
+        if self.loss_choice is not None and CHOICE_VARIABLE in os.environ:
+            self.print_to_log_file(
+                f"{CHOICE_VARIABLE} is set and not read: {type(self).__name__} has a loss of its own. "
+                f"{PREFIX}{OWN_CHOICE} reads it."
+            )
         self._loss_of_level = loss
         if not isinstance(levels, DeepSupervisionWrapper):
             return loss

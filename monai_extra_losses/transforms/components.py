@@ -1,6 +1,6 @@
 """Components of labels: cells and weights made once on the whole volume, and which predicted ones to keep."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -8,11 +8,12 @@ from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import get_track_meta
 from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_extra_losses.ops.components import cells_of_regions, components_of_regions
 from monai_extra_losses.ops.distance import SpacingOption, checked_spacing
+from monai_extra_losses.transforms.beside_label import BesideLabeld
 from monai_extra_losses.transforms.label_regions import (
     checked_number_of_classes,
     refuse_other_shape,
@@ -240,36 +241,7 @@ class HysteresisKeep(Transform):
         return torch.where(sure[channel, components], p, 0)
 
 
-class _BesideLabeld(MapTransform):
-    """Base of the dictionary versions that write a map of each label to a key of its own."""
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        name: str,
-        new_keys: KeysCollection,
-        transform: Callable[[NdarrayOrTensor], Tensor],
-        allow_missing_keys: bool,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.new_keys = ensure_tuple(new_keys)
-        every_key = (*self.keys, *self.new_keys)
-        if len(self.new_keys) != len(self.keys) or len(set(every_key)) != len(every_key):
-            raise ValueError(
-                f"expected {len(self.keys)} {name}, one new key per label, got {self.new_keys} for {self.keys}; name "
-                "each once."
-            )
-        self.transform = transform
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """The item with its maps."""
-        item: dict[Hashable, Any] = dict(data)
-        for key, new_key in self.key_iterator(item, self.new_keys):
-            item[new_key] = self.transform(item[key])
-        return item
-
-
-class ComponentCellsd(_BesideLabeld):
+class ComponentCellsd(BesideLabeld):
     """Dictionary version of `ComponentCells`: writes the cells of `keys` to `cells_keys`.
 
     Args:
@@ -305,7 +277,7 @@ class ComponentCellsd(_BesideLabeld):
         super().__init__(keys, "cells_keys", cells_keys, transform, allow_missing_keys)
 
 
-class InverseComponentWeightd(_BesideLabeld):
+class InverseComponentWeightd(BesideLabeld):
     """Dictionary version of `InverseComponentWeight`: writes the weights of `keys` to `weight_keys`.
 
     Args:

@@ -1,18 +1,17 @@
 """Signed distance maps of labels, measured once on the whole volume and cached with it."""
 
 import math
-from collections.abc import Hashable, Mapping
-from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import get_track_meta
-from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from monai.transforms import Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_extra_losses.ops.distance import SpacingOption, checked_spacing, signed_distance
+from monai_extra_losses.transforms.beside_label import BesideLabeld
 from monai_extra_losses.transforms.label_regions import (
     checked_number_of_classes,
     refuse_other_shape,
@@ -91,7 +90,7 @@ class SignedDistance(Transform):
         return converted
 
 
-class SignedDistanced(MapTransform):
+class SignedDistanced(BesideLabeld):
     """Dictionary version of `SignedDistance`: writes the map of `keys` to `distance_keys`.
 
     Args:
@@ -124,22 +123,8 @@ class SignedDistanced(MapTransform):
         ignore_index: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.distance_keys = ensure_tuple(distance_keys)
-        every_key = (*self.keys, *self.distance_keys)
-        if len(self.distance_keys) != len(self.keys) or len(set(every_key)) != len(every_key):
-            raise ValueError(
-                f"expected {len(self.keys)} distance_keys, one new key per label, got {self.distance_keys} "
-                f"for {self.keys}."
-            )
-        self.transform = SignedDistance(num_classes, spacing, max_distance, dtype, ignore_index)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """The item with its maps."""
-        item: dict[Hashable, Any] = dict(data)
-        for key, distance_key in self.key_iterator(item, self.distance_keys):
-            item[distance_key] = self.transform(item[key])
-        return item
+        transform = SignedDistance(num_classes, spacing, max_distance, dtype, ignore_index)
+        super().__init__(keys, "distance_keys", distance_keys, transform, allow_missing_keys)
 
 
 SignedDistanceD = SignedDistanceDict = SignedDistanced

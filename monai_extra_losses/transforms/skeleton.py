@@ -1,17 +1,15 @@
 """Skeletons of labels, made once on the whole volume and cached with it."""
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import get_track_meta
-from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from monai.transforms import Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_extra_losses.ops.skeletons import refuse_without_scikit_image, tubes_of_labels, tubes_of_regions
+from monai_extra_losses.transforms.beside_label import BesideLabeld
 
 
 class Skeleton(Transform):
@@ -76,7 +74,7 @@ class Skeleton(Transform):
         return converted
 
 
-class Skeletond(MapTransform):
+class Skeletond(BesideLabeld):
     """Dictionary version of `Skeleton`: writes the tubes of `keys` to `skeleton_keys`.
 
     Args:
@@ -106,22 +104,8 @@ class Skeletond(MapTransform):
         include_background: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.skeleton_keys = ensure_tuple(skeleton_keys)
-        every_key = (*self.keys, *self.skeleton_keys)
-        if len(self.skeleton_keys) != len(self.keys) or len(set(every_key)) != len(every_key):
-            raise ValueError(
-                f"expected {len(self.keys)} skeleton_keys, one new key per label, got {self.skeleton_keys} for "
-                f"{self.keys}; name each once."
-            )
-        self.transform = Skeleton(union, ignore_index, include_background)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """The item with its tubes."""
-        item: dict[Hashable, Any] = dict(data)
-        for key, skeleton_key in self.key_iterator(item, self.skeleton_keys):
-            item[skeleton_key] = self.transform(item[key])
-        return item
+        transform = Skeleton(union, ignore_index, include_background)
+        super().__init__(keys, "skeleton_keys", skeleton_keys, transform, allow_missing_keys)
 
 
 SkeletonD = SkeletonDict = Skeletond

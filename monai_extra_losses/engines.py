@@ -10,6 +10,8 @@ from monai.engines import IterationEvents, PrepareBatch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from monai_extra_losses.losses.weighted_sum import takes
+
 LABEL = "label"
 
 
@@ -67,6 +69,10 @@ class PrepareBatchMaps(PrepareBatch):
         return moved("image"), {LABEL: moved(LABEL), **{name: moved(key) for name, key in self.maps.items()}}
 
 
+def _arguments_of(loss: nn.Module) -> str:
+    return ", ".join(inspect.signature(loss.forward).parameters)
+
+
 class LossWithMaps(nn.Module):
     """Hands a loss the label and the maps of `PrepareBatchMaps`: loss(input, label, distance=..., ...).
 
@@ -90,15 +96,13 @@ class LossWithMaps(nn.Module):
         super().__init__()
         if not isinstance(loss, nn.Module):
             raise TypeError(f"expected a loss that is a torch.nn.Module, got {type(loss).__name__}.")
-        known = inspect.signature(loss.forward).parameters
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        left = [name for name in maps if name not in known and not takes_any]
+        left = [name for name in maps if not takes(loss, name)]
         # a compound, none of whose parts does
         left += [name for name in maps if not getattr(loss, f"reads_{name}", True)]
         if left:
             raise TypeError(
                 f"expected a loss that reads {', '.join(left)}, got {type(loss).__name__}, which takes "
-                f"{', '.join(known)}: choose a boundary loss or a compound, or leave the maps out."
+                f"{_arguments_of(loss)}: choose a boundary loss or a compound, or leave the maps out."
             )
         self.loss = loss
         self.maps = tuple(maps)
@@ -142,11 +146,10 @@ class AnnotatedVoxelLoss(nn.Module):
 
     def __init__(self, loss: nn.Module, ignore_index: int, maps: Sequence[str] = ()) -> None:
         super().__init__()
-        known = inspect.signature(loss.forward).parameters
-        if "mask" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        if not takes(loss, "mask"):
             raise TypeError(
                 "expected a loss that takes a mask, by which voxels without annotation are left out of regions, got "
-                f"{type(loss).__name__}, which takes {', '.join(known)}: choose one of this package."
+                f"{type(loss).__name__}, which takes {_arguments_of(loss)}: choose one of this package."
             )
         self.loss = LossWithMaps(loss, [*maps, *(["mask"] if "mask" not in maps else [])])
         self.ignore_index = ignore_index

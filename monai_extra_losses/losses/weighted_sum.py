@@ -231,11 +231,14 @@ def _reading(loss: SegmentationLoss) -> object:
     return loss.to_onehot_y, loss.ignore_index, loss.other_act
 
 
-def _takes_mask(loss: nn.Module) -> bool:
-    if isinstance(loss, SegmentationLoss):
-        return True
+def takes(loss: nn.Module, name: str) -> bool:
+    """Whether a loss can be called with an argument of a name."""
     known = inspect.signature(loss.forward).parameters
-    return "mask" in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return name in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+
+
+def _takes_mask(loss: nn.Module) -> bool:
+    return isinstance(loss, SegmentationLoss) or takes(loss, "mask")
 
 
 def reads(loss: nn.Module, name: str) -> bool:

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
-import references as ref
 import torch
-from loss_list import ENTRIES, SOFTMAX, assert_lean, each, labels_like, value_and_gradient
+from loss_list import ENTRIES, SOFTMAX, assert_is_its_formula, assert_lean, each, labels_like
 
 from monai_extra_losses import AverageCalibrationLoss, CompoundLoss, FusedDiceCELoss
 
@@ -21,25 +19,7 @@ def test_value_and_gradient_are_those_of_the_formula(
     activation: str, shape: tuple[int, ...], kind: str, options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
-    scores = torch.randn(shape, dtype=torch.float64)
-    scores = scores.softmax(1) if activation == "none" else scores
-    labels, mask, w = labels_like(scores), None, np.ones((shape[0], 1, *shape[2:]))
-    labels[0] = labels[0] % (shape[1] - 1)  # the last class is absent
-    g = ref.one_hot(labels.numpy(), shape[1])
-    if "mask" in kind:
-        mask = torch.rand(w.shape, dtype=torch.float64) * (torch.rand(w.shape) > 0.3)
-        w = mask.numpy()
-    if "soft" in kind:
-        g = torch.rand(shape, dtype=torch.float64).numpy()
-    target = torch.from_numpy(g) if "soft" in kind else labels
-    loss = ENTRY.make(activation, to_onehot_y="labels" in kind, **options)
-    value, gradient = value_and_gradient(loss, scores, target, mask)
-    x = scores.numpy()
-    assert value.item() == pytest.approx(ENTRY.reference(x, g, activation, w, **options), rel=1e-10)
-    # Small steps: the voxels must stay in their bins.
-    ref.assert_gradient(
-        gradient.numpy(), lambda moved: ENTRY.reference(moved, g, activation, w, **options), x, 1e-6, step=1e-7
-    )
+    assert_is_its_formula(ENTRY, activation, shape, kind, options)
 
 
 def test_a_bin_has_its_upper_edge_and_the_first_both() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import monai.losses
+import numpy as np
 import pytest
 import references as ref
 import references_torch as textbook
@@ -719,3 +720,28 @@ def assert_lean(loss: nn.Module, scores: Tensor, *data: Tensor, maps: float = 0.
         peak = peak_extra_bytes(lambda: loss(scores, *data).backward(factors))
     size = scores.numel() * scores.element_size()
     assert peak <= (1.25 + maps) * size, f"{peak / size:.2f} times the logits"
+
+
+def assert_is_its_formula(
+    entry: LossEntry, activation: str, shape: tuple[int, ...], kind: str, options: dict[str, Any]
+) -> None:
+    """Value and gradient of a loss that sorts voxels, beside those of its reference; its last class is absent."""
+    scores = torch.randn(shape, dtype=torch.float64)
+    scores = scores.softmax(1) if activation == "none" else scores
+    labels, mask, w = labels_like(scores), None, np.ones((shape[0], 1, *shape[2:]))
+    labels[0] = labels[0] % (shape[1] - 1)  # the last class is absent
+    g = ref.one_hot(labels.numpy(), shape[1])
+    if "mask" in kind:
+        mask = torch.rand(w.shape, dtype=torch.float64) * (torch.rand(w.shape) > 0.3)
+        w = mask.numpy()
+    if "soft" in kind:
+        g = torch.rand(shape, dtype=torch.float64).numpy()
+    target = torch.from_numpy(g) if "soft" in kind else labels
+    loss = entry.make(activation, to_onehot_y="labels" in kind, **options)
+    value, gradient = value_and_gradient(loss, scores, target, mask)
+    x = scores.numpy()
+    assert value.item() == pytest.approx(entry.reference(x, g, activation, w, **options), rel=1e-10)
+    # Steps so small that no voxel changes its bin or its rank.
+    ref.assert_gradient(
+        gradient.numpy(), lambda moved: entry.reference(moved, g, activation, w, **options), x, 1e-6, step=1e-7
+    )

@@ -49,11 +49,10 @@ class WithExtraLoss:
 
     def _build_loss(self: Any) -> nn.Module:
         levels: nn.Module = super()._build_loss()  # type: ignore[misc]
-        config = self._loss_config()
+        self._config_of_loss = self._loss_config()
+        partly = bool(_annotated(self.dataset_json))
         loss = LossOfTraining(
-            built_loss(config, self._training(), ranks=self.is_ddp, partly=bool(_annotated(self.dataset_json))).to(
-                self.device
-            ),
+            built_loss(self._config_of_loss, self._training(), ranks=self.is_ddp, partly=partly).to(self.device),
             self.configuration_manager.spacing,
             self.configuration_manager.patch_size,
             ignore_channel=self.label_manager.has_regions and self.label_manager.has_ignore_label,
@@ -76,7 +75,7 @@ class WithExtraLoss:
         if not self.was_initialized:
             self.initialize()
         self._refuse_wrong_annotation()
-        record = {"trainer": type(self).__name__, "loss": self._loss_config()}
+        record = {"trainer": type(self).__name__, "loss": self._config_of_loss}
         recorded = _recorded(self.output_folder_base)
         trained = any(Path(self.output_folder_base).glob("fold_*/checkpoint_*.pth"))
         if trained and recorded is not None and recorded != record["loss"]:

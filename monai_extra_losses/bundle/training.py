@@ -255,8 +255,9 @@ def _dealt_cases(
 ) -> tuple[list[LabelledCase], list[LabelledCase]]:
     """Training and validation cases; a limit leaves a case in the part that dataset.json declares."""
     limit = options.limit
+    seed = options.seed if options.fold_seed is None else options.fold_seed
     if num_folds == 0 and any(case.validation for case in case_list.cases):
-        training, validation = split_cases(case_list.cases, 0, options.fold, options.seed)
+        training, validation = split_cases(case_list.cases, 0, options.fold, seed)
         if limit is not None:
             share = max(round(limit * len(validation) / len(case_list.cases)), 1)
             training, validation = training[: max(limit - share, 0)], validation[:share]
@@ -264,7 +265,7 @@ def _dealt_cases(
         cases = [case for case in case_list.cases if not case.validation]
         used = cases[:limit]
         dealt = used if used[0].fold is None else cases
-        parts = split_cases(dealt, num_folds, options.fold, options.seed)
+        parts = split_cases(dealt, num_folds, options.fold, seed)
         names = {case.name for case in used}
         training, validation = ([case for case in part if case.name in names] for part in parts)
     if not training or not validation:

@@ -149,6 +149,12 @@ class RecordedOptions:
     )
     fold: int = option(_whole, "the fold that validates")
     seed: int = option(_whole, "of the folds, the weights and the patches", rule=(lambda seed: seed >= 0, "0 or more"))
+    fold_seed: int | None = option(
+        partial(whole_number_or_none, least=0),
+        "of the folds alone, so that trainings of several seeds validate on the same cases; null: seed",
+        default=None,
+        rule=(lambda seed: seed is None or seed >= 0, "0 or more"),
+    )
     limit: int | None = option(
         _counted_or_none,
         "use the first so many cases only, for a quick look, and a share of those set apart; null: all",

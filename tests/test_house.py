@@ -21,7 +21,7 @@ FLOORS = [
     {"losses", "transforms"},
     {"drop_in", "engines", "schedules"},
     {"bundle"},
-    {"doctor", "integrations"},
+    {"doctor", "integrations", "compare"},
     {"cli"},
     {"__main__"},
 ]

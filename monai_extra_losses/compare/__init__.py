@@ -1,0 +1,1 @@
+"""Trainings of several losses, folds and seeds, and what may be said of their differences."""

@@ -36,7 +36,7 @@ from bench_losses import add_row, keep_memory, machine
 from torch import Tensor
 
 from monai_extra_losses import CenterlineDiceLoss, CompoundLoss, FusedDiceLoss
-from monai_extra_losses.cli.runs import run_configs
+from monai_extra_losses.bundle.running import run_configs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import memory

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench_losses import add_row, machine
 
-from monai_extra_losses.cli.runs import run_configs
+from monai_extra_losses.bundle.running import run_configs
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from monai_extra_losses import CompoundLoss, FusedDiceCELoss
 from monai_extra_losses.bundle.inference import InferenceSetUp
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.tensor_files import record_checksum, refuse_changed
 from monai_extra_losses.bundle.training import TrainingSetUp
 from monai_extra_losses.bundle.workflow import SegmentationWorkflow
-from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data.check_report import data_report
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 

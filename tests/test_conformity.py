@@ -20,9 +20,9 @@ import monai_extra_losses
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_metadata import differs_from_run, metadata_of_run
 from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 
 CONFIGS = monai_extra_losses.config_dir()

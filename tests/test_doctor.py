@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import monai_extra_losses
 from monai_extra_losses import CompoundLoss, CrossEntropyLoss, losses
 from monai_extra_losses.bundle.loss_facts import has_regions_alone, loss_of_equal_scores, score_reading
+from monai_extra_losses.bundle.running import config_files
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.runs import config_files
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.doctor.annotation import CaseAnnotation, shares_told
 from monai_extra_losses.doctor.findings import Finding, _about_empty_patches, _about_tiny_classes, examine

@@ -21,7 +21,8 @@ FLOORS = [
     {"losses", "transforms"},
     {"drop_in", "engines", "schedules"},
     {"bundle"},
-    {"doctor", "integrations", "compare"},
+    {"doctor", "integrations"},
+    {"compare"},
     {"cli"},
     {"__main__"},
 ]

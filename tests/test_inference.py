@@ -39,11 +39,11 @@ import monai_extra_losses
 from monai_extra_losses.bundle.inference import InferenceSetUp
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, close_unfinished, open_unfinished
 from monai_extra_losses.bundle.segmenting import CaseInferer, InvertGeometryd, SegmentationOfScoresd
 from monai_extra_losses.bundle.training import TrainingSetUp
 from monai_extra_losses.bundle.volumes_to_segment import AnyVolumeReader, find_inputs, input_stamp
-from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused, WritingFailed
 
 CONFIGS = monai_extra_losses.config_dir()

@@ -17,9 +17,9 @@ import monai_extra_losses
 from monai_extra_losses.bundle.components import decision
 from monai_extra_losses.bundle.hysteresis import hysteresis_option
 from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.segmenting import SegmentationOfScoresd
 from monai_extra_losses.bundle.workflow import SegmentationWorkflow
-from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data import write_phantom
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.transforms import HysteresisKeep

@@ -15,10 +15,11 @@ from monai.bundle import ConfigParser
 import monai_extra_losses
 from monai_extra_losses import losses
 from monai_extra_losses.bundle.loss_facts import loss_options
+from monai_extra_losses.bundle.running import config_files
 from monai_extra_losses.bundle.workflow import checked_overrides
 from monai_extra_losses.cli import main
 from monai_extra_losses.cli.loss_pages import loss_config, loss_options_of, loss_page, loss_table, train_command
-from monai_extra_losses.cli.runs import config_files, overrides_of
+from monai_extra_losses.cli.runs import overrides_of
 from monai_extra_losses.data.errors import StartUpRefused
 
 NAMES = [name for name in losses.__all__ if name.endswith("Loss")]

@@ -26,9 +26,9 @@ from monai_extra_losses.bundle.options import Network, network_name
 from monai_extra_losses.bundle.pooling import pooling_plan
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.running import config_files
 from monai_extra_losses.bundle.training_options import TABLE, TrainingOptions
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.runs import config_files
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.doctor.findings import examine
 from monai_extra_losses.engines import LossWithMaps, StackedScoresLoss

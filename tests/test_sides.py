@@ -17,9 +17,9 @@ import monai_extra_losses
 from monai_extra_losses.bundle.inference import InferenceSetUp
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.workflow import SegmentationWorkflow
 from monai_extra_losses.cli import main
-from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.sides import bound_to_direction
 from monai_extra_losses.doctor.findings import examine

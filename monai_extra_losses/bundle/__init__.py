@@ -15,6 +15,7 @@ _HOMES = {
     "CaseByCaseEvaluator": "monai_extra_losses.bundle.segmenting",
     "CaseInferer": "monai_extra_losses.bundle.segmenting",
     "CaseLoader": "monai_extra_losses.bundle.loaded_cases",
+    "CalibrationErrord": "monai_extra_losses.bundle.calibration_metrics",
     "CaseReport": "monai_extra_losses.bundle.case_report",
     "CasesToSegment": "monai_extra_losses.bundle.segmenting",
     "CheckLoadedCased": "monai_extra_losses.bundle.loaded_cases",

@@ -161,7 +161,7 @@ class CaseReport:
                 )
                 of_class = {"case": item["case"], "label": name}
                 for chosen, objects in zip(self.metric_sets, self.objects, strict=True):
-                    found.append(chosen.measure(predicted[number], true[number], grid))
+                    found.append(chosen.of_case(item, number, predicted[number], true[number], grid))
                     measured |= found[-1].numbers
                     objects += [{**of_class, **row} for row in found[-1].objects]
                 rows.append({**of_class, **measured})

@@ -6,6 +6,7 @@ legend follow from these.
 
 from collections.abc import Sequence
 
+from monai_extra_losses.bundle.calibration_metrics import CalibrationMetrics
 from monai_extra_losses.bundle.lesion_matching import LesionRule
 from monai_extra_losses.bundle.lesion_metrics import LesionMetrics
 from monai_extra_losses.bundle.metric_set import MetricSet
@@ -19,5 +20,9 @@ def metric_sets_of(names: Sequence[str], lesion_rule: LesionRule | None = None) 
         names: of `options.MetricSetName`.
         lesion_rule: when `lesions` counts one as found, and its bins; None: the default.
     """
-    known = {"vessels": VesselMetrics(), "lesions": LesionMetrics(lesion_rule or LesionRule())}
+    known = {
+        "vessels": VesselMetrics(),
+        "lesions": LesionMetrics(lesion_rule or LesionRule()),
+        "calibration": CalibrationMetrics(),
+    }
     return [known[name] for name in names]

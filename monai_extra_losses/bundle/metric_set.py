@@ -93,6 +93,19 @@ class MetricSet:
         """
         raise NotImplementedError
 
+    def of_case(
+        self, item: Mapping[str, Any], number: int, prediction: Mask, target: Mask, grid: VoxelGrid
+    ) -> Measured:
+        """Measure one class in one case; of what else the case has, where a set needs it.
+
+        Args:
+            item: the case, as the evaluation left it.
+            number: of the class, from 1.
+            prediction, target, grid: as of `measure`.
+        """
+        del item, number
+        return self.measure(prediction, target, grid)
+
     def over_all_cases(
         self, rows: Sequence[dict[str, Any]], objects: Sequence[Mapping[str, Any]]
     ) -> tuple[CaseMetric, ...]:

@@ -13,7 +13,7 @@ from monai_extra_losses.bundle.error_text import nearest_name
 from monai_extra_losses.data.errors import StartUpRefused
 
 Cache = Literal["memory", "disk", "none"]
-MetricSetName = Literal["vessels", "lesions"]
+MetricSetName = Literal["vessels", "lesions", "calibration"]
 Network = Literal["unet", "dynunet", "segresnet"]
 
 

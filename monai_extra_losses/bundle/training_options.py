@@ -206,7 +206,7 @@ class RecordedOptions:
     metrics: tuple[str, ...] = option(
         metric_sets,
         "sets of metrics that an evaluation of the run measures beside the usual ones: vessels, clDice and errors of "
-        "the Betti numbers; lesions, how many are found; e.g. [lesions]; null: none",
+        "the Betti numbers; lesions, how many are found; calibration, of the probabilities; e.g. [lesions]; null: none",
         default=(),
         changes_on_resume=True,
         rule=(lambda names: set(names) <= set(get_args(MetricSetName)), "sets that this version knows"),

@@ -21,8 +21,9 @@ import click
 import monai_extra_losses
 from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
 from monai_extra_losses.bundle.options import path_of
+from monai_extra_losses.bundle.running import config_files, run_configs
 from monai_extra_losses.cli.endings import stops_in_a_sentence
-from monai_extra_losses.cli.runs import check_overrides, config_files, overrides_of, run_configs
+from monai_extra_losses.cli.runs import check_overrides, overrides_of
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.versions import version_of

@@ -1,37 +1,12 @@
-"""The bundle's configs, run by name, and options of the command line as configs take them."""
+"""Options of the command line as configs take them."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import monai_extra_losses
-from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
 from monai_extra_losses.bundle.options import literal, path_of
+from monai_extra_losses.bundle.running import config_files
 from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.data.errors import StartUpRefused
-
-
-def run_configs(configs: Sequence[str], /, **options: Any) -> None:
-    """Run the bundle's configs in this process.
-
-    Args:
-        configs: names of files in the config folder, without `.yaml`.
-        options: of `SegmentationWorkflow`.
-    """
-    with without_pointless_warnings():
-        from monai_extra_losses.bundle.workflow import SegmentationWorkflow
-
-        logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # it speaks before logging.conf is read
-        workflow = SegmentationWorkflow(config_files(configs), **options)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-
-
-def config_files(configs: Sequence[str]) -> list[str]:
-    """The files of configs in the config folder."""
-    folder = monai_extra_losses.config_dir()
-    return [str(folder / f"{name}.yaml") for name in configs]
 
 
 def check_overrides(configs: Sequence[str], options: Mapping[str, Any]) -> None:

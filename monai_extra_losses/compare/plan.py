@@ -139,7 +139,7 @@ class ComparisonPlan:
                 LossChoice(**{**loss, "overlays": tuple(loss["overlays"])}) for loss in content.pop("losses")
             )
             grid = {key: tuple(values) for key, values in content.pop("grid").items()}
-            lists = {key: tuple(content.pop(key)) for key in ("folds", "seeds", "config_files", "metrics")}
+            lists: dict[str, Any] = {k: tuple(content.pop(k)) for k in ("folds", "seeds", "config_files", "metrics")}
             return cls(losses=losses, grid=grid, **lists, **content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StartUpRefused(

@@ -3,10 +3,8 @@
 import logging
 import math
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +37,7 @@ from monai_extra_losses.doctor.steps import (
     draw_batches,
     label_of,
     loss_of_scores,
+    measure_cost,
     of_part,
     scores_of,
     take_steps,
@@ -381,9 +380,9 @@ def _about_descent(steps: Sequence[TakenStep]) -> Finding:
 
 
 def _about_cost(training: BuiltTraining, steps: Sequence[TakenStep], data_seconds: float) -> Iterator[Finding]:
-    record = training.record
-    step = statistics.median(taken.seconds for taken in steps[1:])  # the first one warms up
-    of_loss = statistics.median(taken.of_loss for taken in steps[1:])
+    with stage("Validating a case"):
+        cost = measure_cost(training, steps, data_seconds)
+    record, step, of_loss = training.record, cost.step, cost.of_loss
     much = of_loss / step >= _MUCH
     remedy = "; distances measured once per volume cost less (--with boundary_maps)"
     yield Finding(
@@ -391,18 +390,11 @@ def _about_cost(training: BuiltTraining, steps: Sequence[TakenStep], data_second
         f"A step takes {step:.2g} s, {of_loss:.2g} s of it ({of_loss / step:.0%}) in the loss; cutting and augmenting "
         f"a batch takes {data_seconds:.2g} s{remedy if much and measures_distances(training.loss) else ''}.",
     )
-    with stage("Validating a case"):
-        started = time.perf_counter()
-        training.evaluator.run()
-        validation = time.perf_counter() - started
-    rounds, cases = -(-record.epochs // record.val_interval), len(record.validation)
-    per_epoch = -(-len(record.training) // record.batch_size)
-    total = record.epochs * per_epoch * (step + data_seconds) + rounds * cases * validation
     yield Finding(
         "ok",
-        f"Validating a case takes {validation:.2g} s. {_count(record.epochs, 'epoch')} of "
-        f"{_count(per_epoch, 'step')} and {_count(rounds, 'validation')} of {_count(cases, 'case')} take about "
-        f"{shown_duration(total)}, start not counted.",
+        f"Validating a case takes {cost.validation:.2g} s. {_count(record.epochs, 'epoch')} of "
+        f"{_count(cost.steps_per_epoch, 'step')} and {_count(cost.validations, 'validation')} of "
+        f"{_count(len(record.validation), 'case')} take about {shown_duration(cost.total)}, start not counted.",
     )
     yield from _about_memory(training)
 

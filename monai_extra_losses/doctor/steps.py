@@ -3,8 +3,10 @@
 import contextlib
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,60 @@ def draw_batches(training: BuiltTraining) -> tuple[list[tuple[Tensor, Any]], lis
         batches.append((inputs, target))
         cases += batch["case"] if isinstance(batch, Mapping) and "case" in batch else [""] * len(inputs)
     return batches, cases, statistics.median(seconds[1:])
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Seconds of a training, by a few steps of it.
+
+    Args:
+        step: of one.
+        of_loss: the part of it that the loss takes.
+        data: to cut and augment a batch.
+        validation: of one case.
+        steps_per_epoch, validations: how many.
+        total: of the whole, its start not counted.
+    """
+
+    step: float
+    of_loss: float
+    data: float
+    validation: float
+    steps_per_epoch: int
+    validations: int
+    total: float
+
+
+def measure_cost(training: BuiltTraining, steps: Sequence[TakenStep], data_seconds: float) -> TrainingCost:
+    """What the training will cost, by the steps taken and the validation of a case.
+
+    Args:
+        steps: taken on the first batch.
+        data_seconds: of a batch.
+    """
+    record = training.record
+    step = statistics.median(taken.seconds for taken in steps[1:])  # the first one warms up
+    of_loss = statistics.median(taken.of_loss for taken in steps[1:])
+    started = time.perf_counter()
+    training.evaluator.run()
+    validation = time.perf_counter() - started
+    per_epoch = -(-len(record.training) // record.batch_size)
+    rounds = -(-record.epochs // record.val_interval)
+    total = record.epochs * per_epoch * (step + data_seconds) + rounds * len(record.validation) * validation
+    return TrainingCost(step, of_loss, data_seconds, validation, per_epoch, rounds, total)
+
+
+def estimate_cost(config_files: Sequence[str], options: Mapping[str, Any]) -> TrainingCost:
+    """Take a few steps of a training, in a temporary folder, and say what the whole will cost.
+
+    Raises:
+        StartUpRefused: what the training would be refused for.
+        ExaminationStopped: what it would stop at.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        training = build_training(config_files, {**options, "bundle_root": folder})
+        batches, _, data_seconds = draw_batches(training)
+        return measure_cost(training, take_steps(training, *batches[0]), data_seconds)
 
 
 def label_of(target: Any) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.bundle.run_folder import RunFolder
-from monai_extra_losses.cli.runs import run_configs
+from monai_extra_losses.bundle.running import run_configs
 
 
 def train(data: Path, run: Path, configs: tuple[str, ...] = ("train", "losses"), **options: Any) -> RunFolder:

@@ -118,6 +118,7 @@ OTHERS: dict[str, Any] = {
     "num_res_units": 1,
     "fold": 1,
     "seed": 1,
+    "fold_seed": 1,
     "limit": 5,
     "epochs": 2,
     "val_interval": 2,

@@ -46,6 +46,7 @@ _WIDTH = 100
 # What a stopped command needs to go on, after its own words.
 _GO_ON = {
     "train": ("--resume", "True"),
+    "compare": (),
     "evaluate": (),
     "infer": (),
     "prepare": (),
@@ -212,6 +213,71 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     configs, options = _training(context, data, **chosen)
     several = ("multi_gpu_train",) if _processes() > 1 else ()
     run_configs((*configs, *several), **{"bundle_root": run.absolute()} | options)
+
+
+@commands.command(context_settings=_with_overrides)
+@click.option(
+    "--data", "--dataset_dir", type=_folder, required=True, help="Folder with dataset.json, or imagesTr/ and labelsTr/."
+)
+@click.option(
+    "--losses",
+    required=True,
+    metavar="LOSS,...",
+    help="Names from `monai-extra-losses list`, or module.Class of your own; with options, focal_tversky::gamma=2, and "
+    "overlays of `train --with`, surface+boundary_maps. Differences are to the first.",
+)
+@click.option("--out", type=_folder, required=True, help="Folder of the comparison.")
+@click.option("--folds", default="0", show_default=True, metavar="FOLD,...", help="Folds that validate, one by one.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Trainings with other weights and patches; with one nothing can be said.",
+)
+@click.option("--epochs", type=int, help="Epochs of each training  [default: as in train.yaml].")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="OPTION=VALUE,...",
+    help="Values tried for every loss, such as learning_rate=0.001,0.002; the best in validation is taken. Several "
+    "times: all combinations.",
+)
+@click.option("--test", type=_folder, help="Data set to measure on  [default: the cases that validate].")
+@click.option(
+    "--config_file", multiple=True, type=_folder, help="Your own training config in place of train.yaml, or several."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Trials at a time  [default: one per GPU, or one].")
+@click.option("--engine", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+@click.option("--slurm", type=_folder, metavar="FILE", help="YAML with the options below, and others of sbatch.")
+@click.option("--partition", help="Of SLURM.")
+@click.option("--account", help="Of SLURM.")
+@click.option("--time", help='Of SLURM, per trial: minutes, or "12:00:00".')
+@click.option("--gpus_per_trial", type=click.IntRange(min=0), help="Of SLURM.")
+@click.option("--dry-run", is_flag=True, help="List the trials and about how long they take; train nothing.")
+@click.pass_context
+def compare(context: click.Context, /, **given: Any) -> None:
+    """Compare losses on your data: which is better, by how much, and is that more than noise.
+
+    Trains every loss in every fold with every seed, each in a process and a run folder of its own below OUT/trials. The
+    cases of the folds, and within a seed the first weights and the patches, are the same for all losses. Then writes
+    OUT/report.html (one file), OUT/report.md and OUT/results.csv: the noise of the seeds, differences to the first loss
+    with intervals over cases and seeds, tests, ranks, curves, and what it cost.
+
+    Every value of configs/train.yaml can be given as --KEY VALUE. Stopped or killed, the same line goes on: what is
+    finished is kept, what was begun is gone on with, what failed is tried again.
+
+    \b
+    monai-extra-losses compare --data DIR --losses dice_ce,focal_tversky,dice_top_k --seeds 3 --out compared
+    monai-extra-losses compare --data DIR --losses dice_ce,surface+boundary_maps --folds 0,1 --jobs 2 --out compared
+    monai-extra-losses compare --data DIR --losses dice_ce,tversky --grid learning_rate=0.001,0.002,0.004 --out compared
+    monai-extra-losses compare --data DIR --losses dice_ce,tversky --engine slurm --partition gpu --time 4:00:00 \\
+      --gpus_per_trial 1 --out compared
+    """
+    from monai_extra_losses.cli.comparing import compare_losses
+
+    words = shlex.join(["monai-extra-losses", *context.find_root().meta[__name__]])
+    compare_losses(words, overrides_of(context.args), **given)
 
 
 @commands.command(context_settings=_with_overrides)

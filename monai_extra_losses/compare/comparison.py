@@ -145,6 +145,26 @@ def local_engine(folder: ComparisonFolder, jobs: int | None, device: Any = None)
     return run
 
 
+def slurm_engine(folder: ComparisonFolder, file: Path | None, given: Mapping[str, Any]) -> Engine:
+    """Trials as one array job of a cluster.
+
+    Args:
+        file: YAML with options of SLURM.
+        given: options that go before those of the file; None: not given.
+    """
+    from monai_extra_losses.compare.slurm import SlurmOptions, run_on_slurm
+
+    options = SlurmOptions.read(file, **{name: value for name, value in given.items() if value is not None})
+
+    def run(names: Sequence[str], on_change: Callable[[Mapping[str, str]], None]) -> dict[str, str]:
+        def command(name: str) -> list[str]:
+            return command_of(folder.root, name)
+
+        return run_on_slurm(folder.root, names, options, command=command, on_change=on_change)
+
+    return run
+
+
 def estimate(plan: ComparisonPlan) -> dict[str, float]:
     """Text of each loss -> seconds of one trial, by a few steps of it; its start and its evaluation not counted.
 

@@ -123,8 +123,9 @@ def _peak_memory_mb() -> float | None:
 
 def _end_with_stdin() -> None:
     """End at once when the process that started this one is gone, as another one will go on with the trial."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdin.buffer.read()
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):  # not sys.stdin, whose lock Python wants when it ends
+            pass
     os._exit(1)
 
 

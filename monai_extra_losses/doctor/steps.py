@@ -1,6 +1,7 @@
 """Build a training by its configs and take a few steps of it."""
 
 import contextlib
+import logging
 import math
 import statistics
 import tempfile
@@ -135,6 +136,7 @@ def estimate_cost(config_files: Sequence[str], options: Mapping[str, Any]) -> Tr
         StartUpRefused: what the training would be refused for.
         ExaminationStopped: what it would stop at.
     """
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of a log that is switched off
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         training = build_training(config_files, {**options, "bundle_root": folder})
         batches, _, data_seconds = draw_batches(training)

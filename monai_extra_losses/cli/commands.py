@@ -20,7 +20,7 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
-from monai_extra_losses.bundle.options import path_of
+from monai_extra_losses.bundle.options import literal, path_of
 from monai_extra_losses.bundle.running import config_files, run_configs
 from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.cli.runs import check_overrides, overrides_of
@@ -170,8 +170,14 @@ class _TrainingCommand(click.Command):
     "--run", "--bundle_root", type=_folder, required=True, help="Folder of the run; models/ and eval/ are made in it."
 )
 @_training_options
+@click.option(
+    "--fold", metavar="FOLD", help="The fold that validates, or all: each in turn, in RUN/fold_0, RUN/fold_1, ..."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="With --fold all: so many at a time  [default: one per GPU, or one]."
+)
 @click.pass_context
-def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> None:
+def train(context: click.Context, /, data: Path, run: Path, fold: str | None, jobs: int | None, **chosen: Any) -> None:
     """Train a 3D network: a small U-Net, or by --network another.
 
     Every value of configs/train.yaml can be given as --KEY VALUE, and the options of the loss as --loss::KEY VALUE.
@@ -180,7 +186,7 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     \b
     --network dynunet             unet, small and quick; dynunet, of nnU-Net, for long trainings and thick
                                   slices; or segresnet
-    --fold 0, --num_folds 5       the fold that validates, and the folds to deal
+    --fold 0, --num_folds 5       the fold that validates, or all; and the folds to deal
     --patch_size "[96, 96, 32]"   voxels per axis
     --pixdim "[1, 1, 2.5]"        spacing in mm to resample to
     --hu_window "[-175, 250]"     CT: intensities to clip to
@@ -206,11 +212,23 @@ def train(context: click.Context, /, data: Path, run: Path, **chosen: Any) -> No
     monai-extra-losses train --data DIR --run runs/t --loss tversky --resume True
     monai-extra-losses train --data DIR --run runs/surface --loss surface --with boundary_maps
     monai-extra-losses train --data DIR --run runs/vessels --with vessels
+    monai-extra-losses train --data DIR --run runs/folds --fold all
     monai-extra-losses train --data DIR --run runs/deep --network dynunet --deep_supervision True
     monai-extra-losses train --data DIR --run runs/own --loss my_module.MyLoss --loss::scale 2
     torchrun --standalone --nproc_per_node=2 -m -- monai_extra_losses train --data DIR --run runs/two_gpus
     """
     configs, options = _training(context, data, **chosen)
+    if fold == "all" and _processes() > 1:
+        raise StartUpRefused("Expected one process for --fold all, got several by torchrun; give a fold.")
+    if fold == "all":
+        from monai_extra_losses.cli.folds import train_every_fold
+
+        train_every_fold(context.find_root().meta[__name__], run.absolute(), configs, options, jobs)
+        return
+    if jobs is not None:
+        raise StartUpRefused("Expected --jobs with --fold all alone; one training runs at a time.")
+    if fold is not None:
+        options["fold"] = literal(fold)
     several = ("multi_gpu_train",) if _processes() > 1 else ()
     run_configs((*configs, *several), **{"bundle_root": run.absolute()} | options)
 

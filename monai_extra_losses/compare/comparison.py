@@ -130,7 +130,7 @@ def run_comparison(
 
 def local_engine(folder: ComparisonFolder, jobs: int | None, device: Any = None) -> Engine:
     """Trials in processes of this machine, `jobs` at a time; None: one per GPU, or one."""
-    gpus = _gpus() if device is None else []
+    gpus = free_gpus() if device is None else []
 
     def run(names: Sequence[str], on_change: Callable[[Mapping[str, str]], None]) -> dict[str, str]:
         return run_locally(
@@ -160,7 +160,8 @@ def slurm_engine(folder: ComparisonFolder, file: Path | None, given: Mapping[str
         def command(name: str) -> list[str]:
             return command_of(folder.root, name)
 
-        return run_on_slurm(folder.root, names, options, command=command, on_change=on_change)
+        states: dict[str, str] = run_on_slurm(folder.root, names, options, command=command, on_change=on_change)
+        return states
 
     return run
 
@@ -205,7 +206,8 @@ def _one_of_each_loss(plan: ComparisonPlan) -> list[Trial]:
     return plan.trials[: len(plan.losses)]
 
 
-def _gpus() -> list[str]:
+def free_gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process sees."""
     import torch
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]

@@ -1,8 +1,10 @@
 """Trials in processes of this machine, a few at a time."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +68,18 @@ def run_locally(
     return states
 
 
+def end_with_stdin() -> None:
+    """In a process that `run_locally` started: end at once when that is killed, as another will go on with the work."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):  # not sys.stdin, whose lock Python wants when it ends
+                pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def last_line(log: Path) -> str:
     """The last line that a trial printed; "" where it printed none."""
     try:
@@ -89,7 +103,7 @@ def _started(command: Sequence[str], log: Path, environment: Mapping[str, str]) 
     with log.open("ab") as stream:
         return subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # its end tells a trial that this process was killed
+            stdin=subprocess.PIPE,  # its end tells them that this process was killed
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},

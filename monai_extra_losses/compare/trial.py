@@ -8,15 +8,14 @@ The engines (`compare.local`, `compare.slurm`) start it so. trial.json is writte
 import contextlib
 import dataclasses
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder
+from monai_extra_losses.compare.local import end_with_stdin
 from monai_extra_losses.compare.plan import ComparisonPlan, Trial
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused, WritingFailed
 from monai_extra_losses.data.storage import write_whole
@@ -121,19 +120,11 @@ def _peak_memory_mb() -> float | None:
     return None
 
 
-def _end_with_stdin() -> None:
-    """End at once when the process that started this one is gone, as another one will go on with the trial."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 1024):  # not sys.stdin, whose lock Python wants when it ends
-            pass
-    os._exit(1)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the trial that an engine names."""
     out, name, *how = arguments
     if how == [ENDS_WITH_STDIN]:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        end_with_stdin()
     try:
         run_trial(Path(out), name)
     except (StartUpRefused, DatasetError, WritingFailed) as error:

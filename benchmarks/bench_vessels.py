@@ -6,9 +6,8 @@
 Trains the bundle on phantoms of vessels (`monai-extra-losses phantom --kind vessels`: 20 cases, of which 4 validate)
 with Dice + cross-entropy, and with a third part of the same weight; each with several seeds, which deal the cases, draw
 the weights and cut the patches, for as many epochs. Then evaluates the epoch that validated best on 14 phantoms of
-another seed: Dice, clDice and errors of the Betti numbers, means over artery and vein. Seconds per epoch are those of
-the whole training, validations and start too; `cpu_seconds` are what it computed, whatever else the machine did;
-`memory_mb` is its peak. Two trainings at a time, a thread each.
+another seed: Dice, clDice and errors of the Betti numbers, means over artery and vein. Two trainings at a time, a
+thread each.
 
 A difference is one where the values of all seeds of one loss are on one side of those of the other, and no more than
 that: a few seeds, made data.
@@ -16,27 +15,22 @@ that: a few seeds, made data.
 `--steps` takes no data: time and memory of a step of our centerline Dice losses beside MONAI's, alternating.
 """
 
-import argparse
-import csv
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import monai.losses
 import torch
 from bench_losses import add_row, keep_memory, machine
+from bundle_trainings import Training, Trainings, compare_trainings, parser_of, run_one
 from torch import Tensor
 
 from monai_extra_losses import CenterlineDiceLoss, CompoundLoss, FusedDiceLoss
-from monai_extra_losses.bundle.running import run_configs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import memory
@@ -54,12 +48,13 @@ def third_part(name: str, **options: Any) -> dict[str, Any]:
     return {"_target_": f"{losses}.CompoundLoss", "losses": parts}
 
 
-# Name -> overlays, and options beside those of all.
-TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "dice_ce": ((), {"loss": "dice_ce"}),
-    "dice_ce + skeleton_recall": (("vessels",), {"loss": "skeleton_recall"}),
-    "dice_ce + centerline_dice": ((), {"loss": third_part("CenterlineDiceLoss", iterations=5)}),
-    "dice_ce + centerline_boundary_dice": ((), {"loss": third_part("CenterlineBoundaryDiceLoss", iterations=5)}),
+TRAININGS = {
+    "dice_ce": Training((), {"loss": "dice_ce"}),
+    "dice_ce + skeleton_recall": Training(("vessels",), {"loss": "skeleton_recall"}),
+    "dice_ce + centerline_dice": Training((), {"loss": third_part("CenterlineDiceLoss", iterations=5)}),
+    "dice_ce + centerline_boundary_dice": Training(
+        (), {"loss": third_part("CenterlineBoundaryDiceLoss", iterations=5)}
+    ),
 }
 OF_ALL = {
     "patch_size": [48, 48, 48],
@@ -71,71 +66,12 @@ OF_ALL = {
 }
 
 
-def train(name: str, seed: int, epochs: int, out: Path) -> None:
-    """One training, and its evaluation, in this process."""
-    overlays, options = TRAININGS[name]
-    run = run_of(out, name, seed)
-    given = {**OF_ALL, **options, "seed": seed, "epochs": epochs, "dataset_dir": str(out / "training")}
-    run_configs(("train", "losses", *overlays), bundle_root=str(run), **given)
-
-
-def evaluate(name: str, seed: int, out: Path) -> None:
-    run_configs(
-        ("train", "losses", "evaluate"),
-        bundle_root=str(run_of(out, name, seed)),
-        dataset_dir=str(out / "held_out"),
-        split="all",
-        overlays=False,
-        overwrite=True,
-    )
-
-
-def run_of(out: Path, name: str, seed: int) -> Path:
-    return out / "runs" / f"{name.replace(' + ', '_')}_{seed}"
-
-
-def measured(name: str, seed: int, epochs: int, out: Path) -> dict[str, Any]:
-    """The row of a training, in a process of its own."""
-    command = [sys.executable, __file__, "--out", str(out), "--epochs", str(epochs)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    log = run_of(out, name, seed).with_suffix(".txt")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [*command, "--one", name, str(seed)], env=environment, stdout=stream, stderr=subprocess.STDOUT
-        )
-        _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{name}, seed {seed}: failed, see {log}.")
-    subprocess.run([*command, "--evaluate", name, str(seed)], env=environment, check=True, stdout=subprocess.DEVNULL)
-    with (run_of(out, name, seed) / "eval" / "summary.csv").open(newline="") as stream:
-        mean = next(row for row in csv.DictReader(stream) if row["label"] == "mean")
-    return {
-        "loss": name,
-        "seed": seed,
-        "epochs": epochs,
-        **{metric: round(float(mean[f"{metric}_mean"]), 4) for metric in METRICS},
-        "seconds_per_epoch": round(seconds / epochs, 2),
-        "cpu_seconds_per_epoch": round((used.ru_utime + used.ru_stime) / epochs, 2),
-        "memory_mb": round(used.ru_maxrss / 1024),
-    }
-
-
-def compare_trainings(names: list[str], seeds: list[int], epochs: int, out: Path, file: Path | None) -> None:
+def make_phantoms(out: Path) -> None:
+    """Write those that are not there."""
     for folder, count in COUNTS.items():
         if not (out / folder).exists():
             words = ["phantom", "--kind", "vessels", "--out", out / folder, "--cases", count, "--seed", SEEDS[folder]]
             subprocess.run([sys.executable, "-m", "monai_extra_losses", *map(str, words)], check=True)
-    where = machine("cpu") | {"threads": 1}
-    print(json.dumps(where))
-    calls = [partial(measured, name, seed, epochs, out) for seed in seeds for name in names]
-    with ThreadPoolExecutor(2) as pool:
-        for row in pool.map(lambda call: call(), calls):
-            print(json.dumps(row), flush=True)
-            if file:
-                add_row(file, row | where, [*row, *where])
 
 
 # --- steps ---
@@ -184,27 +120,28 @@ def of_steps(losses: dict[str, Any], scores: Tensor, labels: Tensor, rounds: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--steps", action="store_true", help="time steps, and train nothing")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps")
-    parser.add_argument("--out", type=Path, help="a folder; phantoms that are there are taken")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
-    parser.add_argument("--csv", type=Path, help="also add the rows to this file")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--evaluate", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.steps:
         compare_steps(args.rounds, args.csv)
-    elif args.out is None:
+        return
+    if args.out is None:
         parser.error("expected --out, or --steps.")
-    elif args.one:
-        train(args.one[0], int(args.one[1]), args.epochs, args.out.resolve())
-    elif args.evaluate:
-        evaluate(args.evaluate[0], int(args.evaluate[1]), args.out.resolve())
+    args.out = args.out.resolve()
+    of = Trainings(
+        trainings=TRAININGS,
+        of_all=OF_ALL | {"dataset_dir": str(args.out / "training")},
+        evaluations={"": {"dataset_dir": str(args.out / "held_out"), "split": "all"}},
+        metrics=METRICS,
+    )
+    if args.one:
+        run_one(of, args)
     else:
-        compare_trainings(args.only, args.seeds, args.epochs, args.out.resolve(), args.csv)
+        make_phantoms(args.out)
+        compare_trainings(of, args.only, args)
 
 
 if __name__ == "__main__":

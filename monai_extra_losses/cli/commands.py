@@ -20,9 +20,10 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
-from monai_extra_losses.bundle.options import path_of
+from monai_extra_losses.bundle.options import path_of, run_folders
 from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.cli.runs import check_overrides, config_files, overrides_of, run_configs
+from monai_extra_losses.cli.several_runs import CommandOfRuns
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.versions import version_of
@@ -146,6 +147,13 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _runs(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option for one run or several, of a `CommandOfRuns`."""
+    return click.option(
+        "--run", "--bundle_root", "runs", type=_folder, required=True, multiple=True, metavar="DIR...", help=text
+    )
 
 
 class _TrainingCommand(click.Command):
@@ -297,15 +305,20 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     run_configs(("train", "losses", "evaluate", *several), **options | overrides_of(context.args))
 
 
-@commands.command(context_settings=_with_overrides)
-@click.option("--run", "--bundle_root", type=_folder, required=True, help="Folder of a trained run.")
+@commands.command(cls=CommandOfRuns, context_settings=_with_overrides)
+@_runs("Folder of a trained run; several, or a pattern of them: their probabilities are averaged.")
 @click.option("--input", "source", type=_folder, required=True, help="A volume, a DICOM series, or a folder of them.")
 @click.option(
     "--output", "--output_dir", type=_folder, required=True, help="Folder for the label maps NAME_seg.nii.gz."
 )
 @click.pass_context
-def infer(context: click.Context, run: Path, source: Path, output: Path) -> None:
+def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: Path) -> None:
     """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
+
+    Several runs (folds, seeds, losses, networks) segment together: their probabilities are averaged, then decided.
+    --uncertainty True writes NAME_uncertainty.nii.gz beside, how far they disagree: the mutual information of
+    prediction and model in nats, which is the entropy of the mean probabilities less the mean of the entropies; of
+    regions, the largest.
 
     A case that is finished is skipped; what is there of another model, other options or another image is refused, and
     made anew with --overwrite True. What cannot be segmented is named at the end. Files in a folder per case are found
@@ -316,6 +329,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     --test_time_flips True        average over mirror images
     --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --probabilities True          write them too
+    --uncertainty True            of several runs, write how far they disagree
     --series TEXT                 which series of DICOM folders with several
     --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels
     --restore_labels False        write the label ids of the training
@@ -329,14 +343,21 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     \b
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
     monai-extra-losses infer --run runs/ft --input DIR --output OUT --test_time_flips True --probabilities True
+    monai-extra-losses infer --run runs/a/fold_* --input DIR --output OUT --uncertainty True
     """
-    options = {
+    first, *others = (folder.absolute() for folder in run_folders("--run", runs))
+    overrides = overrides_of(context.args)
+    if "ensemble" in overrides:
+        raise StartUpRefused("Expected the runs of an ensemble behind --run, got --ensemble; name all by --run.")
+    options: dict[str, Any] = {
         "workflow_type": "infer",
-        "bundle_root": run.absolute(),
+        "bundle_root": first,
         "input": source if CASE in str(source) else source.absolute(),
         "output_dir": output.absolute(),
     }
-    run_configs(("inference",), **options | overrides_of(context.args))
+    if others:
+        options["ensemble"] = others
+    run_configs(("inference",), **options | overrides)
 
 
 @commands.command()

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,28 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, MeanEnsemble
-from runs import train
+from runs import table, train
 
+from monai_extra_losses.bundle.case_tables import summarise
 from monai_extra_losses.bundle.ensemble import MeanOverRunsd
+from monai_extra_losses.bundle.evaluation_record import EvaluationRecord
 from monai_extra_losses.bundle.hysteresis import scores_of_what_is_kept
 from monai_extra_losses.bundle.inference import InferenceSetUp
 from monai_extra_losses.bundle.networks import network_of_run
 from monai_extra_losses.bundle.options import run_folders
-from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.pooled_evaluation import PooledEvaluation
+from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.segmenting import InvertGeometryd, scores_of
 from monai_extra_losses.bundle.tensor_files import record_checksum
 from monai_extra_losses.cli import commands, main
 from monai_extra_losses.cli.runs import run_configs
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.report.tables import read_csv
 
 IMAGE = Path("imagesTs") / "phantom_test_000.nii.gz"
 OVERLAPPING = {"whole": (1, 2), "organ": (1,), "lesion": (2,)}  # as many regions as classes: the weights fit both
+TEXT = ("run", "case", "label")
 Change = Callable[..., list[RunFolder]]
 
 
@@ -299,3 +305,219 @@ def test_patterns_and_doubled_runs(tmp_path: Path) -> None:
         run_folders("--run", [tmp_path / "x*"])
     with pytest.raises(StartUpRefused, match=r"Expected --run to name each run once, got .*/a twice"):
         run_folders("--run", [tmp_path / "a", tmp_path / "b" / ".." / "a"])
+
+
+def test_what_does_not_go_with_several_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom_folder: Path
+) -> None:
+    def said(*words: object) -> object:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        return ended.value.code
+
+    source = ("--input", phantom_folder, "--output", tmp_path / "out")
+    assert said("infer", "--run", "a", "b", *source, "--ensemble", "c") == (
+        "Expected the runs of an ensemble behind --run, got --ensemble; name all by --run."
+    )
+    assert said("evaluate", "--run", "a", "b", "--model_file", "c.pt") == (
+        "Expected no model_file with several runs, each of which has its own, got c.pt; leave it out."
+    )
+    assert str(said("evaluate", "--run", "a", "b", "--overlay", "False")).startswith(
+        "There is no option 'overlay' (did"
+    )
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert said("evaluate", "--run", "a", "b") == (
+        "Expected one process for several runs, got 2 by torchrun; start without it."
+    )
+
+
+# ---- pooled evaluations ----
+
+
+def evaluate_all(runs: list[RunFolder], *words: object) -> None:
+    folders = [str(run.root) for run in runs]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--run", *folders, "--overlays", "False", "--metrics", "lesions", *map(str, words)])
+    if ended.value.code:
+        raise StartUpRefused(str(ended.value.code))
+
+
+@pytest.fixture(scope="module")
+def pooled(folds: list[RunFolder], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RunFolder], ResultsFolder]:
+    """The folds, evaluated, and the folder of their pooled tables; do not write into them."""
+    root = tmp_path_factory.mktemp("pooled")
+    runs = [RunFolder(Path(shutil.copytree(fold.root, root / fold.root.name))) for fold in folds]
+    evaluate_all(runs)
+    return runs, ResultsFolder(root / "eval")
+
+
+@pytest.fixture
+def evaluated(pooled: tuple[list[RunFolder], ResultsFolder], tmp_path: Path) -> tuple[list[RunFolder], ResultsFolder]:
+    """A copy to write into."""
+    runs, results = pooled
+    root = Path(shutil.copytree(results.root.parent, tmp_path / "runs"))
+    return [RunFolder(root / run.root.name) for run in runs], ResultsFolder(root / "eval")
+
+
+def assert_same_numbers(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
+    """Up to the six digits of a table, from which means over lesions are taken."""
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert list(row) == list(other)
+        for name, value in row.items():
+            exact = isinstance(value, str)
+            assert value == (other[name] if exact else pytest.approx(other[name], rel=1e-5, nan_ok=True)), name
+
+
+def test_pooled_tables_are_of_all_cases(pooled: tuple[list[RunFolder], ResultsFolder]) -> None:
+    runs, results = pooled
+    names = [run.root.name for run in runs]
+    for file in ("cases.csv", "lesions.csv"):
+        together = [
+            {"run": name, **row}
+            for name, run in zip(names, runs, strict=True)
+            for row in read_csv(run.results.root / file, text=TEXT)
+        ]
+        assert {row["run"] for row in together} == set(names)
+        assert_same_numbers(read_csv(results.root / file, text=TEXT), together)
+    rows = read_csv(results.cases_csv, text=TEXT)
+    assert len({row["case"] for row in rows}) == sum(len(RunRecord.read(run.record).validation) for run in runs) == 4
+    measured = [name for name in rows[0] if name not in ("run", "case", "label", "target_ml", "prediction_ml")]
+    summary = read_csv(results.summary_csv, text=("label",))
+    assert_same_numbers(summary, summarise(rows, ["organ", "lesion"], measured))
+    assert results.lesions_png.exists()
+    record = EvaluationRecord.read(results.record)
+    assert record is not None
+    assert record.runs == tuple(str(run.root) for run in runs)
+    assert len(set(record.models)) == len(set(record.cases)) == 2
+
+
+def test_a_finished_evaluation_is_pooled_again_and_not_repeated(
+    evaluated: tuple[list[RunFolder], ResultsFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, results = evaluated
+    kept = runs[1].results.record
+    before = kept.stat().st_mtime_ns
+    text = results.cases_csv.read_text()
+    results.cases_csv.write_text("")
+    runs[0].results.cases_csv.unlink()
+    evaluate_all(runs)
+    said = capsys.readouterr().out
+    assert f"Evaluated before: {runs[1].results.cases_csv}" in said
+    assert str(runs[0].results.cases_csv) in said.replace(f"before: {runs[0].results.cases_csv}", "")
+    assert "2 runs, each case measured by the one that did not train on it." in said
+    assert results.cases_csv.read_text() == text
+    assert kept.stat().st_mtime_ns == before
+    assert "All" not in (runs[1].results.log.read_text())
+    evaluate_all(runs, "--overwrite", "True")
+    assert kept.stat().st_mtime_ns > before
+
+
+def test_bins_of_volume_are_those_of_all_runs(evaluated: tuple[list[RunFolder], ResultsFolder]) -> None:
+    runs, results = evaluated
+    evaluate_all(runs, "--overwrite", "True", "--lesion_bins", "2")
+    volumes = [float(row["volume_ml"]) for row in table(results.lesions_csv)]
+    counts = [name for name in table(results.cases_csv)[0] if re.fullmatch(r"lesions_.*_ml", name)]
+    edge = float(counts[1].removeprefix("lesions_from_").removesuffix("_ml"))
+    of_bins = [sum(int(row[name]) for row in table(results.cases_csv)) for name in counts]
+    assert of_bins == [sum(volume < edge for volume in volumes), sum(volume >= edge for volume in volumes)]
+    assert abs(of_bins[0] - of_bins[1]) <= 1
+
+
+def test_every_run_measures_all_cases_of_a_data_set(
+    folds: list[RunFolder], phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantom_folder, data)
+    for name in ("imagesTs", "labelsTs"):
+        shutil.rmtree(data / name, ignore_errors=True)
+    content = json.loads((data / "dataset.json").read_text())
+    content["training"], content["test"] = content["training"][:2], []
+    content.pop("folds", None)
+    (data / "dataset.json").write_text(json.dumps(content | {"numTraining": 2, "numTest": 0}))
+    words = ("--data", data, "--split", "all")
+    with pytest.raises(StartUpRefused, match=r"Expected --output_dir with other cases than those that the runs valid"):
+        evaluate_all(folds, *words)
+    evaluate_all(folds, *words, "--output_dir", tmp_path / "out")
+    rows = table(tmp_path / "out" / "cases.csv")
+    assert len(rows) == 2 * 2 * 2  # runs, cases, classes
+    assert len({row["case"] for row in rows}) == 2
+    for name in ("fold_0", "fold_1"):
+        own = read_csv(tmp_path / "out" / name / "cases.csv", text=TEXT)
+        pooled = [row for row in read_csv(tmp_path / "out" / "cases.csv", text=TEXT) if row["run"] == name]
+        assert_same_numbers(pooled, [{"run": name, **row} for row in own])
+        assert not (folds[0].root.parent / name / "eval" / "cases.csv").exists()
+    assert table(tmp_path / "out" / "summary.csv")[0]["cases"] == "4"
+    assert "2 runs, each of which measured all cases: a case counts once for each run." in capsys.readouterr().out
+
+
+def test_runs_that_cannot_be_pooled_are_refused_before_anything_is_measured(
+    evaluated: tuple[list[RunFolder], ResultsFolder], tmp_path: Path
+) -> None:
+    runs, results = evaluated
+    seed = RunFolder(Path(shutil.copytree(runs[0].root, runs[0].root.parent / "seed_1")))
+    case = RunRecord.read(seed.record).validation[0]
+    with pytest.raises(StartUpRefused, match=rf"other validation cases, .*, got {case} in fold_0 and in seed_1; leave"):
+        evaluate_all([*runs, seed])
+    with pytest.raises(StartUpRefused, match=r"other training cases, .* and --split all\."):
+        evaluate_all(runs, "--split", "training", "--output_dir", tmp_path / "out")
+    elsewhere = RunFolder(Path(shutil.move(seed.root, tmp_path / "elsewhere")))
+    with pytest.raises(StartUpRefused, match=r"Expected --output_dir with runs of several folders, got none"):
+        evaluate_all([runs[1], elsewhere])
+    with pytest.raises(StartUpRefused, match=r"eval/cases\.csv exists, and not of several runs; replace it by"):
+        evaluate_all(runs, "--output_dir", elsewhere.results.root)
+    shutil.rmtree(results.root)
+    other = dataclasses.replace(RunRecord.read(runs[1].record), metrics=("lesions",))
+    other.write(runs[1].record)
+    plan: dict[str, Any] = {"runs": [run.root for run in runs], "split": "validation"}
+    with pytest.raises(StartUpRefused, match=r"runs of the same metrics, got \(\) in .*fold_0 and \('lesions',\) in"):
+        PooledEvaluation(**plan)
+    assert [run.name for run in PooledEvaluation(**plan, same_metrics=False).runs] == ["fold_0", "fold_1"]
+    dataclasses.replace(other, labels={0: "background", 1: "organ", 2: "cyst"}).write(runs[1].record)
+    with pytest.raises(StartUpRefused, match=r"runs of the same classes, got .*'lesion'.* in .*'cyst'.* in .*fold_1"):
+        PooledEvaluation(**plan, same_metrics=False)
+    assert not results.root.exists()
+
+
+def test_runs_of_several_folders_keep_these_in_their_names(
+    evaluated: tuple[list[RunFolder], ResultsFolder], tmp_path: Path
+) -> None:
+    runs, _ = evaluated
+    other = Path(shutil.move(runs[1].root, tmp_path / "other" / "fold_0"))
+    evaluation = PooledEvaluation([runs[0].root, other], split="validation", output_dir=tmp_path / "out")
+    assert [run.name for run in evaluation.runs] == ["runs/fold_0", "other/fold_0"]
+    evaluation.write()
+    assert {row["run"] for row in table(tmp_path / "out" / "cases.csv")} == {"runs/fold_0", "other/fold_0"}
+
+
+def test_tables_of_something_else_are_neither_pooled_nor_replaced(
+    evaluated: tuple[list[RunFolder], ResultsFolder], phantom_folder: Path, tmp_path: Path
+) -> None:
+    runs, _ = evaluated
+    results = runs[0].results
+
+    def refused(sentence: str, *words: object) -> None:
+        match = rf"fold_0/eval/cases\.csv to be of this evaluation, got one {sentence}; replace it by --overwrite True"
+        with pytest.raises(StartUpRefused, match=match):
+            evaluate_all(runs, *words)
+
+    refused(r"of surface_tolerance_mm 1\.0 instead of 2\.0", "--surface_tolerance_mm", "2")
+    refused(r"of overlap 0\.5 instead of 0\.25", "--validate::inferer::inferer::overlap", "0.25")
+    refused(r"of overlays false instead of true", "--overlays", "True")
+    lesions = results.lesions_csv.read_bytes()
+    results.lesions_csv.unlink()
+    refused(r"without lesions\.csv")
+    results.lesions_csv.write_bytes(lesions)
+    record = results.record.read_text()
+    results.record.write_text(json.dumps(json.loads(record) | {"cases": ["of other files"]}))
+    refused("of other cases or files")
+    results.record.write_text(json.dumps(json.loads(record) | {"models": ["of another"]}))
+    refused("of another model")
+    for damaged in ("", "[]", record.replace('"format": 1', '"format": 2'), record.replace('"models"', '"modules"')):
+        results.record.write_text(damaged)
+        assert EvaluationRecord.read(results.record) is None
+        refused("without a record of what it is of")
+    results.record.unlink()
+    with pytest.raises(StartUpRefused, match=r"Expected an evaluation in .*fold_0/eval, got none that is finished"):
+        PooledEvaluation([run.root for run in runs], split="validation").write()

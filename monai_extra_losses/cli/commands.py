@@ -20,7 +20,7 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
-from monai_extra_losses.bundle.options import path_of, run_folders
+from monai_extra_losses.bundle.options import path_of, run_folders, yes_or_no
 from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.cli.runs import check_overrides, config_files, overrides_of, run_configs
 from monai_extra_losses.cli.several_runs import CommandOfRuns
@@ -265,8 +265,8 @@ def doctor(context: click.Context, /, data: Path, run: Path | None, **chosen: An
         raise SystemExit(1)
 
 
-@commands.command(context_settings=_with_overrides)
-@click.option("--run", "--bundle_root", type=_folder, required=True, help="Folder of a trained run.")
+@commands.command(cls=CommandOfRuns, context_settings=_with_overrides)
+@_runs("Folder of a trained run; several, or a pattern of them: their tables are pooled.")
 @click.option("--data", "--dataset_dir", type=_folder, help="Data set folder  [default: the one trained on].")
 @click.option(
     "--split",
@@ -276,8 +276,13 @@ def doctor(context: click.Context, /, data: Path, run: Path | None, **chosen: An
     help="Cases as the run dealt them, or every labelled case of the data set.",
 )
 @click.pass_context
-def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -> None:
+def evaluate(context: click.Context, runs: tuple[Path, ...], data: Path | None, split: str) -> None:
     """Measure a run: Dice, Hausdorff distance and surface Dice in millimetres, false-positive volume, pictures.
+
+    Several runs, such as the folds of a cross-validation, are measured one by one, each in its own eval/ and not again
+    where that is done. Then cases.csv, with a column `run`, and summary.csv of all their cases are written to eval/
+    beside the runs, or to --output_dir. With --data or another --split the tables of each are below --output_dir, and
+    a case that several runs measured counts once for each.
 
     Every value of configs/evaluate.yaml can be given as --KEY VALUE. Often used ones:
 
@@ -297,12 +302,45 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     \b
     monai-extra-losses evaluate --run runs/ft
     monai-extra-losses evaluate --run runs/ft --data OTHER_DIR --split all --output_dir results/other
+    monai-extra-losses evaluate --run runs/a/fold_*
     """
-    options: dict[str, Any] = {"bundle_root": run.absolute(), "split": split}
-    if data is not None:
-        options["dataset_dir"] = data.absolute()
+    folders = [folder.absolute() for folder in run_folders("--run", runs)]
+    options: dict[str, Any] = {"split": split} | ({} if data is None else {"dataset_dir": data.absolute()})
+    options |= overrides_of(context.args)
+    if len(folders) > 1:
+        _evaluate_several(folders, options)
+        return
     several = ("multi_gpu_evaluate",) if _processes() > 1 else ()
-    run_configs(("train", "losses", "evaluate", *several), **options | overrides_of(context.args))
+    run_configs(("train", "losses", "evaluate", *several), bundle_root=folders[0], **options)
+
+
+def _evaluate_several(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Evaluate runs one by one, and pool their tables."""
+    if (count := _processes()) > 1:
+        raise StartUpRefused(f"Expected one process for several runs, got {count} by torchrun; start without it.")
+    if options.get("model_file") is not None:
+        raise StartUpRefused(
+            f"Expected no model_file with several runs, each of which has its own, got {options['model_file']}; leave "
+            "it out."
+        )
+    check_overrides(("train", "losses", "evaluate"), options)
+    from monai_extra_losses.bundle.pooled_evaluation import PooledEvaluation
+
+    output = options.get("output_dir")
+    pooled = PooledEvaluation(
+        runs,
+        split=options["split"],
+        other_data="dataset_dir" in options,
+        output_dir=None if output is None else Path(output).absolute(),
+        overwrite=yes_or_no("overwrite", options.get("overwrite", False)),
+        same_metrics=options.get("metrics") is None,
+    )
+    for run in pooled.runs:
+        click.echo(f"\n== {run.name} ==")
+        own = {"bundle_root": run.folder.root, "output_dir": run.results.root, "skip_finished": True}
+        run_configs(("train", "losses", "evaluate"), **{**options, **own})
+    click.echo(f"\n== All {len(pooled.runs)} runs ==")
+    pooled.write()
 
 
 @commands.command(cls=CommandOfRuns, context_settings=_with_overrides)

@@ -3,7 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -27,6 +28,13 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
+def read_csv(file: Path, text: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of a table of `csv_text`: numbers, NaN where they are undefined, but in the columns of text."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [{k: v if k in text else float(v or "nan") for k, v in row.items()} for row in rows]
+
+
 def aligned_table(rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their longest cell; the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -36,7 +44,7 @@ def aligned_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def text_table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a terminal, of rows of `case_report.summarise`."""
+    """The table of a terminal, of rows of `case_tables.summarise`."""
     width = max(len(str(row["label"])) for row in summary) + 2
     heads = f"{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'cases':>7}{'undefined':>11}"
     lines = [" " * width + heads]

@@ -355,7 +355,8 @@ def test_no_overlay_drops_the_start_up_of_an_evaluation(overlays: Sequence[str])
     assert [step for entry in parser["initialize"] for step in steps if step in str(entry)] == steps
     assert parser["setup"]["_target_"] == "monai_extra_losses.bundle.EvaluationSetUp"
     assert parser["validate::evaluator"]["inferer"] == "@validate::inferer"
-    assert parser["run"] == ["$@validate::evaluator.run()", "$@setup.close_results()"]
+    evaluates = "$@validate::evaluator.run() if not @setup.finished else None"
+    assert parser["run"] == [evaluates, "$@setup.close_results()"]
 
 
 # ---- options -------------------------------------------------------------------------

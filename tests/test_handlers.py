@@ -9,7 +9,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 from monai.transforms import Decollated
 
-from monai_extra_losses.bundle.case_report import CASE_METRICS, EmptyAwareDice, case_metrics, summarise
+from monai_extra_losses.bundle.case_report import EmptyAwareDice, case_metrics
+from monai_extra_losses.bundle.case_tables import CASE_METRICS, summarise
 from monai_extra_losses.bundle.handlers import ListedOutput, loss_of_output
 from monai_extra_losses.bundle.training_record import listed_dice
 from monai_extra_losses.report.tables import shown_duration

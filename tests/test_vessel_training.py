@@ -15,7 +15,8 @@ from runs import evaluate, table, train
 from skimage.morphology import skeletonize
 
 import monai_extra_losses
-from monai_extra_losses.bundle.case_report import CaseReport, summarise
+from monai_extra_losses.bundle.case_report import CaseReport
+from monai_extra_losses.bundle.case_tables import summarise
 from monai_extra_losses.bundle.further_metrics import metric_sets_of
 from monai_extra_losses.bundle.metric_set import VoxelGrid
 from monai_extra_losses.bundle.options import MetricSetName, metric_sets

@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,24 +15,19 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from monai.transforms import Orientation
 
+from monai_extra_losses.bundle.case_tables import Legend, write_tables
 from monai_extra_losses.bundle.endings import end_in_a_sentence
+from monai_extra_losses.bundle.evaluation_record import EvaluationRecord
 from monai_extra_losses.bundle.further_metrics import metric_sets_of
 from monai_extra_losses.bundle.lesion_matching import LesionRule
-from monai_extra_losses.bundle.metric_set import Measured, MetricSet, VoxelGrid
+from monai_extra_losses.bundle.metric_set import Measured, VoxelGrid
 from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.bundle.training_record import overlap_of
 from monai_extra_losses.data.folder_files import first_of
-from monai_extra_losses.data.storage import write_whole
 from monai_extra_losses.ops.merging import ANNOTATED
-from monai_extra_losses.report.tables import aligned_table, csv_cell, csv_text, shown_mean, text_table
 
 logger = logging.getLogger(__name__)
-
-CASE_METRICS = ("dice", "hd95_mm", "surface_dice", "false_positive_ml")
-
-
-_CASE_COLUMNS = ("case", "label", "dice", "hd95_mm", "surface_dice", "target_ml", "prediction_ml", "false_positive_ml")
 
 
 class EmptyAwareDice(DiceMetric):
@@ -99,6 +93,7 @@ class CaseReport:
         metrics: names of sets of further metrics, see `further_metrics`.
         lesion_rule: of the set `lesions`; None: the default.
         hysteresis: thresholds by which the predictions were decided; for the legend.
+        record: of what is measured, written when all is; None: there is none.
     """
 
     def __init__(
@@ -112,8 +107,10 @@ class CaseReport:
         metrics: Sequence[str] = (),
         lesion_rule: LesionRule | None = None,
         hysteresis: Sequence[float] | None = None,
+        record: EvaluationRecord | None = None,
     ) -> None:
         self.hysteresis = hysteresis
+        self.record = record
         self.folder = folder
         self.labels = dict(labels)
         self.surface_tolerance_mm = surface_tolerance_mm
@@ -190,57 +187,13 @@ class CaseReport:
         rows, objects = self._rows_of_all_processes()
         if not is_first_process():
             return
-        partly = len(rows) < len(self.labels) * len({row["case"] for row in rows})
-        classes = list(self.labels.values())
-        names = [
-            metric.name
-            for chosen, own in zip(self.metric_sets, objects, strict=True)
-            for metric in (*chosen.metrics, *chosen.over_all_cases(rows, own))
-        ]
-        summary = summarise(rows, classes, (*CASE_METRICS, *names))
-        cells = [{k: v if isinstance(v, str) else csv_cell(v) for k, v in row.items()} for row in rows]
-        write_whole(self.folder.cases_csv, csv_text((*_CASE_COLUMNS, *names), cells))
-        write_whole(
-            self.folder.summary_csv,
-            csv_text(
-                list(summary[0]),
-                [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
-            ),
-        )
-        tables = [text_table(summary)]
-        for chosen, own in zip(self.metric_sets, objects, strict=True):
-            tables += [_table_of(summary, chosen), chosen.further_table(classes, own)]
-        shown = "\n\n".join(table for table in tables if table)
-        logger.info(f"{shown}\n{self._legend(engine, partly=partly)}")
-        logger.info(f"Tables: {self.folder.cases_csv}, {self.folder.summary_csv}")
-        for chosen, own in zip(self.metric_sets, objects, strict=True):
-            if said := chosen.write(self.folder, own):
-                logger.info(said)
+        legend = Legend(self.surface_tolerance_mm, self.hysteresis, overlap_of(engine))
+        write_tables(self.folder, rows, objects, list(self.labels.values()), self.metric_sets, legend)
         if self.overlays:
             copies = ", ".join(str(path) for path in self._copy_overlays(rows))
             logger.info(f"Pictures: {self.folder.overlays}; {copies}")
-
-    def _legend(self, engine: Engine, *, partly: bool) -> str:
-        """What the columns of the printed table mean."""
-        cases = "  cases: those that annotate the class; in the others it is not measured.\n" if partly else ""
-        return (
-            f"{cases}"
-            "  ± standard deviation over the cases; the row mean is the mean of the classes.\n"
-            "  undefined: cases with the class neither in the target nor in the prediction; they leave its means.\n"
-            "  A class that is missed or invented in a case counts with Dice 0, surface Dice 0 and, as HD95, the\n"
-            "  diagonal of the volume. HD95 is the 95th percentile of the distances between the surfaces; surface\n"
-            f"  Dice counts surfaces within {self.surface_tolerance_mm:g} mm as one.\n"
-            f"  Measured on the grid of each file{overlap_of(engine)}. The validation of the training prints another\n"
-            "  Dice, a quick one on its own grid."
-            + self._decision()
-            + "".join(f"\n{_wrapped(sentence)}" for chosen in self.metric_sets for sentence in chosen.legend())
-        )
-
-    def _decision(self) -> str:
-        if self.hysteresis is None:
-            return ""
-        low, high = self.hysteresis
-        return f"\n  Predictions by hysteresis: what is above {low:g} where it is above {high:g} somewhere."
+        if self.record is not None:
+            self.record.write(self.folder.record)
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
         """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""
@@ -269,31 +222,9 @@ class CaseReport:
         return tables[0], tables[1:]
 
 
-def _table_of(summary: Sequence[Mapping[str, Any]], chosen: MetricSet) -> str:
-    """The printed table of a set of metrics, with their deviations where they have decimals enough to show them."""
-    shown = [metric for metric in chosen.metrics if metric.heading is not None]
-    counted = [metric for metric in shown if metric.undefined is not None]
-    lines = [["", *(str(metric.heading) for metric in shown), *(str(metric.undefined) for metric in counted)]]
-    for row in summary:
-        means = [
-            shown_mean(
-                row[f"{metric.name}_mean"],
-                row[f"{metric.name}_sd"] if metric.decimals > 1 else math.nan,
-                metric.decimals,
-            )
-            for metric in shown
-        ]
-        lines.append([str(row["label"]), *means, *(str(row[f"{metric.name}_undefined"]) for metric in counted)])
-    return aligned_table(lines)
-
-
 def _union(masks: Iterable[np.ndarray | None]) -> np.ndarray | None:
     known = [mask for mask in masks if mask is not None]
     return np.logical_or.reduce(known) if known else None
-
-
-def _wrapped(sentence: str) -> str:
-    return textwrap.fill(sentence, 106, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def annotated_in(label: torch.Tensor, classes: int) -> torch.Tensor | None:
@@ -350,45 +281,6 @@ def case_metrics(
         hd95 = compute_hausdorff_distance(p, g, percentile=95, **options)
         surface = compute_surface_dice(p, g, class_thresholds=[surface_tolerance_mm], **options)
     return {"dice": dice, "hd95_mm": hd95.item(), "surface_dice": surface.item(), **volumes}
-
-
-def summarise(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], metrics: Sequence[str] = CASE_METRICS
-) -> list[dict[str, Any]]:
-    """One row per class, and a row `mean` over the classes.
-
-    Args:
-        rows: `case`, `label` and the metrics.
-        names: of the classes.
-        metrics: names of the metrics.
-
-    Returns:
-        Columns `label`, `cases`, and per metric `_mean`, `_sd`, `_median` over the cases where it is defined and
-        `_undefined`, the number of the others. In the row `mean`: the classes' means, and no `_sd`.
-    """
-    summary: list[dict[str, Any]] = []
-    for name in names:
-        of_class = [row for row in rows if row["label"] == name]
-        line: dict[str, Any] = {"label": name, "cases": len(of_class)}
-        for metric in metrics:
-            values = np.array([row[metric] for row in of_class], dtype=float)
-            defined = values[~np.isnan(values)]
-            line[f"{metric}_mean"] = float(defined.mean()) if defined.size else math.nan
-            line[f"{metric}_sd"] = float(defined.std(ddof=1)) if defined.size > 1 else math.nan
-            line[f"{metric}_median"] = float(np.median(defined)) if defined.size else math.nan
-            line[f"{metric}_undefined"] = int(values.size - defined.size)
-        summary.append(line)
-    mean: dict[str, Any] = {"label": "mean", "cases": max(line["cases"] for line in summary)}
-    for column in list(summary[0])[2:]:
-        values = np.array([line[column] for line in summary], dtype=float)
-        defined = values[~np.isnan(values)]
-        if column.endswith("_undefined"):
-            mean[column] = int(values.sum())
-        elif column.endswith("_sd") or not defined.size:
-            mean[column] = math.nan  # the deviations of the classes have no mean worth a name
-        else:
-            mean[column] = float(defined.mean())
-    return [*summary, mean]
 
 
 def items_of(engine: Engine) -> list[dict[str, Any]]:

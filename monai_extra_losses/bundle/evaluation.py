@@ -1,14 +1,20 @@
 """The set-up of an evaluation: a trained run, and the cases to evaluate it on."""
 
 import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_extra_losses.bundle.evaluation_record import EvaluationRecord
 from monai_extra_losses.bundle.hysteresis import hysteresis_option
 from monai_extra_losses.bundle.lesion_matching import BINS_ML, LesionRule
 from monai_extra_losses.bundle.options import (
     file_or_folder,
     file_or_folder_or_none,
+    literal,
     metric_sets,
     positive_number,
     share,
@@ -29,10 +35,14 @@ from monai_extra_losses.bundle.run_metadata import metadata_of_run
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.run_setup import RunSetUp, cases_of, problems_as_refusal
 from monai_extra_losses.bundle.training import write_metadata
+from monai_extra_losses.bundle.volumes_to_segment import input_stamp
 from monai_extra_losses.bundle.weights import state_dict_of, trained_weights
 from monai_extra_losses.data.checks import CaseSummaries, check_cases
 from monai_extra_losses.data.datalist import CaseList, LabelledCase
 from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.storage import sha256
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationSetUp(RunSetUp):
@@ -50,6 +60,9 @@ class EvaluationSetUp(RunSetUp):
         hysteresis: low and high threshold of the decision, see `HysteresisKeep`; None for one of 0.5.
         lesion_overlap, lesion_bins: of the set `lesions`, as of `LesionRule`.
         overlays: draw a picture per case.
+        skip_finished: leave tables that are of this evaluation as they are, instead of refusing.
+        amp: half precision, as `half_precision` takes it.
+        window: further options of the sliding window that change the result.
         device, num_workers: where the network computes, and loader processes.
 
     Raises:
@@ -71,6 +84,9 @@ class EvaluationSetUp(RunSetUp):
         lesion_overlap: Any = 0,
         lesion_bins: Any = BINS_ML,
         overlays: Any = True,
+        skip_finished: Any = False,
+        amp: Any = None,
+        window: Mapping[str, Any] | None = None,
         device: Any = None,
         num_workers: Any = 0,
     ) -> None:
@@ -85,7 +101,9 @@ class EvaluationSetUp(RunSetUp):
         self.overlays = yes_or_no("overlays", overlays)
         self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)
-        if self.results.cases_csv.exists() and not yes_or_no("overwrite", overwrite):
+        skips = yes_or_no("skip_finished", skip_finished)
+        there = self.results.cases_csv.exists() and not yes_or_no("overwrite", overwrite)
+        if there and not skips:
             raise StartUpRefused(
                 f"{self.results.cases_csv} exists; replace it by --overwrite True, or choose another --output_dir."
             )
@@ -104,22 +122,71 @@ class EvaluationSetUp(RunSetUp):
         training = [case for case in case_list.cases if case.name in record.training]
         super().__init__(folder, record, training, chosen)
         self.metadata = metadata_of_run(None, record, summaries.channels)
+        precision = literal(amp)
+        options = {
+            "split": split,
+            "dataset_dir": str(case_list.folder.resolve()),
+            "surface_tolerance_mm": self.surface_tolerance_mm,
+            "metrics": self.metrics,
+            "hysteresis": self.hysteresis,
+            "lesion_overlap": self.lesion_rule.overlap,
+            "lesion_bins": self.lesion_rule.bins,
+            "overlays": self.overlays,
+            "amp": record.amp if precision is None else precision,
+            **(window or {}),
+        }
+        self.made_of = EvaluationRecord(
+            runs=(str(folder.root.resolve()),),
+            models=(sha256(self.model_file),),
+            labels=tuple(record.foreground.values()),
+            cases=(_checksum(chosen),),
+            options=json.loads(json.dumps(options, default=str)),  # as the record has them
+        )
+        self.finished = there and self._refuse_other_tables()
+
+    def _refuse_other_tables(self) -> bool:
+        before = EvaluationRecord.read(self.results.record)
+        other = "one without a record of what it is of" if before is None else before.difference(self.made_of)
+        if "lesions" in self.metrics and not self.results.lesions_csv.exists():
+            other = other or "one without lesions.csv"
+        if other is not None:
+            raise StartUpRefused(
+                f"Expected {self.results.cases_csv} to be of this evaluation, got {other}; replace it by --overwrite "
+                "True."
+            )
+        return True
 
     def open_results(self) -> None:
-        """Make the folder of the results, without those of an earlier evaluation."""
-        if is_first_process():
-            if not self.folder.metadata.exists():  # of an earlier version
-                write_metadata(self.folder, self.metadata)
-            open_folder("output_dir", self.results.root)
-            rule = "a folder that no other evaluation writes to"
-            hold_lock(self.results.lock, folder=self.results.root, rule=rule, option="--output_dir")
-            self.results.remove()
-            self.results.remove_drafts()
+        """Make the folder of the results, without those of an earlier evaluation; nothing where it is finished."""
+        if not is_first_process():
+            return
+        if self.finished:
             log_to(self.results.log, append=True)
+            logger.info(f"Evaluated before: {self.results.cases_csv}")
+            return
+        if not self.folder.metadata.exists():  # of an earlier version
+            write_metadata(self.folder, self.metadata)
+        open_results(self.results)
 
     def close_results(self) -> None:
         """Let other processes evaluate into the folder."""
         release_lock(self.results.lock)
+
+
+def open_results(results: ResultsFolder) -> None:
+    """Make a folder of results, locked, without those of an earlier evaluation."""
+    open_folder("output_dir", results.root)
+    rule = "a folder that no other evaluation writes to"
+    hold_lock(results.lock, folder=results.root, rule=rule, option="--output_dir")
+    results.remove()
+    results.remove_drafts()
+    log_to(results.log, append=True)
+
+
+def _checksum(cases: Sequence[LabelledCase]) -> str:
+    """What tells the files of cases from others."""
+    stamps = {case.name: input_stamp((*case.image, *([case.label] if case.label else []))) for case in cases}
+    return hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
 
 
 def _chosen_cases(case_list: CaseList, split: Any, record: RunRecord) -> tuple[LabelledCase, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_extra_losses.bundle.ensemble import further_members
 from monai_extra_losses.bundle.hysteresis import hysteresis_option
 from monai_extra_losses.bundle.options import (
     as_given,
@@ -46,6 +47,9 @@ class InferenceSetUp:
         input: a file, a folder of files, or DICOM series, as `data.inputs.find_inputs` says; None when nothing is to be
             segmented.
         output_dir: folder of the segmentations; None for `<bundle_root>/segmentations`.
+        ensemble: further run folders, a list, or a pattern of them, whose probabilities are averaged with those of the
+            first; None: there are none.
+        uncertainty: write the disagreement of an ensemble too, see `MeanOverRunsd`.
         model_file: weights; None for `<bundle_root>/models/model.pt`.
         series: picks a series of each DICOM folder; None where each holds one.
         channel_files: whether NAME_0000, NAME_0001, ... are channels of NAME, or else cases; None: cases where the
@@ -62,9 +66,9 @@ class InferenceSetUp:
         device, num_workers: where the network computes, and loader processes.
 
     Raises:
-        StartUpRefused: an option that cannot work, no trained run, no volume that could be segmented, or two volumes of
-            one name; without `overwrite`, a segmentation that is there and was made of something else. A volume among
-            others that cannot be segmented is in `failures`.
+        StartUpRefused: an option that cannot work, no trained run, runs that do not fit each other, no volume that
+            could be segmented, or two volumes of one name; without `overwrite`, a segmentation that is there and was
+            made of something else. A volume among others that cannot be segmented is in `failures`.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class InferenceSetUp:
         metadata: Mapping[str, Any],
         input: Any = None,
         output_dir: Any = None,
+        ensemble: Any = None,
+        uncertainty: Any = False,
         model_file: Any = None,
         series: Any = None,
         channel_files: Any = None,
@@ -97,10 +103,14 @@ class InferenceSetUp:
             raise StartUpRefused(f'Expected stitch_on to be "cpu", "device" or null, got {stitch_on!r}.')
         self.series = None if series is None else as_given("series", str(series))
         self.folder = RunFolder(file_or_folder("bundle_root", bundle_root))
-        trained = input is not None or self.folder.record.exists()
+        trained = input is not None or ensemble is not None or self.folder.record.exists()
         self.record = RunRecord.read(self.folder.record) if trained else _record_from_metadata(metadata)
         self.flips, self._about_flips = _flips_that_names_allow(flips, literal(test_time_flips) is True, self.record)
-        self.written_labels = _written_labels(self.record, yes_or_no("restore_labels", restore_labels))
+        restored = yes_or_no("restore_labels", restore_labels)
+        self.written_labels = _written_labels(self.record, restored)
+        self.further_members = further_members(ensemble, self.folder, self.record, restored)
+        self.uncertainty = yes_or_no("uncertainty", uncertainty)
+        self._refuse_without_ensemble(model_file)
         self.output_dir = file_or_folder_or_none("output_dir", output_dir) or self.folder.root / "segmentations"
         self.failures: dict[str, str] = {}
         self._to_do: list[dict[str, Any]] = []
@@ -119,7 +129,7 @@ class InferenceSetUp:
             return
         state_dict_of(self.model_file, "model_file")  # refused now
         precision = literal(amp)
-        options = {
+        options: dict[str, Any] = {
             "test_time_flips": sorted(self.flips),
             "hysteresis": self.hysteresis,
             "labels": self.written_labels,
@@ -130,10 +140,19 @@ class InferenceSetUp:
             "hu_window": self.record.hu_window,
             "patch_size": self.record.patch_size,
         }
+        model: Any = sha256(self.model_file)
+        if self.further_members:
+            # in an order of their own, for the mean does not depend on that of the runs
+            each = [(model, self.record), *((sha256(one.model_file), one.record) for one in self.further_members)]
+            each.sort(key=lambda pair: pair[0])
+            model = [of_one for of_one, _ in each]
+            options["patch_size"] = [record.patch_size for _, record in each]
+            if precision is None:
+                options["amp"] = [record.amp for _, record in each]
         options = json.loads(json.dumps(options, default=str))  # as the record has them
         refuse_unwritable("output_dir", self.output_dir)
         source = file_or_folder("input", input)
-        own = ("_seg", "_prob") if self.output_dir.resolve() == source.resolve() else ()
+        own = ("_seg", "_prob", "_uncertainty") if self.output_dir.resolve() == source.resolve() else ()
         with problems_as_refusal():
             found = find_inputs(
                 source,
@@ -143,7 +162,7 @@ class InferenceSetUp:
                 results=self.output_dir,
             )
         self.passed_over = found.passed_over
-        self._sort_cases(found.cases, {"model": sha256(self.model_file), "options": options})
+        self._sort_cases(found.cases, {"model": model, "options": options})
 
     def _sort_cases(self, cases: Mapping[str, tuple[Path, ...]], made_with: Mapping[str, Any]) -> None:
         """Cases to do, finished ones and failures."""
@@ -194,6 +213,17 @@ class InferenceSetUp:
         types = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
         return next(t for t in types if np.iinfo(t).min <= least and most <= np.iinfo(t).max)
 
+    def _refuse_without_ensemble(self, model_file: Any) -> None:
+        if self.uncertainty and not self.further_members:
+            raise StartUpRefused(
+                "Expected several runs with uncertainty, which is how far they disagree, got one; name more by --run "
+                "(ensemble in a config)."
+            )
+        if self.further_members and model_file is not None:
+            raise StartUpRefused(
+                f"Expected no model_file with several runs, each of which has its own, got {model_file}; leave it out."
+            )
+
     def _channel_files(self, given: Any) -> bool | None:
         if literal(given) is not None:
             return yes_or_no("channel_files", given)
@@ -202,7 +232,8 @@ class InferenceSetUp:
 
     def files_of(self, case: str) -> list[str]:
         """Names of the files that a case gets."""
-        return [f"{case}_seg.nii.gz", *([f"{case}_prob.nii.gz"] if self.probabilities else [])]
+        asked_for = {"seg": True, "prob": self.probabilities, "uncertainty": self.uncertainty}
+        return [f"{case}_{ending}.nii.gz" for ending, is_asked in asked_for.items() if is_asked]
 
     def open_output(self) -> None:
         """Make the output folder, and in it `unfinished`; what a killed run left half written goes."""

@@ -11,7 +11,7 @@ from monai_extra_losses.bundle.lesion_matching import LesionMatch, LesionRule, m
 from monai_extra_losses.bundle.metric_set import CaseMetric, Mask, Measured, MetricSet, VoxelGrid
 from monai_extra_losses.bundle.run_folder import ResultsFolder
 from monai_extra_losses.data.storage import write_whole
-from monai_extra_losses.report.tables import aligned_table, csv_cell, csv_text
+from monai_extra_losses.report.tables import aligned_table, csv_cell, csv_text, read_csv
 
 _METRICS = (
     CaseMetric("lesions", "lesions", None, meaning="of the target, per case.", decimals=1),
@@ -43,6 +43,8 @@ _METRICS = (
     CaseMetric("false_positive_lesions", "FP", higher_is_better=False, meaning="false positives per case.", decimals=1),
 )
 
+_CASE = ("run", "case", "label")  # what the lesions of a row have in common with it
+
 _COLUMNS = (
     *("case", "label", "volume_ml", "found", "overlap", "dice"),
     *(f"centroid_{axis}_mm" for axis in "xyz"),
@@ -73,7 +75,7 @@ class LesionMetrics(MetricSet):
         """Number, sensitivity and mean Dice of the lesions of each bin; NaN for a bin without a lesion in the case."""
         bins = volume_bins(self.rule.bins, [lesion["volume_ml"] for lesion in objects])
         for row in rows:
-            own = [one for one in objects if (one["case"], one["label"]) == (row["case"], row["label"])]
+            own = [one for one in objects if all(one.get(name) == row.get(name) for name in _CASE)]
             for name, (low, high) in bins.items():
                 of_bin = [lesion for lesion in own if low <= lesion["volume_ml"] < high]
                 row[f"lesions_{name}"] = len(of_bin)
@@ -105,7 +107,8 @@ class LesionMetrics(MetricSet):
     def write(self, folder: ResultsFolder, objects: Sequence[Mapping[str, Any]]) -> str:
         """Write lesions.csv and, where there is a lesion, lesions.png."""
         cells = [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in objects]
-        write_whole(folder.lesions_csv, csv_text(_COLUMNS, cells))
+        pooled = ("run",) if any("run" in row for row in objects) else ()
+        write_whole(folder.lesions_csv, csv_text((*pooled, *_COLUMNS), cells))
         if not objects:
             return f"Lesions: {folder.lesions_csv}; there is none."
         from monai_extra_losses.report.lesions import draw_sensitivity
@@ -115,6 +118,10 @@ class LesionMetrics(MetricSet):
         edges = [low for low, _ in list(bins.values())[1:]]
         draw_sensitivity(objects, folder.lesions_png, edges_ml=edges, rule=needed)
         return f"Lesions: {folder.lesions_csv}, {folder.lesions_png}"
+
+    def read(self, folder: ResultsFolder) -> list[dict[str, Any]]:
+        """The lesions of lesions.csv."""
+        return [{**row, "found": int(row["found"])} for row in read_csv(folder.lesions_csv, text=("case", "label"))]
 
 
 def volume_bins(bins: tuple[float, ...] | int, volumes_ml: Sequence[float]) -> dict[str, tuple[float, float]]:
@@ -165,7 +172,7 @@ def _objects(match: LesionMatch, grid: VoxelGrid) -> list[dict[str, Any]]:
     measured = zip(match.voxels, match.found, match.overlap, match.dice, centroids, strict=True)
     return [
         {
-            "volume_ml": float(voxels) * grid.voxel_ml,
+            "volume_ml": float(csv_cell(float(voxels) * grid.voxel_ml)),  # as the file says, for the bins to agree
             "found": int(found),
             "overlap": float(overlap),
             "dice": float(dice),

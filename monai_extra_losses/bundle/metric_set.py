@@ -112,8 +112,8 @@ class MetricSet:
         """Add to the rows what needs all cases, and say which metrics these are.
 
         Args:
-            rows: `case`, `label` and what was measured.
-            objects: `case`, `label` and the objects measured.
+            rows: `case`, `label` and what was measured; `run` too, where several runs are pooled.
+            objects: these and the objects measured.
         """
         del rows, objects
         return ()
@@ -131,3 +131,8 @@ class MetricSet:
         """Write files beside the tables of all sets; says which."""
         del folder, objects
         return ""
+
+    def read(self, folder: ResultsFolder) -> list[dict[str, Any]]:
+        """The objects in the files that `write` wrote."""
+        del folder
+        return []

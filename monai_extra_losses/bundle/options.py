@@ -1,9 +1,11 @@
 """Options of the bundle, typed. The command line gives text or numbers, and "false" is true for Python."""
 
 import ast
+import glob
 import math
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -246,6 +248,37 @@ def file_or_folder_or_none(name: str, value: Any) -> Path | None:
     """`value` of a config as a path, or None."""
     none = value is None or str(value).strip().lower() in ("none", "null")
     return None if none else file_or_folder(name, value)
+
+
+def run_folders(name: str, given: Sequence[Path]) -> tuple[Path, ...]:
+    """Folders of runs; one that is not there and has `*`, `?` or `[` in its name is a pattern of several.
+
+    Raises:
+        StartUpRefused: a pattern that no folder fits, or one folder twice.
+    """
+    folders: list[Path] = []
+    for path in given:
+        if path.exists() or not set("*?[") & set(str(path)):
+            folders.append(path)
+            continue
+        found = sorted(found for text in glob.glob(str(path)) if (found := Path(text)).is_dir())
+        if not found:
+            raise StartUpRefused(f"Expected {name} to name folders of runs, got the pattern {path}, which none fits.")
+        folders += found
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for number, folder in enumerate(folders) if places[number] in places[:number]]:
+        raise StartUpRefused(f"Expected {name} to name each run once, got {twice[0]} twice.")
+    return tuple(folders)
+
+
+def run_folders_of_config(name: str, value: Any) -> tuple[Path, ...]:
+    """`value` of a config, a folder, a pattern of folders or a list of these, as folders of runs; none for None."""
+    given = literal(value) if isinstance(value, str) and value.strip().startswith("[") else value
+    if given is None or str(given).strip().lower() in ("none", "null"):
+        return ()
+    if isinstance(given, list | tuple):
+        return run_folders(name, [file_or_folder(f"{name}::{number}", one) for number, one in enumerate(given)])
+    return run_folders(name, [file_or_folder(name, given)])
 
 
 def absolute_path(name: str, value: Any) -> str | None:

@@ -173,6 +173,11 @@ class ResultsFolder:
         return self.root / "lesions.png"
 
     @property
+    def record(self) -> Path:
+        """What the tables are of; `EvaluationRecord`."""
+        return self.root / "evaluation.json"
+
+    @property
     def overlays(self) -> Path:
         """Folder of one picture per case."""
         return self.root / "overlays"
@@ -193,12 +198,19 @@ class ResultsFolder:
 
     def remove_drafts(self) -> None:
         """Delete what killed evaluations left half written."""
-        remove_drafts(self.cases_csv, self.summary_csv, self.lesions_csv)
+        remove_drafts(self.cases_csv, self.summary_csv, self.lesions_csv, self.record)
 
     def remove(self) -> None:
         """Delete the tables and pictures of an evaluation, and nothing else."""
         pictures = (*self.overlays.glob("*.png"), *self.root.glob("overlay_*.png"))
-        for path in (self.cases_csv, self.summary_csv, self.lesions_csv, self.lesions_png, *pictures):
+        for path in (
+            self.record,  # first: it says that the others are whole
+            self.cases_csv,
+            self.summary_csv,
+            self.lesions_csv,
+            self.lesions_png,
+            *pictures,
+        ):
             path.unlink(missing_ok=True)
 
 

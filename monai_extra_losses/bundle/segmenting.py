@@ -1,8 +1,9 @@
 """Parts of `configs/inference.yaml`: cases that may fail one by one, flips, stitching, label maps of scores."""
 
+import copy
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from monai.data import Dataset, MetaTensor
@@ -11,6 +12,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform
 from monai.transforms.traits import InvertibleTrait, LazyTrait
 
+from monai_extra_losses.bundle.error_text import first_cause
 from monai_extra_losses.bundle.hysteresis import scores_of_what_is_kept
 from monai_extra_losses.data.checks import TOLERANCE, corner_distance_mm
 from monai_extra_losses.data.errors import CasesFailed, DatasetError, StartUpRefused
@@ -62,11 +64,11 @@ class CaseByCaseEvaluator(SupervisedEvaluator):
             return self._passed_over(case, batchdata["problem"][0])
         try:
             return super()._iteration(engine, batchdata)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            advice = "--stitch_on cpu" if self.pass_over else "--device cpu"
-            return self._passed_over(case, f"{case}: expected a volume that fits into the GPU; give {advice}.")
         except Exception as error:
+            if isinstance(first_cause(error), torch.OutOfMemoryError):  # MONAI wraps that of a transform
+                torch.cuda.empty_cache()
+                advice = "--stitch_on cpu" if self.pass_over else "--device cpu"
+                return self._passed_over(case, f"{case}: expected a volume that fits into the GPU; give {advice}.")
             if takes_no_more(error):
                 raise  # the other cases would only take time until they fail as well
             return self._passed_over(case, _sentence(error, case))
@@ -135,21 +137,26 @@ class CaseInferer(Inferer):
             return cast(torch.Tensor, self.sliding_window(x, network, *args, device=device, **kwargs))
 
         if self.flips:
-            mean = self._mean_over_flips(volume, scores, self.flips)
-            # softmax(log(p)) = p and sigmoid(logit(p)) = p
-            result = mean.logit(eps=1e-7) if self.sigmoid else mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+            result = scores_of(self._mean_over_flips(volume, scores, self.flips), regions=self.sigmoid)
         else:
             result = scores(volume)
         if isinstance(inputs, MetaTensor):
             result = MetaTensor(result).copy_meta_from(inputs, copy_attr=False)
         return result
 
+    def with_patch(self, patch_size: Sequence[int]) -> Self:
+        """The same with windows of another size."""
+        changed = copy.copy(self)
+        changed.sliding_window = copy.copy(self.sliding_window)
+        changed.sliding_window.roi_size = tuple(patch_size)
+        changed.sliding_window.roi_weight_map = None  # of the other size, where it was kept
+        return changed
+
     def _mean_over_flips(
         self, volume: torch.Tensor, scores: Callable[[torch.Tensor], torch.Tensor], axes: Sequence[int]
     ) -> torch.Tensor:
         if not axes:
-            found = scores(volume.contiguous())
-            return found.float().sigmoid() if self.sigmoid else found.float().softmax(dim=1)
+            return probabilities_of(scores(volume.contiguous()), regions=self.sigmoid, dim=1)
         *others, axis = axes
         # a + b = b + a holds in floating point, and a sum of eight terms in another order does not
         mean = self._mean_over_flips(volume, scores, others)
@@ -166,6 +173,17 @@ class CaseInferer(Inferer):
             if _COPIES_OF_SCORES * 4 * self.num_channels * voxels > _free_memory(inputs.device):
                 return torch.device("cpu")
         return inputs.device
+
+
+def probabilities_of(scores: torch.Tensor, *, regions: bool, dim: int = 0) -> torch.Tensor:
+    """Probabilities in float32: of regions each by itself, else of classes, along `dim`, that exclude each other."""
+    return scores.float().sigmoid() if regions else scores.float().softmax(dim=dim)
+
+
+def scores_of(probabilities: torch.Tensor, *, regions: bool) -> torch.Tensor:
+    """Scores that have these probabilities: softmax(log(p)) = p and sigmoid(logit(p)) = p."""
+    tiny = torch.finfo(probabilities.dtype).tiny
+    return probabilities.logit(eps=1e-7) if regions else probabilities.clamp_min(tiny).log()
 
 
 def _free_memory(device: torch.device) -> int:
@@ -297,8 +315,7 @@ class SegmentationOfScoresd(MapTransform):
             table = torch.tensor(self.written, dtype=torch.int64, device=values.device)
             changed[key] = MetaTensor(table[classes][None], meta=scores.meta)
             if self.probabilities is not None:
-                found = values.float()
-                found = found.softmax(dim=0) if self.regions is None else found.sigmoid()
+                found = probabilities_of(values, regions=self.regions is not None)
                 changed[self.probabilities] = MetaTensor(found, meta=scores.meta)
         return changed
 

@@ -164,7 +164,9 @@ def _kept_by_the_parser(key: str, value: Any, parser: ConfigParser) -> Any:
         leads_on = all(reference in parser for reference in references) if of_file else True
         if text.startswith("$") or (text.startswith("%") and not of_file) or (references and leads_on):
             return text
-    if of_file and "::" in text:  # which a path from elsewhere has of a `#`; as an object it is above suspicion
+    if (
+        of_file or is_path
+    ) and "::" in text:  # which a path from elsewhere has of a `#`; as an object it is above suspicion
         return f"$__import__('pathlib').Path({_quoted(text)})"
     rewritten = "#" in text or re.search("[@%]::", text) or references or text.startswith(("$", "%"))
     return f"${_quoted(text)}" if rewritten else text

@@ -20,10 +20,11 @@ import click
 
 import monai_extra_losses
 from monai_extra_losses.bundle.foreign_warnings import without_pointless_warnings
-from monai_extra_losses.bundle.options import literal, path_of
+from monai_extra_losses.bundle.options import literal, path_of, run_folders, yes_or_no
 from monai_extra_losses.bundle.running import config_files, run_configs
 from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.cli.runs import check_overrides, overrides_of
+from monai_extra_losses.cli.several_runs import CommandOfRuns
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.versions import version_of
@@ -148,6 +149,13 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _runs(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option for one run or several, of a `CommandOfRuns`."""
+    return click.option(
+        "--run", "--bundle_root", "runs", type=_folder, required=True, multiple=True, metavar="DIR...", help=text
+    )
 
 
 class _TrainingCommand(click.Command):
@@ -342,8 +350,8 @@ def doctor(context: click.Context, /, data: Path, run: Path | None, **chosen: An
         raise SystemExit(1)
 
 
-@commands.command(context_settings=_with_overrides)
-@click.option("--run", "--bundle_root", type=_folder, required=True, help="Folder of a trained run.")
+@commands.command(cls=CommandOfRuns, context_settings=_with_overrides)
+@_runs("Folder of a trained run; several, or a pattern of them: their tables are pooled.")
 @click.option("--data", "--dataset_dir", type=_folder, help="Data set folder  [default: the one trained on].")
 @click.option(
     "--split",
@@ -353,8 +361,13 @@ def doctor(context: click.Context, /, data: Path, run: Path | None, **chosen: An
     help="Cases as the run dealt them, or every labelled case of the data set.",
 )
 @click.pass_context
-def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -> None:
+def evaluate(context: click.Context, runs: tuple[Path, ...], data: Path | None, split: str) -> None:
     """Measure a run: Dice, Hausdorff distance and surface Dice in millimetres, false-positive volume, pictures.
+
+    Several runs, such as the folds of a cross-validation, are measured one by one, each in its own eval/ and not again
+    where that is done. Then cases.csv, with a column `run`, and summary.csv of all their cases are written to eval/
+    beside the runs, or to --output_dir. With --data or another --split the tables of each are below --output_dir, and
+    a case that several runs measured counts once for each.
 
     Every value of configs/evaluate.yaml can be given as --KEY VALUE. Often used ones:
 
@@ -374,23 +387,61 @@ def evaluate(context: click.Context, run: Path, data: Path | None, split: str) -
     \b
     monai-extra-losses evaluate --run runs/ft
     monai-extra-losses evaluate --run runs/ft --data OTHER_DIR --split all --output_dir results/other
+    monai-extra-losses evaluate --run runs/a/fold_*
     """
-    options: dict[str, Any] = {"bundle_root": run.absolute(), "split": split}
-    if data is not None:
-        options["dataset_dir"] = data.absolute()
+    folders = [folder.absolute() for folder in run_folders("--run", runs)]
+    options: dict[str, Any] = {"split": split} | ({} if data is None else {"dataset_dir": data.absolute()})
+    options |= overrides_of(context.args)
+    if len(folders) > 1:
+        _evaluate_several(folders, options)
+        return
     several = ("multi_gpu_evaluate",) if _processes() > 1 else ()
-    run_configs(("train", "losses", "evaluate", *several), **options | overrides_of(context.args))
+    run_configs(("train", "losses", "evaluate", *several), bundle_root=folders[0], **options)
 
 
-@commands.command(context_settings=_with_overrides)
-@click.option("--run", "--bundle_root", type=_folder, required=True, help="Folder of a trained run.")
+def _evaluate_several(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Evaluate runs one by one, and pool their tables."""
+    if (count := _processes()) > 1:
+        raise StartUpRefused(f"Expected one process for several runs, got {count} by torchrun; start without it.")
+    if options.get("model_file") is not None:
+        raise StartUpRefused(
+            f"Expected no model_file with several runs, each of which has its own, got {options['model_file']}; leave "
+            "it out."
+        )
+    check_overrides(("train", "losses", "evaluate"), options)
+    from monai_extra_losses.bundle.pooled_evaluation import PooledEvaluation
+
+    output = options.get("output_dir")
+    pooled = PooledEvaluation(
+        runs,
+        split=options["split"],
+        other_data="dataset_dir" in options,
+        output_dir=None if output is None else Path(output).absolute(),
+        overwrite=yes_or_no("overwrite", options.get("overwrite", False)),
+        same_metrics=options.get("metrics") is None,
+    )
+    for run in pooled.runs:
+        click.echo(f"\n== {run.name} ==")
+        own = {"bundle_root": run.folder.root, "output_dir": run.results.root, "skip_finished": True}
+        run_configs(("train", "losses", "evaluate"), **{**options, **own})
+    click.echo(f"\n== All {len(pooled.runs)} runs ==")
+    pooled.write()
+
+
+@commands.command(cls=CommandOfRuns, context_settings=_with_overrides)
+@_runs("Folder of a trained run; several, or a pattern of them: their probabilities are averaged.")
 @click.option("--input", "source", type=_folder, required=True, help="A volume, a DICOM series, or a folder of them.")
 @click.option(
     "--output", "--output_dir", type=_folder, required=True, help="Folder for the label maps NAME_seg.nii.gz."
 )
 @click.pass_context
-def infer(context: click.Context, run: Path, source: Path, output: Path) -> None:
+def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: Path) -> None:
     """Segment volumes: NIfTI, NRRD, MHA and MHD files, and DICOM series (a folder each).
+
+    Several runs (folds, seeds, losses, networks) segment together: their probabilities are averaged, then decided.
+    --uncertainty True writes NAME_uncertainty.nii.gz beside, how far they disagree: the mutual information of
+    prediction and model in nats, which is the entropy of the mean probabilities less the mean of the entropies; of
+    regions, the largest.
 
     A case that is finished is skipped; what is there of another model, other options or another image is refused, and
     made anew with --overwrite True. What cannot be segmented is named at the end. Files in a folder per case are found
@@ -401,6 +452,7 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     --test_time_flips True        average over mirror images
     --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --probabilities True          write them too
+    --uncertainty True            of several runs, write how far they disagree
     --series TEXT                 which series of DICOM folders with several
     --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels
     --restore_labels False        write the label ids of the training
@@ -414,14 +466,21 @@ def infer(context: click.Context, run: Path, source: Path, output: Path) -> None
     \b
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
     monai-extra-losses infer --run runs/ft --input DIR --output OUT --test_time_flips True --probabilities True
+    monai-extra-losses infer --run runs/a/fold_* --input DIR --output OUT --uncertainty True
     """
-    options = {
+    first, *others = (folder.absolute() for folder in run_folders("--run", runs))
+    overrides = overrides_of(context.args)
+    if "ensemble" in overrides:
+        raise StartUpRefused("Expected the runs of an ensemble behind --run, got --ensemble; name all by --run.")
+    options: dict[str, Any] = {
         "workflow_type": "infer",
-        "bundle_root": run.absolute(),
+        "bundle_root": first,
         "input": source if CASE in str(source) else source.absolute(),
         "output_dir": output.absolute(),
     }
-    run_configs(("inference",), **options | overrides_of(context.args))
+    if others:
+        options["ensemble"] = others
+    run_configs(("inference",), **options | overrides)
 
 
 @commands.command()

@@ -18,8 +18,9 @@ from monai_extra_losses.compare.plan import ComparisonPlan
 from monai_extra_losses.compare.results import ComparedMetric, ComparisonResults, TrialResult
 from monai_extra_losses.compare.trial import ComparisonFolder
 from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.report.tables import read_table
+from monai_extra_losses.report.tables import read_csv
 
+_TEXT = ("case", "label")  # columns
 _USUAL = (
     ComparedMetric("dice", "Dice", higher_is_better=True, main=True),
     ComparedMetric("hd95_mm", "HD95 (mm)", higher_is_better=False),
@@ -76,14 +77,16 @@ def _title(name: str) -> str:
 
 def _result_of(folder: ComparisonFolder, plan: ComparisonPlan, name: str) -> TrialResult:
     run, results = folder.run(name), folder.results(name)
-    epochs = tuple({key: _number(cell) for key, cell in row.items()} for row in read_training_csv(run.training_csv))
+    epochs = tuple(
+        {key: float(cell or "nan") for key, cell in row.items()} for row in read_training_csv(run.training_csv)
+    )
     seconds = [row["seconds"] for row in epochs if not math.isnan(row.get("seconds", math.nan))]
     try:
         cost = json.loads(folder.summary(name).read_text(encoding="utf-8"))
         memory = cost["peak_memory_mb"]
         memory = math.nan if memory is None else float(memory)
-        cases = tuple(_cells(row, {"case", "label"}) for row in read_table(results.cases_csv))
-        lesions = tuple(_cells(row, {"case", "label"}) for row in read_table(results.lesions_csv))
+        cases = tuple(read_csv(results.cases_csv, _TEXT))
+        lesions = tuple(read_csv(results.lesions_csv, _TEXT)) if results.lesions_csv.exists() else ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StartUpRefused(
             f"{run.root}: expected the results of a finished trial, got {error}; delete that folder, and compare makes "
@@ -98,16 +101,6 @@ def _result_of(folder: ComparisonFolder, plan: ComparisonPlan, name: str) -> Tri
         peak_memory_mb=memory,
         folder=run.root,
     )
-
-
-def _cells(row: Mapping[str, str], texts: set[str]) -> dict[str, Any]:
-    return {key: cell if key in texts else _number(cell) for key, cell in row.items()}
-
-
-def _number(cell: str) -> float:
-    if cell in ("True", "False"):
-        return float(cell == "True")
-    return float(cell or "nan")
 
 
 def _refuse_other_cases(plan: ComparisonPlan, results: tuple[TrialResult, ...]) -> None:

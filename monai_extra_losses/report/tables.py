@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+def read_csv(file: Path, text: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of a table of `csv_text`: numbers, NaN where they are undefined, but in the columns of text."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [{k: v if k in text else float(v or "nan") for k, v in row.items()} for row in rows]
 
 
 def aligned_table(rows: Sequence[Sequence[str]]) -> str:
@@ -45,7 +44,7 @@ def aligned_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def text_table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a terminal, of rows of `case_report.summarise`."""
+    """The table of a terminal, of rows of `case_tables.summarise`."""
     width = max(len(str(row["label"])) for row in summary) + 2
     heads = f"{'Dice':>16}{'median':>9}{'HD95 mm':>16}{'surface Dice':>16}{'FP ml':>9}{'cases':>7}{'undefined':>11}"
     lines = [" " * width + heads]

@@ -21,8 +21,10 @@ from matplotlib.image import imread, imsave
 
 from monai_extra_losses.compare.analysis import Cost, analyse, learning_curve, lesion_bins
 from monai_extra_losses.compare.example_cases import embedded, example_cases
+from monai_extra_losses.compare.figures import colour_class, dashes, forest_plot, noise_plot, rank_plot
 from monai_extra_losses.compare.plan import LossChoice
 from monai_extra_losses.compare.report import write_report
+from monai_extra_losses.compare.report_sections import curves_section
 from monai_extra_losses.compare.report_text import (
     conclusions,
     cost_sentences,
@@ -48,6 +50,35 @@ def number_in(pattern: str, sentence: str) -> list[float]:
     found = re.fullmatch(pattern.replace("#", r"([\d.]+)"), sentence)
     assert found, sentence
     return [float(group) for group in found.groups()]
+
+
+class Page(HTMLParser):
+    """What a page holds."""
+
+    VOID = ("meta", "link", "img", "wbr")
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(markup)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data.replace("\u00a0", " "))
+
+    def of(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
 
 
 # ---- sentences ----
@@ -149,8 +180,8 @@ def test_one_loss_has_no_difference() -> None:
 def test_the_noise_is_that_of_as_many_seeds() -> None:
     finding = finding_of(seeds=(0, 1, 2, 3))
     pattern = (
-        r"Trained again with 4 other seeds, the same loss has a mean Dice that differs by up to ± # in 95 % of such "
-        r"pairs \(60 cases, 4 seeds\)\."
+        r"Trained again with 4 other seeds, the same loss has a mean Dice that differs by up to ± # "
+        r"\(95 % for 2 comparisons together; 60 cases, 4 seeds\)\."
     )
     assert number_in(pattern, noise_sentences(finding)[0]) == [round(finding.noise, 3)]
     assert noise_sentences(finding)[1] == "A difference within this band is a tie, whatever its p-value says."
@@ -225,6 +256,7 @@ def test_numbers_are_shown_with_the_decimals_of_their_metric() -> None:
     dice, hd95 = (compare_losses(comparison_results().scores(metric), draws=DRAWS) for metric in (DICE, HD95))
     assert [shown(value, dice) for value in (0.81234, -0.0004, math.nan)] == ["0.812", "0.000", "-"]
     assert shown(-0.0126, dice, sign=True) == "−0.013"
+    assert shown(0.00012, dataclasses.replace(dice, noise=0.0003)) == "0.0001"
     assert shown(1.2345, hd95, sign=True) == "+1.23"
     assert [shown_p(p) for p in (0.0004, 0.0126, 0.416, math.nan)] == ["< 0.001", "0.013", "0.42", "-"]
 
@@ -348,36 +380,60 @@ def test_long_names_are_shortened_in_the_middle() -> None:
     assert re.fullmatch(r"focal_t.*….*=2", short)
 
 
+def test_the_band_of_each_row_is_that_of_its_difference() -> None:
+    finding = finding_of()
+    wide = dataclasses.replace(finding.differences[1], noise=2 * finding.differences[0].noise)
+    plot = Page(forest_plot(dataclasses.replace(finding, differences=(finding.differences[0], wide))))
+    narrow, double = (float(one["width"] or "") for one in plot.of("rect"))
+    assert double == pytest.approx(2 * narrow, rel=1e-3)
+    one_seed = finding_of(seeds=(0,))
+    assert not Page(forest_plot(one_seed)).of("rect")
+    assert not Page(noise_plot(one_seed)).of("rect")
+
+
+def test_what_is_claimed_is_told_from_ties() -> None:
+    plot = Page(forest_plot(finding_of("dice_ce,a,b,c", gains={"a": 0.03, "b": -0.03})))
+    assert [one["class"] for one in plot.of("g")] == ["better", "worse", "tie"]
+    (a, b, c), zero = (
+        [float(one[key] or "") for one in rows]
+        for rows, key in ((plot.of("circle"), "cx"), ([o for o in plot.of("line") if o["class"] == "zero"][:1], "x1"))
+    )
+    assert b < c < a
+    assert b < zero[0] < a
+
+
+def test_the_noise_plot_has_a_circle_per_training() -> None:
+    scores = comparison_results(missing=["focal/fold0_seed2"]).scores(DICE)
+    assert len(Page(noise_plot(compare_losses(scores, draws=DRAWS))).of("circle")) == 8
+
+
+def test_areas_of_the_rank_plot_are_shares() -> None:
+    finding = finding_of()
+    shares = np.array([[0.75, 0.25, 0.0], [0.25, 0.5, 0.25], [0.0, 0.25, 0.75]])
+    ranks = dataclasses.replace(finding.ranks, shares=shares, mean_rank=np.array([1.25, 2.0, 2.75]))
+    radii = [float(one["r"] or "") for one in Page(rank_plot(dataclasses.replace(finding, ranks=ranks))).of("circle")]
+    assert (np.array(radii) / radii[0]) ** 2 == pytest.approx(shares[shares > 0] / 0.75, rel=0.01)
+
+
+def test_of_many_losses_ten_have_a_line_the_first_and_the_best() -> None:
+    names = [f"module.Loss{number}" for number in range(11)]
+    gains = {"dice_ce": -0.1, **{name: 0.02 * place for place, name in enumerate(names)}}
+    analysis = analyse(comparison_results("dice_ce," + ",".join(names), gains=gains, cases=14, labels=("a",)), DRAWS)
+    assert analysis.main is not None
+    page = Page(curves_section(analysis, analysis.main))
+    drawn = [word for word in page.words if word in ("dice_ce", *names)][:10]
+    assert drawn == [*names[:1:-1], "dice_ce"]  # what comes last is on top
+    curves = page.of("polyline")
+    assert len(curves) == 10 + 2 * len(names)  # and two in the figure of each other loss
+
+
+def test_losses_of_one_colour_are_told_apart() -> None:
+    styles = {(colour_class(place), dashes(place)) for place in range(21)}
+    assert len(styles) == 21
+    assert [dashes(place) for place in (0, 6)] == [None, None]
+
+
 # ---- files ----
-
-
-class Page(HTMLParser):
-    """What a page holds."""
-
-    VOID = ("meta", "link", "img", "wbr")
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(markup)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data.replace("\u00a0", " "))
-
-    def of(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag == name]
 
 
 def written(results: ComparisonResults, folder: Path) -> tuple[Page, str, list[dict[str, str]]]:
@@ -534,10 +590,10 @@ def test_a_browser_shows_the_page_without_error_or_overflow(tmp_path: Path) -> N
     if browser is None:
         pytest.skip("install chromium to open the page in a browser.")
     losses = "dice_ce,tversky,unified_focal::delta=0.6::gamma=0.5,my_module.ALossWithAVeryLongName::option=3"
-    results = comparison_results(losses, lesions=True, folder=tmp_path / "trials")
+    results = comparison_results(losses, lesions=True, cases=14, folder=tmp_path / "trials")
     for one in results.finished:
         for row in one.cases:
-            _picture(one.folder / "eval" / "overlays" / f"{row['case']}.png", (300, 1000))
+            _picture(one.folder / "eval" / "overlays" / f"{row['case']}.png", (30, 100))
     write_report(results, tmp_path, draws=DRAWS)
     for width in (1280, 400):
         frame = tmp_path / f"frame{width}.html"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from monai_extra_losses.compare.analysis import LearningCurve, LesionBin
-from monai_extra_losses.compare.report_text import measure_of, shown
+from monai_extra_losses.compare.report_text import measure_of, percent, shown
 from monai_extra_losses.compare.statistics import Difference, Finding
 from monai_extra_losses.compare.svg import (
     LINE,
@@ -42,15 +42,15 @@ def noise_plot(finding: Finding) -> str:
     """The mean of each training of a loss, and the band of the noise around the mean of the first."""
     losses = finding.scores.losses
     first = float(finding.means[0])
-    edges = [first - finding.noise, first + finding.noise]
-    scale = Scale.around([*finding.replicate_means.ravel().tolist(), *edges], _MARGIN, WIDTH - _MARGIN)
-    bottom = _strips(len(losses))[-1][1]
+    low, high = first - finding.noise, first + finding.noise
+    scale = Scale.around([*finding.replicate_means.ravel().tolist(), low, high], _MARGIN, WIDTH - _MARGIN)
+    strips = _strips(len(losses))
     parts = [
-        _noise_band(scale, edges, bottom),
-        horizontal_axis(scale, _strips(len(losses)), measure_of(finding.scores)),
+        _noise_band(scale, low, high, 0, len(losses)),
+        horizontal_axis(scale, strips, measure_of(finding.scores)),
     ]
     if math.isfinite(first):
-        parts += [line(scale(first), top, scale(first), end, class_="zero") for top, end in _strips(len(losses))]
+        parts += [line(scale(first), top, scale(first), end, class_="zero") for top, end in strips]
     for row, (name, mean, replicates) in enumerate(zip(losses, finding.means, finding.replicate_means, strict=True)):
         middle = _ROW * row + 28
         parts.append(_row_text(row, name, shown(float(mean), finding)))
@@ -59,26 +59,28 @@ def noise_plot(finding: Finding) -> str:
         if math.isfinite(mean):
             parts.append(line(scale(float(mean)), middle - 8, scale(float(mean)), middle + 8, class_="mean"))
     of = measure_of(finding.scores)
-    return figure(bottom + _BELOW, *parts, title=f"{of} of each loss: a circle for each training, a line at their mean")
+    return figure(
+        strips[-1][1] + _BELOW, *parts, title=f"{of} of each loss: a circle for each training, a line at their mean"
+    )
 
 
 def forest_plot(finding: Finding) -> str:
     """Differences to the first loss with their intervals, and the band of the noise."""
     known = [one for one in finding.differences if math.isfinite(one.mean)]
     values = [value for one in known for value in (one.low, one.high)]
-    scale = Scale.around([*values, 0.0, -finding.noise, finding.noise], _MARGIN, WIDTH - _MARGIN)
+    bands = [noise for one in known for noise in (-one.noise, one.noise)]
+    scale = Scale.around([*values, *bands, 0.0], _MARGIN, WIDTH - _MARGIN)
     strips = _strips(len(finding.differences))
-    bottom = strips[-1][1]
     side = "right" if finding.scores.metric.higher_is_better else "left"
     title = f"difference to {shortened(finding.scores.losses[0], 150)} ({side} is better)"
     parts = [
-        _noise_band(scale, [-finding.noise, finding.noise], bottom),
+        *(_noise_band(scale, -one.noise, one.noise, row, 1) for row, one in enumerate(finding.differences)),
         horizontal_axis(scale, strips, title),
         *(line(scale(0), top, scale(0), end, class_="zero") for top, end in strips),
     ]
     parts += [_forest_row(row, one, scale, finding) for row, one in enumerate(finding.differences)]
     of = f"Difference of each loss to {finding.scores.losses[0]} in {measure_of(finding.scores)}"
-    return figure(bottom + _BELOW, *parts, title=f"{of}, with 95 % interval and the band of the seeds")
+    return figure(strips[-1][1] + _BELOW, *parts, title=f"{of}, with 95 % interval and the band of the seeds")
 
 
 def _forest_row(row: int, one: Difference, scale: Scale, finding: Finding) -> str:
@@ -112,7 +114,7 @@ def rank_plot(finding: Finding) -> str:
         parts.append(line(left, middle, WIDTH - _MARGIN, middle, class_="grid"))
         for rank, share in enumerate(ranks.shares[row]):
             if share > 0:
-                said = element("title", f"{share:.0%}")
+                said = element("title", percent(float(share)))
                 parts.append(dot(left + step * (rank + 0.5), middle, largest * math.sqrt(share), said, class_="share"))
     bottom = row_height * count
     for rank in range(count):
@@ -204,10 +206,11 @@ def _strips(rows: int) -> list[tuple[float, float]]:
     return [(_ROW * row + LINE + 1, _ROW * (row + 1)) for row in range(rows)]
 
 
-def _noise_band(scale: Scale, edges: Sequence[float], bottom: float) -> str:
-    if not all(map(math.isfinite, edges)):
+def _noise_band(scale: Scale, low: float, high: float, row: int, rows: int) -> str:
+    """The band of so many rows from one on; nothing where the noise is not known."""
+    if not math.isfinite(high - low):
         return ""
-    return band(scale(edges[0]), 0.0, scale(edges[1]), bottom, class_="noise")
+    return band(scale(low), _ROW * row, scale(high), _ROW * (row + rows), class_="noise")
 
 
 def _row_text(row: int, name: str, value: str) -> str:

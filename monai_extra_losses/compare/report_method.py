@@ -15,9 +15,12 @@ EMPTY_CASES = (
 
 STATISTICS = (
     "The noise of the seeds is how far the means of trainings of one loss lie apart that differ in the seed alone (on "
-    "a test set: in seed and fold), pooled over the losses, as a 95 % band for a difference.",
-    "Intervals are of a two-level bootstrap over cases and seeds, paired by case. A loss is better or worse than "
-    "another if the difference is larger than the band and its interval excludes 0; all else is a tie.",
+    "a test set: in seed and fold), pooled over the losses. A loss that varies far more than the others has a band of "
+    "its own.",
+    "Intervals of differences are of a two-level bootstrap over cases and seeds, paired by case. The level of bands "
+    "and intervals, 95 %, is for all comparisons with one loss together.",
+    "A loss is better or worse than another if the difference is larger than the band and its interval excludes 0; all "
+    "else is a tie.",
     "The probability of a false claim is the share of draws in which the difference has the other sign. Wilcoxon's "
     "signed-rank test over the cases, with Holm's correction beside it, knows nothing of the noise of the seeds and "
     "decides nothing here.",
@@ -46,11 +49,11 @@ def trials_sentences(analysis: Analysis) -> list[str]:
 
 
 def facts(analysis: Analysis) -> dict[str, str]:
-    """Name -> text of what is known of the comparison: its options, versions, hardware, data and command."""
+    """Name -> text of what is known of the comparison: options, versions, hardware, data, its licence, command."""
     plan = analysis.results.plan
     options = {"options of every training": _pairs(plan.options)} if plan.options else {}
     files = {"config files": ", ".join(plan.config_files)} if plan.config_files else {}
-    return {"data set folder": plan.dataset_dir, **options, **files, **analysis.results.facts}
+    return {**options, **files, **analysis.results.facts}
 
 
 def _grid_sentences(analysis: Analysis) -> list[str]:

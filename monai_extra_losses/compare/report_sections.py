@@ -64,8 +64,8 @@ def differences_section(analysis: Analysis) -> str:
     return section(
         f"Differences to {analysis.losses[0]}",
         paragraph(
-            "A line is a 95 % interval over cases and seeds, the grey band the noise of the seeds. Filled: better or "
-            "worse, beyond the band and with an interval without 0. Hollow: a tie."
+            "A line is a 95 % interval over cases and seeds, for all comparisons together, the grey band the noise of "
+            "the seeds. Filled: better or worse, beyond the band and with an interval without 0. Hollow: a tie."
         ),
         _grid(_forest(own) for own in means if own.differences),
         *folded,
@@ -136,9 +136,9 @@ def curves_section(analysis: Analysis, finding: Finding) -> str:
 
 
 def lesions_section(analysis: Analysis) -> str:
-    """Results by lesion size."""
+    """Results by lesion size, where lesions were measured."""
     if not analysis.lesions:
-        return section("By lesion size", paragraph("Lesions were not measured; --metrics lesions does."))
+        return ""
     places = {name: place for place, name in enumerate(analysis.losses)}
     parts = []
     for label, of_losses in analysis.lesions.items():

@@ -51,9 +51,11 @@ def noise_sentences(finding: Finding) -> list[str]:
         ]
     fewest = min(int(known) for known in np.isfinite(finding.replicate_means).sum(axis=1) if known)
     again = f"in {fewest} other trainings" if on_a_test_set(finding.scores) else f"with {many(fewest, 'other seed')}"
+    together = len(finding.scores.losses) - 1
+    level = f"95 % for {together} comparisons together" if together > 1 else "95 %"
     return [
         f"Trained again {again}, the same loss has a {measure} that differs by up to ± {shown(finding.noise, finding)} "
-        f"in 95 % of such pairs ({counted}).",
+        f"({level}; {counted}).",
         "A difference within this band is a tie, whatever its p-value says.",
     ]
 
@@ -145,9 +147,7 @@ def shown(value: float, finding: Finding, sign: bool = False) -> str:
     """A number with the decimals of its metric; - where it is undefined."""
     if not math.isfinite(value):
         return "-"
-    largest = max((abs(mean) for mean in finding.means if math.isfinite(mean)), default=0.0)
-    decimals = 3 if largest <= 2 else 2 if largest < 100 else 1
-    return minus(f"{value:{'+' if sign else ''}.{decimals}f}")
+    return minus(f"{value:{'+' if sign else ''}.{_decimals(finding)}f}")
 
 
 def shown_p(value: float) -> str:
@@ -188,6 +188,15 @@ def memory_words(megabytes: float) -> str:
 def on_a_test_set(scores: PairedScores) -> bool:
     """Whether the trainings of all folds measure the same cases, so that each is a replicate."""
     return any("fold" in name for name in scores.replicates)
+
+
+def _decimals(finding: Finding) -> int:
+    """Three for shares, fewer for large numbers, and as many as the noise has before its first digit."""
+    largest = max((abs(mean) for mean in finding.means if math.isfinite(mean)), default=0.0)
+    usual = 3 if largest <= 2 else 2 if largest < 100 else 1
+    if not finding.noise > 0:
+        return usual
+    return max(usual, min(6, math.ceil(-math.log10(finding.noise))))
 
 
 def _counted(scores: PairedScores, cases: int, replicates: int) -> str:

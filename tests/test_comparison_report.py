@@ -332,16 +332,14 @@ def test_pictures_are_of_one_training_each_with_the_same_seed_and_fold(tmp_path:
         for seed in seeds:
             for fold in (0, 1):
                 _picture(tmp_path / loss / f"fold{fold}_seed{seed}" / "eval" / "overlays" / "case_001.png")
-    pictures = {one.case: one.pictures for one in example_cases(results, finding, "dice_ce", "focal")}
-    for case, pair in pictures.items():
-        if case == "case_001":
-            assert pair is not None
-            assert [path.relative_to(tmp_path).parts[:2] for path in pair] == [
-                ("dice_ce", "fold0_seed1"),
-                ("focal", "fold0_seed1"),
-            ]
-        else:
-            assert pair is None
+    examples = {one.case: one for one in example_cases(results, finding, "dice_ce", "focal")}
+    with_pictures = examples.pop("case_001")
+    assert [path.relative_to(tmp_path).parts[:2] for path in with_pictures.pictures] == [
+        ("dice_ce", "fold0_seed1"),
+        ("focal", "fold0_seed1"),
+    ]
+    assert with_pictures.training == "seed 1, fold 0"
+    assert [(one.pictures, one.training) for one in examples.values()] == [((), "")] * 2
 
 
 def test_pictures_are_scaled_down(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def lesions_table(analysis: Analysis, label: str, caption: str) -> Table:
     of_losses = analysis.lesions[label]
     bins: Sequence[LesionBin] = next(iter(of_losses.values()))
     numbers = [max(own[place].lesions for own in of_losses.values()) for place in range(len(bins))]
-    heads = [f"{of_bin.name} (n = {number})" for of_bin, number in zip(bins, numbers, strict=True)]
+    heads = [f"{of_bin.name} (n\u00a0=\u00a0{number})" for of_bin, number in zip(bins, numbers, strict=True)]
     rows = [
         (name, *(f"{percent(one.found)}, Dice {one.dice:.3f}" if one.lesions else "-" for one in own))
         for name, own in of_losses.items()

@@ -26,13 +26,15 @@ class ExampleCase:
         rank: "best", "median" or "worst" for the second loss.
         case: its name.
         values: of the metric, mean over the replicates, of the first loss and the second.
-        pictures: of both, of trainings with one seed and fold; None where they are not there.
+        pictures: of both; none where they are not there.
+        training: seed and fold of the pictures, in words.
     """
 
     rank: str
     case: str
     values: tuple[float, float]
-    pictures: tuple[Path, Path] | None
+    pictures: tuple[Path, ...]
+    training: str
 
 
 def example_cases(results: ComparisonResults, finding: Finding, first: str, second: str) -> list[ExampleCase]:
@@ -54,7 +56,7 @@ def example_cases(results: ComparisonResults, finding: Finding, first: str, seco
             rank,
             scores.cases[place],
             (float(own[0, place]), float(own[1, place])),
-            _pictures(results, (first, second), scores.cases[place]),
+            *_pictures(results, (first, second), scores.cases[place]),
         )
         for rank, place in chosen.items()
         if places[place] == rank
@@ -74,8 +76,8 @@ def embedded(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-def _pictures(results: ComparisonResults, losses: tuple[str, str], case: str) -> tuple[Path, Path] | None:
-    """Those of the first seed and fold in which both losses have one."""
+def _pictures(results: ComparisonResults, losses: tuple[str, str], case: str) -> tuple[tuple[Path, ...], str]:
+    """Those of the first seed and fold in which both losses have one, and which these are."""
     found = [
         {
             (one.trial.seed, one.trial.fold): path
@@ -85,4 +87,7 @@ def _pictures(results: ComparisonResults, losses: tuple[str, str], case: str) ->
         for loss in losses
     ]
     shared = sorted(set(found[0]) & set(found[1]))
-    return (found[0][shared[0]], found[1][shared[0]]) if shared else None
+    if not shared:
+        return (), ""
+    seed, fold = shared[0]
+    return tuple(own[seed, fold] for own in found), f"seed {seed}, fold {fold}"

@@ -99,6 +99,6 @@ code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans M
   .box { overflow: visible; }
   .figures { grid-template-columns: 1fr 1fr; } .small { grid-template-columns: 1fr 1fr 1fr; }
   .pictures { grid-template-columns: 1fr 1fr; }
-  table { font-size: 7.5pt; } th, td { padding: 2px 4px; white-space: normal; }
+  table { font-size: 7.5pt; } th, td { padding: 2px 4px; } tbody th { min-width: 0; }
 }
 """.strip()

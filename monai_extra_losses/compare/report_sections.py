@@ -156,7 +156,7 @@ def cases_section(analysis: Analysis, finding: Finding) -> str:
     examples = example_cases(analysis.results, finding, first, second)
     if not examples:
         return ""
-    without = [example.case for example in examples if example.pictures is None]
+    without = [example.case for example in examples if not example.pictures]
     said = (
         f"Of {many(len(finding.scores.cases), 'case')}: where {second} gains most over {first}, gains as in the "
         f"median case, and loses most, by {measure_of(finding.scores)}, mean over the seeds."
@@ -252,13 +252,13 @@ def _example(example: ExampleCase, losses: Sequence[str], finding: Finding) -> s
     values = [f"{name} {shown(value, finding)}" for name, value in zip(losses, example.values, strict=True)]
     heading = element("h3", escaped(f"{example.rank.capitalize()} for {losses[1]}: {example.case}"))
     numbers = paragraph(", ".join(values), class_="soft")
-    if example.pictures is None:
+    if not example.pictures:
         return element("div", heading, numbers, class_="case")
     shown_pictures = []
     for name, picture in zip(losses, example.pictures, strict=True):
         alt = escaped(f"Target and prediction of {name} in {example.case}, in three planes")
         image = f'<img src="{embedded(picture)}" alt="{alt}">'
-        shown_pictures.append(element("figure", element("figcaption", escaped(name)), image))
+        shown_pictures.append(element("figure", element("figcaption", escaped(f"{name}, {example.training}")), image))
     return element("div", heading, numbers, element("div", *shown_pictures, class_="pictures"), class_="case")
 
 

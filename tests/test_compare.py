@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import torch
 from runs import evaluate, table, train
 
 from monai_extra_losses.bundle.calibration_metrics import calibration_errors
+from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
+from monai_extra_losses.cli import main
 from monai_extra_losses.compare.collection import collect, metrics_of
 from monai_extra_losses.compare.comparison import check_plan, number_list, open_comparison
 from monai_extra_losses.compare.local import FAILED, FINISHED, last_line, run_locally
@@ -235,6 +238,90 @@ def test_results_of_other_cases_are_not_compared(
     file.write_text(file.read_text().replace("phantom_", "other_"))
     with pytest.raises(StartUpRefused, match="to have measured the same cases"):
         collect(out, compared[1], {}, "compare")
+
+
+def command_line(*words: object) -> list[str]:
+    return [sys.executable, "-m", "monai_extra_losses", *map(str, words)]
+
+
+def words_of(folder: Path, out: Path, *more: object) -> tuple[object, ...]:
+    quick = ("--epochs", 2, "--num_folds", 3, "--channels", "[4, 8, 16]", "--metrics", "[]", "--jobs", 2)
+    return ("compare", "--data", folder, "--losses", "dice_ce,tversky", "--seeds", 2, "--out", out, *quick, *more)
+
+
+def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds_per_epoch", "peak_memory_mb")} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_killed_comparison_goes_on_and_ends_as_one_that_was_not(phantom_folder: Path, tmp_path: Path) -> None:
+    """Killed again and again, a few seconds later each time, until it comes to its end."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    whole = subprocess.run(command_line(*words_of(phantom_folder, tmp_path / "whole")), env=environment, check=False)
+    assert whole.returncode == 0
+    for seconds in range(6, 120, 7):
+        process = subprocess.Popen(command_line(*words_of(phantom_folder, tmp_path / "killed")), env=environment)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        else:
+            break
+    assert process.returncode == 0
+    results = [table(tmp_path / name / "results.csv") for name in ("whole", "killed")]
+    assert len(results[0]) == 2 * 2 * 2 * 2  # losses, seeds, cases, classes
+    assert without_times(results[0]) == without_times(results[1])
+    again = subprocess.run(
+        command_line(*words_of(phantom_folder, tmp_path / "killed", "--learning_rate", 0.1)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert again.stderr.startswith("Expected learning_rate null and not 0.1 as in the comparison")
+
+
+def test_a_dry_run_trains_nothing(phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words_of(phantom_folder, tmp_path / "out", "--dry-run")])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[:4] == [f"{loss}/fold0_seed{seed}" for seed in (0, 1) for loss in ("dice_ce", "tversky")]
+    assert re.search(r"4 trials take about \d+ (s|min), 2 at a time", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_fold_is_trained_below_one_folder(
+    phantom_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs"
+    words = ["train", "--data", str(phantom_folder), f"--run={run}", "--fold", "all", "--num_folds", "2"]
+    quick = ["--epochs", "1", "--channels", "[4, 8, 16]", "--jobs", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *quick])
+    assert ended.value.code == 0
+    assert f"evaluate --run {run}/fold_*" in capsys.readouterr().out
+    records = [RunRecord.read(RunFolder(run / f"fold_{fold}").record) for fold in (0, 1)]
+    assert [record.fold for record in records] == [0, 1]
+    assert set(records[0].validation) == set(records[1].training)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--fold", "all", "--epochz", "1"), "no option 'epochz'"),
+        (("--fold", "al"), "Expected fold to be a whole number of at least 0, got 'al'"),
+        (("--jobs", "2"), "--jobs with --fold all alone"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(
+    phantom_folder: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises((StartUpRefused, SystemExit), match=said):
+        main(["train", "--data", str(phantom_folder), "--run", str(tmp_path / "run"), *words])
 
 
 SCRIPT = """

@@ -355,7 +355,7 @@ def test_no_overlay_drops_the_start_up_of_an_evaluation(overlays: Sequence[str])
     assert [step for entry in parser["initialize"] for step in steps if step in str(entry)] == steps
     assert parser["setup"]["_target_"] == "monai_extra_losses.bundle.EvaluationSetUp"
     assert parser["validate::evaluator"]["inferer"] == "@validate::inferer"
-    evaluates = "$@validate::evaluator.run() if not @setup.finished else None"
+    evaluates = "$@validate::evaluator.run() if not @setup.is_finished(@validate::inferer) else None"
     assert parser["run"] == [evaluates, "$@setup.close_results()"]
 
 

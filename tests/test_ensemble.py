@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.transforms import Compose, MeanEnsemble
 from runs import table, train
 
@@ -30,7 +31,8 @@ from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.segmenting import InvertGeometryd, scores_of
 from monai_extra_losses.bundle.tensor_files import record_checksum
 from monai_extra_losses.cli import commands, main
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import CasesFailed, StartUpRefused
+from monai_extra_losses.engines import HalfPrecisionInferer
 from monai_extra_losses.report.tables import read_csv
 
 IMAGE = Path("imagesTs") / "phantom_test_000.nii.gz"
@@ -173,6 +175,17 @@ def test_three_runs_are_averaged_with_equal_weights() -> None:
     assert torch.allclose(mean["pred"].as_tensor().double().softmax(dim=0), each.mean(dim=0), atol=1e-6)
     divergence = (each * (each / each.mean(dim=0)).log()).sum(dim=1).mean(dim=0)  # another form of mutual information
     assert torch.allclose(mean["disagreement"].as_tensor()[0].double(), divergence, atol=1e-6)
+
+
+def test_a_further_run_without_room_on_the_gpu_is_told_what_to_do(
+    folds: list[RunFolder], phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(MeanOverRunsd, "_scores", no_room)
+    with pytest.raises(CasesFailed, match=r"phantom_test_000: expected a volume that fits into the GPU; give --stitch"):
+        infer(folds, phantom_folder / IMAGE, tmp_path)
 
 
 def test_finished_cases_are_those_of_the_same_models(
@@ -521,3 +534,13 @@ def test_tables_of_something_else_are_neither_pooled_nor_replaced(
     results.record.unlink()
     with pytest.raises(StartUpRefused, match=r"Expected an evaluation in .*fold_0/eval, got none that is finished"):
         PooledEvaluation([run.root for run in runs], split="validation").write()
+
+
+def test_the_windows_of_an_evaluation_are_recorded_where_there_are_any() -> None:
+    record = EvaluationRecord(("run",), ("model",), ("organ",), ("files",), {"split": "all"})
+    window = SlidingWindowInferer(roi_size=8, overlap=(0.5, 0.5, 0.25), mode="gaussian")
+    known = record.with_windows(HalfPrecisionInferer(window, None))
+    assert known.options == {"split": "all", "overlap": [0.5, 0.5, 0.25], "mode": "gaussian"}
+    other = record.with_windows(HalfPrecisionInferer(SimpleInferer(), None))
+    assert known.difference(other) == "one of overlap [0.5, 0.5, 0.25] instead of null"
+    assert known.difference(record) is None  # before the network is built, nothing is known of them

@@ -193,7 +193,7 @@ class CaseReport:
             copies = ", ".join(str(path) for path in self._copy_overlays(rows))
             logger.info(f"Pictures: {self.folder.overlays}; {copies}")
         if self.record is not None:
-            self.record.write(self.folder.record)
+            self.record.with_windows(getattr(engine, "inferer", None)).write(self.folder.record)
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
         """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""

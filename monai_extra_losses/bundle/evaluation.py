@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class EvaluationSetUp(RunSetUp):
         overlays: draw a picture per case.
         skip_finished: leave tables that are of this evaluation as they are, instead of refusing.
         amp: half precision, as `half_precision` takes it.
-        window: further options of the sliding window that change the result.
         device, num_workers: where the network computes, and loader processes.
 
     Raises:
@@ -86,7 +85,6 @@ class EvaluationSetUp(RunSetUp):
         overlays: Any = True,
         skip_finished: Any = False,
         amp: Any = None,
-        window: Mapping[str, Any] | None = None,
         device: Any = None,
         num_workers: Any = 0,
     ) -> None:
@@ -133,7 +131,6 @@ class EvaluationSetUp(RunSetUp):
             "lesion_bins": self.lesion_rule.bins,
             "overlays": self.overlays,
             "amp": record.amp if precision is None else precision,
-            **(window or {}),
         }
         self.made_of = EvaluationRecord(
             runs=(str(folder.root.resolve()),),
@@ -142,11 +139,26 @@ class EvaluationSetUp(RunSetUp):
             cases=(_checksum(chosen),),
             options=json.loads(json.dumps(options, default=str)),  # as the record has them
         )
-        self.finished = there and self._refuse_other_tables()
+        self._left_alone = there
+        if there:
+            self._refuse_other_tables(self.made_of)
 
-    def _refuse_other_tables(self) -> bool:
+    def is_finished(self, inferer: Any) -> bool:
+        """Whether the tables of this evaluation are there, and may stay.
+
+        Args:
+            inferer: that would predict, whose windows count too.
+
+        Raises:
+            StartUpRefused: those of other windows are there.
+        """
+        if self._left_alone:
+            self._refuse_other_tables(self.made_of.with_windows(inferer))
+        return self._left_alone
+
+    def _refuse_other_tables(self, wanted: EvaluationRecord) -> None:
         before = EvaluationRecord.read(self.results.record)
-        other = "one without a record of what it is of" if before is None else before.difference(self.made_of)
+        other = "one without a record of what it is of" if before is None else before.difference(wanted)
         if "lesions" in self.metrics and not self.results.lesions_csv.exists():
             other = other or "one without lesions.csv"
         if other is not None:
@@ -154,13 +166,12 @@ class EvaluationSetUp(RunSetUp):
                 f"Expected {self.results.cases_csv} to be of this evaluation, got {other}; replace it by --overwrite "
                 "True."
             )
-        return True
 
     def open_results(self) -> None:
         """Make the folder of the results, without those of an earlier evaluation; nothing where it is finished."""
         if not is_first_process():
             return
-        if self.finished:
+        if self._left_alone:
             log_to(self.results.log, append=True)
             logger.info(f"Evaluated before: {self.results.cases_csv}")
             return

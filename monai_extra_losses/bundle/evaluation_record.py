@@ -46,16 +46,18 @@ class EvaluationRecord:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
 
+    def with_windows(self, inferer: Any) -> Self:
+        """The same with the options of an inferer's windows, null where it has none, beside the others."""
+        windows = getattr(inferer, "inferer", inferer)  # within that of half precision
+        found = {name: getattr(windows, name, None) for name in ("overlap", "mode")}
+        return dataclasses.replace(self, options=self.options | json.loads(json.dumps(found, default=str)))
+
     def difference(self, wanted: Self) -> str | None:
         """What was measured other than is wanted, in words; None where it is the same. More pictures are no less."""
         if self.models != wanted.models:
             return "one of another model"
-        return self.other_option(wanted) or (None if self.cases == wanted.cases else "one of other cases or files")
-
-    def other_option(self, wanted: Self) -> str | None:
-        """The first option that is not as wanted, in words."""
         for name, value in wanted.options.items():
             before = self.options.get(name)
             if before != value and not (name == "overlays" and before):
                 return f"one of {name} {json.dumps(before)} instead of {json.dumps(value)}"
-        return None
+        return None if self.cases == wanted.cases else "one of other cases or files"

@@ -125,7 +125,8 @@ class PooledEvaluation:
             for chosen, own in zip(sets, objects, strict=True):
                 own += [{"run": run.name, **row} for row in chosen.read(run.results)]
         open_results(self.output)
-        windows = f" (windows overlap by {options['overlap']:g})" if "overlap" in options else ""
+        overlap = options.get("overlap")
+        windows = "" if overlap is None else f" (windows overlap by {overlap:g})"
         legend = Legend(options["surface_tolerance_mm"], options["hysteresis"], windows, self._about_runs())
         write_tables(self.output, rows, objects, first.labels, sets, legend)
         EvaluationRecord(

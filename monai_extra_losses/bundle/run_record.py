@@ -27,7 +27,7 @@ _LONGEST_AXIS = 2**16  # a damaged record must not ask for more memory than ther
 # The order of the file, and of the comparison at a resume. What is not among them comes behind.
 _ORDER = (
     *("labels", "in_channels", "patch_size", "pixdim", "channels", "num_res_units", "loss", "dataset_dir"),
-    *("num_folds", "fold", "seed", "fold_seed", "limit", "training", "validation"),
+    *("num_folds", "fold", "seed", "limit", "training", "validation"),
     *("epochs", "val_interval", "batch_size", "learning_rate", "loss_weights", "regions", "original_labels"),
     *("early_stop_patience", "amp", "hu_window", "pretrained", "cache", "cache_dir"),
     *("version", "loss_options", "flip_axes", "ignore_label"),

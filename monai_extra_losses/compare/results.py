@@ -39,7 +39,7 @@ class TrialResult:
         cases: rows of cases.csv: `case`, `label`, and numbers, NaN where undefined.
         epochs: rows of training.csv: `epoch`, `train_loss`, `val_mean_dice` (NaN where it did not validate), ...
         lesions: rows of lesions.csv, where lesions were measured: `case`, `label`, `volume_ml`, `found`, `dice`, ...
-        seconds_per_epoch: median, validations included.
+        seconds_per_epoch: mean, validations included.
         peak_memory_mb: of its process; on a GPU of the GPU.
         folder: of its run.
     """

@@ -90,8 +90,9 @@ def cost_sentences(costs: Mapping[str, Cost]) -> list[str]:
 
 def title(analysis: Analysis) -> str:
     """Of the report."""
-    number = len(analysis.results.plan.losses)
-    return f"Comparison of {many(number, 'loss', 'losses')} on {Path(analysis.results.plan.dataset_dir).name}"
+    plan = analysis.results.plan
+    data = analysis.results.facts.get("name of the data") or Path(plan.dataset_dir).name
+    return f"Comparison of {many(len(plan.losses), 'loss', 'losses')} on {data}"
 
 
 def opening(analysis: Analysis) -> list[str]:
@@ -208,7 +209,7 @@ def _of_the_top(finding: Finding, about: str) -> str:
     if not top:
         return f"No case is defined for all losses, so that none is called the best ({about})."
     if len(top) == len(finding.scores.losses):
-        return f"All {len(top)} losses are tied at the top ({about})."
+        return f"{'Both' if len(top) == 2 else f'All {len(top)}'} losses are tied at the top ({about})."
     if len(top) == 1:
         return f"{top[0]} is alone at the top ({about})."
     return f"Tied at the top: {listed(top)} ({about})."

@@ -1,6 +1,8 @@
 """A training with `lesions.yaml`, and the decision by hysteresis of its evaluation and inference."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,27 @@ def test_a_missing_package_is_one_sentence(data: Path, tmp_path: Path, monkeypat
         hysteresis_option("hysteresis", [0.25, 0.7])
     with pytest.raises(StartUpRefused, match=sentence):
         train(data, tmp_path / "run", LESIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun")
+def test_two_processes_train_with_cells_and_gather_the_lesions(data: Path, trained: RunFolder, tmp_path: Path) -> None:
+    def by_two(*words: object) -> None:
+        start = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "--", "monai_extra_losses")
+        subprocess.run(
+            [sys.executable, "-m", *start, *map(str, words)],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+
+    quick = ("--epochs", 1, "--num_folds", 3, "--channels", "[4, 8, 16]", "--batch_size", 1)
+    by_two("train", "--data", data, "--bundle_root", tmp_path / "run", "--with", "lesions", *quick)
+    assert len(table(RunFolder(tmp_path / "run").training_csv)) == 1
+    options = {"overlays": False, "metrics": "[lesions]"}
+    evaluate(trained, output_dir=str(tmp_path / "one"), **options)
+    by_two(
+        *("evaluate", "--bundle_root", trained.root, "--output_dir", tmp_path / "two"),
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+    )
+    for name in ("cases.csv", "lesions.csv"):
+        assert table(tmp_path / "two" / name) == table(tmp_path / "one" / name)

@@ -18,6 +18,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
+from marks import slow
 from monai.bundle import ckpt_export
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
@@ -368,7 +369,7 @@ class InvertibleScaling(NormalizeIntensityd, InvertibleTransform):
         return changed
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, *slow(1)])
 def test_an_intensity_transform_is_never_inverted_on_scores(
     changed: Callable[..., RunFolder],
     phantom_folder: Path,

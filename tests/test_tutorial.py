@@ -56,7 +56,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "tests"
 
 
-@pytest.mark.parametrize("epochs", [3, pytest.param(None, id="as it stands", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [1, pytest.param(None, id="as it stands", marks=pytest.mark.slow)])
 def test_every_cell_runs(epochs: int | None, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = read()
     if epochs is not None:

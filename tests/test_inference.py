@@ -1028,6 +1028,7 @@ def test_a_name_with_which_no_result_can_be_written_stops_no_other(
 # ---- several processes ---------------------------------------------------------------
 
 
+@pytest.mark.slow  # what one finds of the other is shown below, in this process
 def test_two_processes_segment_into_one_folder(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for part, names in {"one": "abc", "two": "cde"}.items():

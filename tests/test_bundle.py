@@ -740,7 +740,7 @@ def test_label_values_and_geometry_are_those_of_the_files(phantom_folder: Path, 
         nibabel.save(nibabel.Nifti1Image(voxels.transpose(1, 0, 2), affine), file)
 
     learning = {"epochs": 30, "val_interval": 30, "batch_size": 2, "learning_rate": 0.01, "channels": [8, 16, 32]}
-    run = train(data, tmp_path / "run", pixdim=[1.5, 1.5, 3], patch_size=[48, 48, 32], **learning)
+    run = train(data, tmp_path / "run", pixdim=[1.5, 1.5, 3], patch_size=[32, 32, 20], **learning)
     evaluate(run, overlays=False)
     dice = {row["label"]: float(row["dice_mean"]) for row in table(run.results.summary_csv)}
     validated = float(table(run.training_csv)[-1]["val_dice_organ"])

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from loss_list import ENTRIES, SOFTMAX, assert_is_its_formula, assert_lean, each, labels_like
+from marks import slow
 
 from monai_extra_losses import AverageCalibrationLoss, CompoundLoss, FusedDiceCELoss
 
@@ -14,7 +15,7 @@ ENTRY = ENTRIES["AverageCalibrationLoss"]
 @each("options", [{}, *ENTRY.variants.values(), *ENTRY.further, {"soft": True, "absent_class": "smooth"}])
 @each("kind", ["labels", "labels and mask", "soft and mask"])
 @each("shape", [(2, 3, 9, 8), (2, 2, 5, 4, 6), (1, 12, 60)])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ["softmax", *slow("sigmoid", "none")])
 def test_value_and_gradient_are_those_of_the_formula(
     activation: str, shape: tuple[int, ...], kind: str, options: dict[str, Any]
 ) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from marks import slow_but
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_extra_losses
@@ -372,7 +373,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", slow_but(["the parser's signs", "quotes and a break", "a list"], NAMES))
 def test_any_name_of_a_folder_is_taken_as_it_is(
     phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -562,6 +563,7 @@ def test_overrides_are_written_as_monai_takes_them() -> None:
         checked_overrides({"loss": {}}, {"loss": "@losses::dice"})
 
 
+@pytest.mark.slow
 def test_monai_runs_the_workflow_by_name(phantom_folder: Path, tmp_path: Path) -> None:
     files = [str(CONFIGS / "train.yaml"), str(CONFIGS / "losses.yaml")]
     command = [sys.executable, "-m", "monai.bundle", "run"]

@@ -1,6 +1,7 @@
 """torch.compile traces every loss in one graph and gives what eager gives, at its memory."""
 
 import copy
+import itertools
 import pickle
 import shutil
 import warnings
@@ -20,6 +21,7 @@ from loss_list import (
     one_hot,
     value_and_gradient,
 )
+from marks import slow, slow_but
 from monai.data import MetaTensor
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -57,7 +59,7 @@ def _fresh() -> Iterator[None]:
 
 
 # What is one graph is Dynamo's to find out; that it is differentiated as one is shown for each mechanism below.
-@every_case(only=lambda entry: entry.lean, variants=False, activations=("softmax",))
+@every_case(only=lambda entry: entry.lean, variants=False, activations=("softmax",), long=True)
 def test_one_graph_equal_to_eager(case: LossCase) -> None:
     torch.compiler.reset()
     scores = case.scores(2, 3, 4, 5)
@@ -69,7 +71,7 @@ def test_one_graph_equal_to_eager(case: LossCase) -> None:
     )
 
 
-@every_mechanism(only=lambda entry: entry.lean)
+@every_mechanism(only=lambda entry: entry.lean, long=True)
 def test_with_mask_ignore_index_and_weight(case: LossCase) -> None:
     scores = case.scores(2, 3, 4, 5)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)
@@ -81,7 +83,7 @@ def test_with_mask_ignore_index_and_weight(case: LossCase) -> None:
     )
 
 
-@every_mechanism(only=lambda entry: entry.lean)
+@every_mechanism(only=lambda entry: entry.lean, long=True)
 def test_two_classes_one_hot_and_none(case: LossCase) -> None:
     scores = case.scores(2, 2, 4, 5)
     target = one_hot(labels_like(scores), 2)
@@ -191,7 +193,7 @@ def keeps_no_sums(entry: LossEntry) -> bool:
     return entry.lean and ("TopK" in entry.name or (entry.family == "distribution" and "none" in entry.reductions))
 
 
-@every_mechanism(only=keeps_no_sums)
+@every_mechanism(only=keeps_no_sums, long=True)
 def test_a_map_keeps_the_checks(case: LossCase) -> None:
     """Compiled to plain definitions, whose graph nothing but an operator can check."""
     scores = case.scores(2, 3, 4, 5)
@@ -270,14 +272,7 @@ class OwnPolyLoss(DistributionLoss):
 
 @pytest.mark.parametrize(
     ("activation", "reduction"),
-    [
-        ("softmax", "mean"),
-        ("sigmoid", "none"),
-        *(
-            pytest.param(activation, reduction, marks=pytest.mark.slow)
-            for activation, reduction in (("softmax", "none"), ("sigmoid", "mean"), ("none", "mean"), ("none", "none"))
-        ),
-    ],
+    slow_but([("softmax", "mean")], itertools.product(("softmax", "sigmoid", "none"), ("mean", "none"))),
 )
 def test_a_formula_without_slope_beside_its_loss(activation: str, reduction: str) -> None:
     """The pass differentiates it, in eager mode and in the operator, for labels and channels, of any number of them."""
@@ -366,7 +361,7 @@ def test_a_training_step() -> None:
     torch.testing.assert_close(results[1], results[0], **CLOSE)
 
 
-@pytest.mark.parametrize("how", ["by itself", "dynamic", "marked"])
+@pytest.mark.parametrize("how", ["by itself", *slow("dynamic", "marked")])
 def test_sizes_do_not_compile_anew(how: str) -> None:
     loss = FusedDiceCELoss(**SOFTMAX, ignore_index=2)
     counter = CompileCounterWithBackend("aot_eager")

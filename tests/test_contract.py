@@ -151,7 +151,7 @@ def test_ignored_is_deleted_in_the_parts(activation: str, kind: str) -> None:
     assert_same(both, (0.3 * dice[0] + 2 * cross_entropy[0], 0.3 * dice[1] + 2 * cross_entropy[1]))
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 def test_what_is_ignored_changes_nothing(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     options, target, mask, keep = ignoring("mask and ignore_index", scores)
@@ -180,7 +180,9 @@ def test_mask_of_ones_is_no_mask(case: LossCase) -> None:
             assert_same(value_and_gradient(loss, scores, labels, torch.ones_like(labels, dtype=dtype)), expected)
 
 
-@every_case(only=lambda entry: not entry.reads_neighbours and "TopK" not in entry.name)  # it multiplies before ranking
+@every_case(
+    only=lambda entry: not entry.reads_neighbours and "TopK" not in entry.name, long=True
+)  # it multiplies before ranking
 @each("target_kind", ["labels", "onehot"])
 def test_float_mask_counts_a_voxel_that_many_times(case: LossCase, target_kind: str) -> None:
     scores = case.scores(1, 3, 12, dtype=torch.float64)
@@ -206,7 +208,7 @@ def test_float_mask_multiplies_the_map(case: LossCase) -> None:
     torch.testing.assert_close(loss(scores, labels, mask), loss(scores, labels) * mask, **CLOSE)
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each("how", ["ignore_index", "bool mask", "float mask", "both"])
 def test_all_ignored_gives_exactly_zero(case: LossCase, how: str) -> None:
     scores = case.scores(*SHAPE)
@@ -226,7 +228,7 @@ def test_all_ignored_gives_exactly_zero(case: LossCase, how: str) -> None:
                 assert (gradient == 0).all(), (reduction, more)
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each("how", ["ignore_index", "mask"])
 def test_a_fully_ignored_sample_leaves_the_mean(case: LossCase, how: str) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
@@ -367,7 +369,7 @@ def false_positive(case: LossCase, sure: float, voxels: int) -> tuple[Tensor, Te
     return scores.clamp(-80, 80), labels, where
 
 
-@every_case()
+@every_case(long=True)
 def test_a_false_positive_of_an_absent_class_costs_more_the_more_is_predicted(case: LossCase) -> None:
     if case.variant in ("skip", "range") or "label_smoothing" in case.options:
         pytest.skip("left out, or of weight 0 as in the paper, or right in no case")
@@ -420,7 +422,7 @@ def test_only_the_other_part_of_a_compound_sees_an_absent_class() -> None:
 # --- weights ---
 
 
-@every_mechanism(accepts="weight")
+@every_mechanism(accepts="weight", long=True)
 @each("kind", ["number", "list", "tuple", "tensor", "integers"])
 def test_weight_is_never_mutated(case: LossCase, kind: str) -> None:
     values = [1.0, 2.0, 3.0]
@@ -518,7 +520,7 @@ def test_bad_weights_are_refused(entry: LossEntry) -> None:
         entry.make(weight=nn.Parameter(torch.ones(3)))
 
 
-@every_mechanism(accepts="weight")
+@every_mechanism(accepts="weight", long=True)
 def test_weights_keep_their_digits(case: LossCase) -> None:
     """In float64, and in a module that is cast to another precision: a half has no 1e-8 and no 1e5."""
     if case.entry.extended:
@@ -566,7 +568,7 @@ INTEGER_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32]
 FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@every_mechanism()
+@every_mechanism(long=True)
 def test_labels_of_any_dtype(case: LossCase) -> None:
     scores = case.scores(*SHAPE)
     labels = labels_like(scores)
@@ -577,7 +579,7 @@ def test_labels_of_any_dtype(case: LossCase) -> None:
             torch.testing.assert_close(got, expected, atol=0, rtol=0)
 
 
-@every_mechanism(only=lambda entry: entry.axis_of_one)  # windows of 300 classes take long
+@every_mechanism(only=lambda entry: entry.axis_of_one, long=True)  # windows of 300 classes take long
 @each(
     ("num_classes", "dtype", "largest"),
     [(257, torch.uint8, 255), (129, torch.int8, 127), (256, torch.uint8, 255), (301, torch.bfloat16, 256)],
@@ -647,7 +649,7 @@ WRONG_LABELS: dict[str, list[float]] = {
 }
 
 
-@every_mechanism()
+@every_mechanism(long=True)
 @each("num_classes", [2, 3, 12])
 @each("wrong", WRONG_LABELS)
 def test_wrong_labels_are_refused(case: LossCase, wrong: str, num_classes: int) -> None:
@@ -693,7 +695,7 @@ def test_targets_of_channels_outside_zero_to_one_are_refused(case: LossCase, num
 # --- precision ---
 
 
-@every_mechanism()
+@every_mechanism(long=True)
 @each("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gives_the_float32_value(case: LossCase, dtype: torch.dtype) -> None:
     scores = case.scores(1, 2, 48, 48, 48, dtype=dtype)  # more voxels than the largest half
@@ -709,7 +711,7 @@ def test_half_precision_gives_the_float32_value(case: LossCase, dtype: torch.dty
     torch.testing.assert_close(gradient.float(), expected_gradient, atol=float(smallest), rtol=torch.finfo(dtype).eps)
 
 
-@every_case(variants=False, only=lambda entry: not entry.extended)
+@every_case(variants=False, only=lambda entry: not entry.extended, long=True)
 def test_float64_in_float64_out(case: LossCase) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     labels = labels_like(scores)
@@ -722,7 +724,7 @@ def test_float64_in_float64_out(case: LossCase) -> None:
         assert not torch.equal(single.double(), value), "float64 that went through float32"
 
 
-@every_mechanism()
+@every_mechanism(long=True)
 @each("target_kind", ["labels", "onehot"])
 @each("num_classes", [2, 3])
 def test_autocast_changes_nothing(case: LossCase, num_classes: int, target_kind: str) -> None:
@@ -770,7 +772,7 @@ def strided_versions(tensor: Tensor) -> dict[str, Tensor]:
     }
 
 
-@every_mechanism()
+@every_mechanism(long=True)
 @each("shape, target_kind", [((2, 2, 4, 6), "labels"), ((2, 3, 4, 5, 3), "labels"), ((2, 3, 4, 5, 3), "onehot")])
 def test_memory_formats(case: LossCase, shape: tuple[int, ...], target_kind: str) -> None:
     scores = case.scores(*shape)
@@ -820,7 +822,7 @@ def test_meta_tensors_in_plain_tensor_out(case: LossCase) -> None:
 # --- numbers that are none, or at the end of their range ---
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each("num_classes", [1, 2, 3, 12])
 def test_nan_in_a_voxel_that_counts_is_nan(case: LossCase, num_classes: int) -> None:
     if num_classes == 1 and (case.activation == "softmax" or case.entry.name == "CategoricalHingeLoss"):
@@ -869,7 +871,7 @@ def masked_classes(scores: Tensor, labels: Tensor) -> Tensor:
     return masked
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each("num_classes", [2, 3, 10, 12])
 def test_masked_classes_infect_nothing(case: LossCase, num_classes: int) -> None:
     """Scores of -inf in float32 are as very small ones in float64, computed by the definitions."""
@@ -891,7 +893,7 @@ def test_masked_classes_infect_nothing(case: LossCase, num_classes: int) -> None
             assert (gradient[masked.isinf()] == 0).all()
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each("num_classes", [2, 3, 12])
 def test_an_infinite_loss_is_infinite(case: LossCase, num_classes: int) -> None:
     """Where the true class itself is masked: inf, as in torch, where the formula is; of its own voxel alone."""
@@ -909,7 +911,7 @@ def test_an_infinite_loss_is_infinite(case: LossCase, num_classes: int) -> None:
             torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each(("largest", "dtype"), [(1e4, torch.float16), (65504, torch.float16), (1e30, torch.float32)])
 @each("num_classes", [2, 3, 12])
 def test_large_scores(case: LossCase, num_classes: int, largest: float, dtype: torch.dtype) -> None:
@@ -1021,7 +1023,7 @@ def test_no_channel_and_no_voxel_are_refused(entry: LossEntry, shape: tuple[int,
             loss(scores, scores[:, :1] if shape[1] else scores)
 
 
-@every_mechanism()
+@every_mechanism(long=True)
 @each("num_classes", [1, 2, 12])
 def test_an_empty_batch_costs_nothing(case: LossCase, num_classes: int) -> None:
     """As a batch in which everything is ignored."""
@@ -1197,7 +1199,7 @@ def test_shape_of_reduction_none(case: LossCase) -> None:
         assert case(reduction="none", include_background=False)(scores, labels).shape == (2, 2, 4, 5, 6)
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 def test_mean_and_sum_are_those_of_none(case: LossCase) -> None:
     if "none" not in case.entry.reductions or case.entry.family == "compound" or case.entry.name == "TopKLoss":
         pytest.skip("no reduction='none', or one of parts, or unranked")
@@ -1400,7 +1402,7 @@ def test_a_constant_added_to_the_logits_changes_nothing(case: LossCase, num_clas
     assert expected[1].sum(1).abs().max() <= 1e-12  # so the gradient adds up to 0 over the classes
 
 
-@every_case()
+@every_case(long=True)
 @each("num_classes", [2, 4])
 def test_perfect_partial_and_wrong(case: LossCase, num_classes: int) -> None:
     if case.variant == "inclusion" and num_classes == 2:
@@ -1422,7 +1424,7 @@ def test_perfect_partial_and_wrong(case: LossCase, num_classes: int) -> None:
         assert 0 <= values[0] <= case.entry.smallest
 
 
-@every_case()
+@every_case(long=True)
 @each("num_classes, target_kind", [(2, "labels"), (3, "labels"), (3, "onehot")])
 def test_gradcheck(case: LossCase, num_classes: int, target_kind: str) -> None:
     if case.options.get("mode") == "prediction":
@@ -1438,7 +1440,7 @@ def test_gradcheck(case: LossCase, num_classes: int, target_kind: str) -> None:
         assert torch.autograd.gradcheck(loss, (scores, target, mask), fast_mode=True)
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 def test_saturated_scores_are_finite(case: LossCase) -> None:
     if case.activation == "none":
         pytest.skip("probabilities")
@@ -1560,14 +1562,14 @@ def large_scores_and_labels(case: LossCase, num_classes: int, dtype: torch.dtype
     return scores, labels_like(scores, dtype=dtype)
 
 
-@every_mechanism(only=lambda entry: entry.lean)
+@every_mechanism(only=lambda entry: entry.lean, long=True)
 @each("num_classes, dtype", MEMORY_CASES)
 def test_memory(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
     scores, labels = large_scores_and_labels(case, num_classes, dtype)
     assert_lean(case(), scores, labels, maps=map_of_top_k(case, num_classes))
 
 
-@every_case(only=lambda entry: entry.lean)
+@every_case(only=lambda entry: entry.lean, long=True)
 def test_memory_of_every_loss(case: LossCase) -> None:
     if case.variant and case.activation != case.entry.activations[0]:
         pytest.skip("an activation and a variant have their buffers apart")
@@ -1575,7 +1577,7 @@ def test_memory_of_every_loss(case: LossCase) -> None:
     assert_lean(case(), scores, labels, maps=map_of_top_k(case, 4))
 
 
-@every_case(only=lambda entry: entry.lean)
+@every_case(only=lambda entry: entry.lean, long=True)
 @each("num_classes, dtype", [(2, torch.float32), (3, torch.float32), (14, torch.float32), (3, torch.float64)])
 def test_memory_of_small_calls(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
     """At the size at which the slab of a call is nearly too large to be kept, and above: 4 MiB more."""
@@ -1591,7 +1593,7 @@ def test_memory_of_small_calls(case: LossCase, num_classes: int, dtype: torch.dt
         assert peak <= max((1.25 + maps) * size, (1 + maps) * size + 4 * 2**20), f"{peak / 2**20:.2f} MiB"
 
 
-@every_mechanism(only=lambda entry: entry.lean and entry.family != "region" and "none" in entry.reductions)
+@every_mechanism(only=lambda entry: entry.lean and entry.family != "region" and "none" in entry.reductions, long=True)
 @each("num_classes, dtype", MEMORY_CASES[1:3])
 def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -> None:
     scores, labels = large_scores_and_labels(case, num_classes, dtype)
@@ -1599,7 +1601,7 @@ def test_memory_of_a_map(case: LossCase, num_classes: int, dtype: torch.dtype) -
     assert_lean(loss, scores, labels, maps=loss(scores, labels).shape[1] / num_classes)
 
 
-@every_mechanism(only=lambda entry: entry.lean, activations=("softmax",))
+@every_mechanism(only=lambda entry: entry.lean, activations=("softmax",), long=True)
 @each("what", ["mask", "float mask", "ignore_index", "weight", "one-hot", "half", "channels_last"])
 def test_memory_with_options(case: LossCase, what: str) -> None:
     scores = case.scores(2, 4, 32, 32, 32, dtype=torch.float16 if what == "half" else torch.float32)

@@ -42,7 +42,7 @@ def sample_by_sample(loss: nn.Module) -> Callable[..., Tensor]:
     return lambda *data: loss(*(tensor[None] for tensor in data))
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 def test_grad_jacrev_and_jvp_give_the_gradient(case: LossCase) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     labels = labels_like(scores)
@@ -56,7 +56,7 @@ def test_grad_jacrev_and_jvp_give_the_gradient(case: LossCase) -> None:
     torch.testing.assert_close(forwards, (value, (gradient * direction).sum()), **CLOSE)
 
 
-@every_case(variants=False, only=lambda entry: entry.name not in ON_THE_HOST)
+@every_case(variants=False, only=lambda entry: entry.name not in ON_THE_HOST, long=True)
 def test_vmap_gives_each_sample_its_loss(case: LossCase) -> None:
     scores = case.scores(*SHAPE, dtype=torch.float64)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5, dtype=torch.float64)
@@ -69,7 +69,7 @@ def test_vmap_gives_each_sample_its_loss(case: LossCase) -> None:
     torch.testing.assert_close(vmap(grad(sample_by_sample(loss)))(scores, labels), gradients, **CLOSE)
 
 
-@every_case(variants=False, activations=("softmax",))
+@every_case(variants=False, activations=("softmax",), long=True)
 def test_hessian_is_the_derivative_of_the_gradient(case: LossCase) -> None:
     scores = case.scores(1, 3, 3, 4, dtype=torch.float64)
     labels = labels_like(scores)
@@ -159,7 +159,7 @@ def value_and_gradient_of_sum(loss: nn.Module, scores: Tensor, *data: Tensor) ->
     return value.detach(), gradient
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 @each("kind", ["meta", "fake"])
 def test_tensors_without_numbers_get_shapes_and_dtypes(case: LossCase, kind: str) -> None:
     """A model can be built and traced before there is memory for it."""
@@ -232,7 +232,7 @@ def meta_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_sums, "has_numbers", lambda tensor: True)
 
 
-@every_case(variants=False)
+@every_case(variants=False, long=True)
 def test_nothing_is_float64_where_the_device_has_none(case: LossCase, meta_without_float64: None) -> None:
     scores = case.scores(*SHAPE)
     labels, mask = labels_like(scores), torch.rand(2, 1, 4, 5)

@@ -12,6 +12,7 @@ import pytest
 import references as ref
 import torch
 from loss_list import each, one_hot, value_and_gradient
+from marks import slow_but
 from torch import Tensor
 
 import monai_extra_losses.drop_in as drop_in
@@ -197,8 +198,13 @@ def departs(name: str, shape: tuple[int, ...], kind: str, options: dict[str, Any
     return ignore_index is not None and options.get("reduction", "mean") == "mean" and channels > 1
 
 
-@pytest.mark.parametrize("kind", ["labels", "onehot", "soft"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "kind"),
+    slow_but(
+        [("none", "onehot"), ("sigmoid", "soft"), ("softmax", "labels"), ("tanh", "labels")],
+        itertools.product(ACTIVATIONS, ("labels", "onehot", "soft")),
+    ),
+)
 class TestRegionLossesEqualMonai:
     @each("shape", SHAPES)
     def test_dice(self, shape: tuple[int, ...], activation: str, kind: str) -> None:
@@ -704,9 +710,13 @@ def test_a_label_map_has_no_gradient(name: str) -> None:
 MEASURING = {"BoundaryLoss": {}, "HausdorffDTLoss": {"alpha": 1.5}, "LogHausdorffDTLoss": {}}
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("include_background", [True, False])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "include_background", "reduction"),
+    slow_but(
+        [("none", True, "sum"), ("sigmoid", False, "none"), ("softmax", True, "mean"), ("tanh", False, "mean")],
+        itertools.product(ACTIVATIONS, (True, False), ("mean", "sum", "none")),
+    ),
+)
 @pytest.mark.parametrize("name", MEASURING)
 def test_boundary_losses_equal_monai_in_voxels(
     name: str, activation: str, include_background: bool, reduction: str

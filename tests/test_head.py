@@ -81,7 +81,7 @@ def assert_same(got: list[Tensor], expected: list[Tensor], rtol: float = 1e-12) 
         torch.testing.assert_close(mine / scale, theirs / scale, atol=rtol, rtol=0)
 
 
-@every_case(activations=("softmax", "sigmoid"))
+@every_case(activations=("softmax", "sigmoid"), long=True)
 @each("weights", ["none", "mask", "ignore_index"])
 def test_value_and_gradients_are_those_of_the_head_and_the_loss(
     case: LossCase, weights: str, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from ignite.engine import Events
+from marks import slow_but
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
@@ -290,7 +291,9 @@ def loss_of(name: str, folder: Path, maps: Sequence[str] = ()) -> nn.Module:
     return parser.get_parsed_content("training_loss")
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", slow_but(["dice", "cross_entropy", "hausdorff", "dice_ce", "lovasz", "topological_interaction"], TABLE)
+)
 def test_every_loss_of_the_table_leaves_ignored_voxels_out(data: Path, regions: Path, name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, 3, 10, 10, 10, generator=generator)

@@ -18,6 +18,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
+from marks import slow
 from monai.bundle import ckpt_export
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
@@ -368,7 +369,7 @@ class InvertibleScaling(NormalizeIntensityd, InvertibleTransform):
         return changed
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, *slow(1)])
 def test_an_intensity_transform_is_never_inverted_on_scores(
     changed: Callable[..., RunFolder],
     phantom_folder: Path,
@@ -1027,6 +1028,7 @@ def test_a_name_with_which_no_result_can_be_written_stops_no_other(
 # ---- several processes ---------------------------------------------------------------
 
 
+@pytest.mark.slow  # what one finds of the other is shown below, in this process
 def test_two_processes_segment_into_one_folder(trained: RunFolder, phantom_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for part, names in {"one": "abc", "two": "cde"}.items():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from loss_list import LossCase, every_case, labels_like, one_hot
+from marks import slow_but
 from term_checks import definitions, formulas_of
 from torch import Tensor
 from torch import library as operators_of_torch
@@ -123,7 +124,7 @@ CALLS: dict[str, tuple[list[Term], CallData]] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", slow_but(["some ignored", "soft"], CALLS))
 def test_torch_accepts_the_operators(name: str) -> None:
     """Schema, shapes, strides, autograd, and the same result compiled with dynamic shapes."""
     terms, data = CALLS[name]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from loss_list import each
+from marks import slow_but
 from monai.bundle import ConfigParser
 
 import monai_extra_losses
@@ -24,6 +25,7 @@ from monai_extra_losses.data.errors import StartUpRefused
 
 NAMES = [name for name in losses.__all__ if name.endswith("Loss")]
 TABLE = loss_table()
+QUICK = ["dice", "cross_entropy", "dice_ce", "lovasz", "hausdorff", "compound", "partial_label"]
 CONFIG = ConfigParser.load_config_files(config_files(("train", "losses")))
 
 
@@ -39,7 +41,13 @@ def test_options_and_defaults_are_those_of_the_class(name: str) -> None:
         assert not option.meaning.startswith("see `"), option.name
 
 
-@pytest.mark.parametrize("name", [*TABLE, *(name for name in NAMES if f"{name}:" not in str(TABLE))])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        [*QUICK, "HuberLoss"],
+        [*TABLE, *(name for name in NAMES if f"{name}:" not in str(TABLE))],
+    ),
+)
 def test_a_page_has_all_its_parts_and_its_examples_work(name: str) -> None:
     page = loss_page(name)
     for part in ("Formula\n-------\n  ", "Options", "Configuration\n", "  In Python:\n", "Reference\n---------\n  "):
@@ -58,7 +66,7 @@ def test_a_page_has_all_its_parts_and_its_examples_work(name: str) -> None:
         assert torch.isfinite(loss(scores, labels))
 
 
-@pytest.mark.parametrize("key", TABLE)
+@pytest.mark.parametrize("key", slow_but(QUICK, TABLE))
 def test_the_command_of_a_page_gives_the_loss_of_the_table(key: str) -> None:
     command = shlex.split(train_command(key))
     assert " ".join(command[:7]) == "monai-extra-losses train --data DIR --run RUN --loss"

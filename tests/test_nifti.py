@@ -14,7 +14,6 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import yaml
 from loss_list import each
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, LoadImage, LoadImaged, Orientationd
@@ -110,7 +109,7 @@ def as_training(file: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """By the first transform of train.yaml, and of evaluate.yaml."""
     found = []
     for config, where in (("train", "preparation"), ("evaluate", "validate::preprocessing")):
-        content = yaml.safe_load((Path(monai_extra_losses.__file__).parents[1] / f"configs/{config}.yaml").read_text())
+        content = ConfigParser.load_config_file(str(monai_extra_losses.config_dir() / f"{config}.yaml"))
         transforms = content[where] if config == "train" else content[where]["transforms"]
         found.append(ConfigParser({"load": transforms[0]}).get_parsed_content("load")({"image": [str(file)]})["image"])
     assert np.array_equal(*found)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import each, labels_like, one_hot, told
+from marks import slow_but
 from term_checks import (
     CubeSums,
     SizeSums,
@@ -101,6 +102,7 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
 
 ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid", "none")
 ALL = [(activation, name) for activation in ACTIVATIONS for name in terms_of(activation)]
+TOGETHER = ("Dice and cross-entropy", "squared errors", "margins", "all", "linear one-vs-rest")
 
 
 def has_kernels(terms: list[Term], num_classes: int = 3) -> bool:
@@ -161,7 +163,7 @@ def test_kernels_equal_the_definitions(
     assert_equal_to_the_definition(data, terms_of(activation)[name])
 
 
-@pytest.mark.parametrize(("activation", "name"), ALL)
+@pytest.mark.parametrize(("activation", "name"), slow_but([pair for pair in ALL if pair[1] in TOGETHER], ALL))
 @each("length", [17, 61, 125, 10**6])
 def test_slabs_of_several_samples(
     activation: Activation, name: str, length: int, monkeypatch: pytest.MonkeyPatch
@@ -186,7 +188,7 @@ def test_one_voxel_and_odd_sizes(activation: Activation, shape: tuple[int, ...])
             assert_equal_to_the_definition(CallData(scores, labels, None, True, None), terms)
 
 
-@pytest.mark.parametrize(("activation", "name"), ALL)
+@pytest.mark.parametrize(("activation", "name"), slow_but([pair for pair in ALL if pair[1] in TOGETHER], ALL))
 @each("dtype", [torch.float64, torch.float32])
 @each("num_classes", [1, 2, 3])
 @pytest.mark.usefixtures("_many_slabs")

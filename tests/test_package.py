@@ -67,8 +67,9 @@ def test_public_names_are_sorted_and_there() -> None:
     assert all(getattr(monai_extra_losses, name) is getattr(losses, name) for name in losses.__all__)
 
 
-def test_the_package_names_every_loss_without_importing_torch_and_gives_it() -> None:
-    """To a completer, to `help` and to a star import."""
+@pytest.fixture(scope="module")
+def told_by_a_new_process() -> list[str]:
+    """Lines: names of the package, what they imported, a completion, what `help` or an import lacks, two classes."""
     code = (
         "import sys, rlcompleter, monai_extra_losses as package\n"
         "print(set(package.__all__) <= set(dir(package)), *sorted(package.__all__))\n"
@@ -78,9 +79,19 @@ def test_the_package_names_every_loss_without_importing_torch_and_gives_it() -> 
         "page = pydoc.plain(pydoc.render_doc(package))\n"
         "from monai_extra_losses import *\n"
         "print(sorted(n for n in package.__all__ if f'class {n}(' not in page or n not in globals()))\n"
+        "import monai_extra_losses.drop_in\n"
+        "from monai.bundle import ConfigParser\n"
+        "named = {'ours': {'_target_': 'JaccardLoss', 'softmax': True}, 'monai': {'_target_': 'DiceLoss'}}\n"
+        "parser = ConfigParser(named)\n"
+        "print(*(type(parser.get_parsed_content(name)).__module__ for name in ('ours', 'monai')))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
-    listed, imported, completed, not_given = result.stdout.splitlines()
+    return result.stdout.splitlines()
+
+
+def test_the_package_names_every_loss_without_importing_torch_and_gives_it(told_by_a_new_process: list[str]) -> None:
+    """To a completer, to `help` and to a star import."""
+    listed, imported, completed, not_given, *_ = told_by_a_new_process
     assert listed.split() == ["True", *sorted([*losses.__all__, "config_dir"])]
     assert imported == "[]"
     assert completed.startswith("package.FocalTverskyLoss(")
@@ -98,16 +109,9 @@ def test_importing_the_command_line_loads_neither_torch_nor_monai() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_short_names_work_in_a_config_and_monai_s_stay_monai_s() -> None:
+def test_short_names_work_in_a_config_and_monai_s_stay_monai_s(told_by_a_new_process: list[str]) -> None:
     """Also when ours is imported first."""
-    code = (
-        "import monai_extra_losses.drop_in; from monai.bundle import ConfigParser; "
-        "named = {'ours': {'_target_': 'JaccardLoss', 'softmax': True}, 'monai': {'_target_': 'DiceLoss'}}; "
-        "parser = ConfigParser(named); "
-        "print(*(type(parser.get_parsed_content(name)).__module__ for name in ('ours', 'monai')))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split()[-2:] == ["monai_extra_losses.losses.region", "monai.losses.dice"]
+    assert told_by_a_new_process[-1].split() == ["monai_extra_losses.losses.region", "monai.losses.dice"]
 
 
 @each("name", drop_in.__all__)

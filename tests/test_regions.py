@@ -128,7 +128,7 @@ def test_masks_of_labels_and_of_regions() -> None:
 
 
 def set_up(folder: Path, run: Path, loss: torch.nn.Module, **options: Any) -> TrainingSetUp:
-    defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    defaults = ConfigParser.load_config_file(str(CONFIGS / "train.yaml"))
     values = {name: defaults[name] for name in defaults["setup"] if name in defaults}
     values |= {"dataset_dir": folder, "bundle_root": run, "num_folds": 3, "device": torch.device("cpu")}
     return TrainingSetUp(**{**values, "loss": loss, **options})

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from marks import slow, slow_but
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
@@ -101,7 +102,7 @@ def _many_classes(folder: Path, names: list[str]) -> Path:
 
 
 # 650 classes take seconds; their picture is drawn by `test_many_classes_have_a_row_each` too.
-@pytest.mark.parametrize("count", [2, 10, 11, 18, 105, pytest.param(650, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, 18, *slow(10, 11, 105, 650)])
 def test_curves_of_any_number_of_classes_fit_and_cover_nothing(tmp_path: Path, drawn: list[Figure], count: int) -> None:
     names = [f"vertebra_or_rib_with_a_long_name_{i}" for i in range(count - 2)] + ["_hidden", "cost $a_b"]
     draw_curves(_many_classes(tmp_path, names), tmp_path / "curves.png")
@@ -114,7 +115,7 @@ def test_curves_of_any_number_of_classes_fit_and_cover_nothing(tmp_path: Path, d
 
 # All 600 that are shown at most are shown of 650 too.
 @pytest.mark.parametrize(
-    ("count", "shown"), [(11, 11), (18, 18), (105, 105), pytest.param(600, 600, marks=pytest.mark.slow), (650, 600)]
+    ("count", "shown"), slow_but([(18, 18), (650, 600)], [(11, 11), (18, 18), (105, 105), (600, 600), (650, 600)])
 )
 def test_many_classes_have_a_row_each(tmp_path: Path, drawn: list[Figure], count: int, shown: int) -> None:
     names = [f"class {i}" for i in range(count)]
@@ -259,7 +260,7 @@ def test_a_class_keeps_its_colour_where_another_is_absent(tmp_path: Path, drawn:
 
 
 # The layout of 18 names is that of any number above 7.
-@pytest.mark.parametrize("count", [7, 18, pytest.param(105, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [7, 18, *slow(105)])
 def test_a_legend_of_long_names_is_whole(tmp_path: Path, drawn: list[Figure], count: int) -> None:
     names = {value: f"WWW_long name of class {value}" + "m" * value for value in range(1, count + 1)}
     label = np.random.default_rng(1).integers(0, count + 1, IMAGE.shape)
@@ -292,7 +293,7 @@ AFFINES = {
 }
 
 
-@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("name", slow_but(["LPS", "sagittal", "twice oblique"], AFFINES))
 def test_marks_of_an_evaluation_tell_the_sides_of_the_patient(tmp_path: Path, drawn: list[Figure], name: str) -> None:
     """A ball towards one side of the patient, by its millimetres, lies towards the mark of that side."""
     affine = AFFINES[name]

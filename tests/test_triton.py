@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import LossCase, each, labels_like, loss_cases, one_hot, told, value_and_gradient
+from marks import slow_but
 from term_checks import CubeSums, SquareRootSums, TwiceSums, definitions, focal, results_and_gradient
 from torch import Tensor
 
@@ -106,7 +107,14 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
 
 
 ALL = [(activation, name) for activation in ("softmax", "sigmoid") for name in terms_of(activation)]
-every_term = pytest.mark.parametrize(("activation", "name"), ALL)
+FEW = [
+    ("softmax", "Dice and cross-entropy"),
+    ("softmax", "squares, focal and smoothing"),
+    ("softmax", "one-vs-rest"),
+    ("sigmoid", "unified focal"),
+    ("sigmoid", "poly"),
+]
+every_term = pytest.mark.parametrize(("activation", "name"), slow_but(FEW, ALL))
 
 
 def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -274,10 +282,12 @@ def test_an_ignored_voxel_has_no_gradient_at_all() -> None:
         assert gradient.isfinite().all()
 
 
-@each("activation, name", [pair for pair in ALL if pair[1] != "logs" and "smooth" not in pair[1]])
+@every_term
 @each("num_classes", [2, 4])
 def test_classes_that_are_masked(activation: Activation, name: str, num_classes: int) -> None:
     """Scores of -inf, p = 0, are as very small ones; the only class of a voxel that is left has p = 1."""
+    if name == "logs" or "smooth" in name:
+        pytest.skip("every class has a share")
     if num_classes == 2 and name != "unified focal":
         pytest.skip("the same kernel, of a smaller tile")
     scores, labels = made((2, num_classes, 5, 6))
@@ -295,7 +305,7 @@ def test_classes_that_are_masked(activation: Activation, name: str, num_classes:
         torch.testing.assert_close(gradient.cpu().double(), expected_gradient, atol=1e-5, rtol=4e-6)
 
 
-@each("activation, name", ALL)
+@every_term
 def test_nan_is_not_lost(activation: Activation, name: str) -> None:
     if name == "target":
         pytest.skip("reads no scores")
@@ -477,7 +487,13 @@ def test_the_kernels_take_the_usual_losses() -> None:
     assert "TopKLoss" not in names  # a map
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(case.entry.name for case in CASES))
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["FusedDiceLoss", "CrossEntropyLoss", "FusedFocalLoss", "FusedDiceCELoss"],
+        dict.fromkeys(case.entry.name for case in CASES),
+    ),
+)
 @each("data", ["labels", "ignored", "soft"])
 def test_whole_losses(name: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradient of the kernels in float32 against those of torch in float64."""

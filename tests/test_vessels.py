@@ -9,6 +9,7 @@ import pytest
 import references as ref
 import torch
 from loss_list import ENTRIES, SOFTMAX, each, labels_like, one_hot, value_and_gradient
+from marks import slow
 from memory import peak_extra_bytes
 from monai.transforms import RandAffine
 from scipy import ndimage
@@ -45,7 +46,7 @@ def tube_and(*shape: int) -> Tensor:
 @each("kind", ["labels", "labels and mask", "soft and mask"])
 @each("shape", [(2, 3, 4, 5), (1, 2, 3, 4, 3), (1, 2, 11)])
 @each("options", options_of("CenterlineDiceLoss"))
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ["softmax", *slow("sigmoid", "none")])
 def test_centerline_dice_is_its_formula(
     options: dict[str, Any], activation: str, shape: tuple[int, ...], kind: str
 ) -> None:
@@ -78,7 +79,7 @@ def test_centerline_dice_is_its_formula(
 @each(
     "options", [{}, {"radius_weight": "linear", "smooth": 1.0}, {"absent_class": "skip", "include_background": False}]
 )
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("activation", ["softmax", *slow("sigmoid", "none")])
 def test_centerline_boundary_dice_is_its_formula(
     options: dict[str, Any], activation: str, shape: tuple[int, ...], kind: str
 ) -> None:

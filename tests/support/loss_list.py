@@ -596,22 +596,37 @@ def each(names: str | Sequence[str], kinds: Iterable[Any]) -> Callable[[Callable
     return decorate
 
 
+# The loss of each family that `make test` runs a long proof over; where it takes no part, the first that does.
+TYPICAL = ("FusedDiceLoss", "CrossEntropyLoss", "FusedDiceCELoss", "GeneralizedSurfaceLoss", "LovaszLoss")
+
+
+def _marks(entries: Sequence[LossEntry], long: bool) -> list[list[pytest.MarkDecorator]]:
+    """Those of each entry: of a long proof, all but one loss of each family are slow."""
+    quick: dict[Family, str] = {}
+    for entry in sorted(entries, key=lambda entry: entry.name not in TYPICAL):
+        quick.setdefault(entry.family, entry.name)
+    return [[pytest.mark.slow] if long and entry.name != quick[entry.family] else [] for entry in entries]
+
+
 def every_case(
     *,
     family: Family | None = None,
     accepts: str | None = None,
     only: Callable[[LossEntry], bool] | None = None,
+    long: bool = False,
     **filters: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run a test over `case`: every loss, activation and variant that is able to pass it; a loss is a test of its own.
 
-    For what differs from loss to loss: value, gradient, deletion, batch, sync, absent class, direction.
+    For what differs from loss to loss: value, gradient, deletion, batch, sync, absent class, direction. A `long` one
+    runs over a loss of each family; `make test-all` runs it over the others too.
     """
     of_losses: dict[str, list[LossCase]] = {}
     for case in loss_cases(**filters):
         if family in (None, case.entry.family) and (accepts is None or case.entry.accepts(accepts)):
             of_losses.setdefault(case.entry.name, []).append(case)
-    names = [name for name in of_losses if only is None or only(ENTRIES[name])]
+    entries = [ENTRIES[name] for name in of_losses if only is None or only(ENTRIES[name])]
+    names = [pytest.param(entry.name, marks=marks) for entry, marks in zip(entries, _marks(entries, long), strict=True)]
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         def run(*args: Any, name_of_loss: str, **given: Any) -> None:
@@ -662,12 +677,16 @@ MECHANISMS: dict[str, tuple[str, str]] = {
 
 
 def every_mechanism(
-    *, accepts: str | None = None, only: Callable[[LossEntry], bool] | None = None, activations: Iterable[str] = ()
+    *,
+    accepts: str | None = None,
+    only: Callable[[LossEntry], bool] | None = None,
+    activations: Iterable[str] = (),
+    long: bool = False,
 ) -> pytest.MarkDecorator:
     """Parametrise a test over `case`: one loss for each family and kernel, with its defaults.
 
-    For what is written once: checks of labels, shapes, dtypes and masks, memory formats, copies. A new loss gets an
-    entry in `MECHANISMS` if it reads its data in a way that none of these does.
+    For what is written once: checks of labels, shapes, dtypes and masks, memory formats, copies. A `long` one is as in
+    `every_case`. A new loss gets an entry in `MECHANISMS` if it reads its data in a way that none of these does.
     """
     cases = {
         name: LossCase(ENTRIES[loss], activation)
@@ -676,15 +695,26 @@ def every_mechanism(
         and (only is None or only(ENTRIES[loss]))
         and activation in (tuple(activations) or ("softmax", "sigmoid", "none"))
     }
-    return pytest.mark.parametrize("case", list(cases.values()), ids=[f"{n}: {c.entry.name}" for n, c in cases.items()])
+    all_marks = _marks([case.entry for case in cases.values()], long)
+    parameters = [
+        pytest.param(case, id=f"{name}: {case.entry.name}", marks=marks)
+        for (name, case), marks in zip(cases.items(), all_marks, strict=True)
+    ]
+    return pytest.mark.parametrize("case", parameters)
 
 
-def every_loss(*, accepts: str | None = None, only: Callable[[LossEntry], bool] | None = None) -> pytest.MarkDecorator:
-    """Parametrise a test over `entry`: every loss."""
+def every_loss(
+    *, accepts: str | None = None, only: Callable[[LossEntry], bool] | None = None, long: bool = False
+) -> pytest.MarkDecorator:
+    """Parametrise a test over `entry`: every loss; `long` as in `every_case`."""
     entries = [
         entry for entry in LOSSES if (accepts is None or entry.accepts(accepts)) and (only is None or only(entry))
     ]
-    return pytest.mark.parametrize("entry", entries, ids=lambda entry: entry.name)
+    parameters = [
+        pytest.param(entry, id=entry.name, marks=marks)
+        for entry, marks in zip(entries, _marks(entries, long), strict=True)
+    ]
+    return pytest.mark.parametrize("entry", parameters)
 
 
 def labels_like(scores: Tensor, *, seed: int = 1, dtype: torch.dtype = torch.int64) -> Tensor:

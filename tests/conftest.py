@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when triton is imported, by whichever import comes first: its kernels then run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from matplotlib.figure import Figure
 from monai.bundle import ComponentLocator, ConfigParser
 
 from monai_extra_losses import config_dir
 from monai_extra_losses.data import write_phantom
-
-if not torch.cuda.is_available():
-    # Read when triton is imported, by whichever test comes first: its kernels then run on the CPU.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core of its own; so have the processes it starts.

@@ -291,6 +291,7 @@ def test_a_formula_without_slope_beside_its_loss(activation: str, reduction: str
                 torch.testing.assert_close(value_and_gradient(same, scores, target, mask), wanted, **CLOSE)
 
 
+@pytest.mark.slow  # test_memory is quick
 def test_the_memory_of_a_formula_without_slope() -> None:
     scores = torch.randn(1, 14, 32, 32, 32)
     labels = labels_like(scores)
@@ -409,7 +410,7 @@ def test_meta_tensors() -> None:
     torch.testing.assert_close(got, value_and_gradient(loss, scores, labels), **CLOSE)
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, *slow(True)])
 def test_export(strict: bool) -> None:
     """torch.export, without Dynamo too, where tensors are stand-ins of another class; it needs torch alone."""
     scores = torch.randn(2, 3, 4, 5)

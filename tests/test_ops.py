@@ -102,7 +102,16 @@ def terms_of(activation: Activation) -> dict[str, list[Term]]:
 
 ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid", "none")
 ALL = [(activation, name) for activation in ACTIVATIONS for name in terms_of(activation)]
-TOGETHER = ("Dice and cross-entropy", "squared errors", "margins", "all", "linear one-vs-rest")
+# Most kinds of sums are in one of these.
+FEW = (
+    "Dice and cross-entropy",
+    "squared errors",
+    "map of margins",
+    "all",
+    "linear one-vs-rest",
+    "margins, categorical",
+)
+every_term = pytest.mark.parametrize(("activation", "name"), slow_but([pair for pair in ALL if pair[1] in FEW], ALL))
 
 
 def has_kernels(terms: list[Term], num_classes: int = 3) -> bool:
@@ -147,7 +156,7 @@ def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_FEW_BYTES", 0)  # no slab is kept
 
 
-@pytest.mark.parametrize(("activation", "name"), ALL)
+@every_term
 @each("weights", ["none", "mask", "ignore_index", "both"])
 @each("num_classes, dtype", [(2, torch.float64), (3, torch.float64), (3, torch.float32), (5, torch.float32)])
 @pytest.mark.usefixtures("_many_slabs")
@@ -163,7 +172,7 @@ def test_kernels_equal_the_definitions(
     assert_equal_to_the_definition(data, terms_of(activation)[name])
 
 
-@pytest.mark.parametrize(("activation", "name"), slow_but([pair for pair in ALL if pair[1] in TOGETHER], ALL))
+@every_term
 @each("length", [17, 61, 125, 10**6])
 def test_slabs_of_several_samples(
     activation: Activation, name: str, length: int, monkeypatch: pytest.MonkeyPatch
@@ -188,7 +197,7 @@ def test_one_voxel_and_odd_sizes(activation: Activation, shape: tuple[int, ...])
             assert_equal_to_the_definition(CallData(scores, labels, None, True, None), terms)
 
 
-@pytest.mark.parametrize(("activation", "name"), slow_but([pair for pair in ALL if pair[1] in TOGETHER], ALL))
+@every_term
 @each("dtype", [torch.float64, torch.float32])
 @each("num_classes", [1, 2, 3])
 @pytest.mark.usefixtures("_many_slabs")

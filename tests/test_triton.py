@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loss_list import LossCase, each, labels_like, loss_cases, one_hot, told, value_and_gradient
-from marks import slow_but
+from marks import slow, slow_but
 from term_checks import CubeSums, SquareRootSums, TwiceSums, definitions, focal, results_and_gradient
 from torch import Tensor
 
@@ -197,7 +197,7 @@ def test_focal_loss_of_soft_targets() -> None:
         assert_equal_to_the_definition(CallData(scores, torch.rand(scores.shape), None, False, None), terms)
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("activation", ["softmax", *slow("sigmoid")])
 @each("shape", [(1, 2, 1), (3, 3, 1, 1), (1, 14, 13, 17), (1, 105, 5, 9), (2, 256, 7, 10), (1, 2, 2100), (1, 33, 130)])
 def test_class_counts_and_sizes(activation: Activation, shape: tuple[int, ...]) -> None:
     """One voxel, odd sizes, classes that fill their tile and do not, several tiles and programs."""

@@ -229,7 +229,8 @@ def test_every_metric_of_a_set_is_measured() -> None:
     tube = _line(11, 11, 30)
     grid = VoxelGrid((1.0, 1.0, 1.0), np.eye(4))
     for chosen in metric_sets_of(get_args(MetricSetName)):
-        assert list(chosen.measure(tube, tube, grid).numbers) == [metric.name for metric in chosen.metrics]
+        measured = chosen.of_case({"calibration": [(0.1, 0.2)]}, 1, tube, tube, grid)
+        assert list(measured.numbers) == [metric.name for metric in chosen.metrics]
         for metric in chosen.metrics:
             better = {True: " (higher is better)", False: " (lower is better)", None: ""}[metric.higher_is_better]
             assert f"{metric.heading}{better}: {metric.meaning}" in chosen.legend()
@@ -246,5 +247,7 @@ def test_sets_go_together_each_once() -> None:
 
 @pytest.mark.parametrize("given", ["lesion", "[vessels, lesion]", 3, [None]])
 def test_another_set_of_metrics_is_refused(given: Any) -> None:
-    with pytest.raises(StartUpRefused, match="Expected metrics to be a list of vessels, lesions, or null, got"):
+    with pytest.raises(
+        StartUpRefused, match="Expected metrics to be a list of vessels, lesions, calibration, or null, got"
+    ):
         metric_sets("metrics", given)

@@ -60,6 +60,9 @@ logger = logging.getLogger(__name__)
 _FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options", "regions_class_order"}
 
 
+_RULING = ("network", "fold_seed")  # other values follow from them
+
+
 _ANOTHER_RUN = "choose another --bundle_root (--run on the short command line) for another training"
 
 
@@ -315,7 +318,7 @@ def _passed_over(case_list: CaseList, num_folds: int) -> tuple[str, ...]:
 
 def _refuse_other_run(recorded: RunRecord, now: RunRecord) -> None:
     changes = {name for name, entry in TABLE.items() if entry.changes_on_resume}
-    for name in sorted(RunRecord.names(), key=lambda name: name != "network"):  # others follow from it
+    for name in sorted(RunRecord.names(), key=lambda name: name not in _RULING):
         before, after = getattr(recorded, name), getattr(now, name)
         if before != after and name not in changes | _FACTS_THAT_CHANGE_ON_RESUME:
             # automatic for a run that was started before names were looked at

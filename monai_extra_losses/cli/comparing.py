@@ -40,8 +40,10 @@ def compare_losses(words: str, options: dict[str, Any], **given: Any) -> None:
     if given["dry_run"]:
         _echo_estimate(plan, given["jobs"] or 1)
         return
-    folder = open_comparison(given["out"].absolute(), plan)
-    states = run_comparison(folder, plan, _engine(folder, plan, **given), click.echo)
+    out = given["out"].absolute()
+    engine = _engine(ComparisonFolder(out), plan, **given)  # refused before anything is made
+    folder = open_comparison(out, plan)
+    states = run_comparison(folder, plan, engine, click.echo)
     results = collect(folder.root, plan, states, words)
     for name, line in results.failed.items():
         click.echo(f"Failed: {name}: {line or 'it printed nothing'} ({folder.log(name)})", err=True)

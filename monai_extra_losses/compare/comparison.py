@@ -152,8 +152,9 @@ def slurm_engine(folder: ComparisonFolder, file: Path | None, given: Mapping[str
         file: YAML with options of SLURM.
         given: options that go before those of the file; None: not given.
     """
-    from monai_extra_losses.compare.slurm import SlurmOptions, run_on_slurm
+    from monai_extra_losses.compare.slurm import SlurmOptions, refuse_without_slurm, run_on_slurm
 
+    refuse_without_slurm()
     options = SlurmOptions.read(file, **{name: value for name, value in given.items() if value is not None})
 
     def run(names: Sequence[str], on_change: Callable[[Mapping[str, str]], None]) -> dict[str, str]:

@@ -64,7 +64,7 @@ def run_on_slurm(
     Raises:
         StartUpRefused: no submitit, no SLURM, or one that does not take the jobs.
     """
-    _refuse_without_slurm()
+    refuse_without_slurm()
     jobs = _Jobs(out.absolute(), options)
     jobs.cancel_unrecorded()
     queued = jobs.queued()
@@ -232,7 +232,8 @@ def _parameters(options: SlurmOptions, job_name: str, count: int) -> dict[str, A
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _refuse_without_slurm() -> None:
+def refuse_without_slurm() -> None:
+    """Refuse a machine from which no job can be submitted."""
     try:
         importlib.import_module("submitit")
     except ImportError:

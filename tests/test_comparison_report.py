@@ -19,9 +19,9 @@ import pytest
 from comparison_results import DICE, HD95, comparison_results
 from matplotlib.image import imread, imsave
 
-from monai_extra_losses.compare.analysis import Cost, analyse, learning_curve, lesion_bins
+from monai_extra_losses.compare.analysis import Cost, LearningCurve, analyse, learning_curve, lesion_bins
 from monai_extra_losses.compare.example_cases import embedded, example_cases
-from monai_extra_losses.compare.figures import colour_class, dashes, forest_plot, noise_plot, rank_plot
+from monai_extra_losses.compare.figures import colour_class, curves_plot, dashes, forest_plot, noise_plot, rank_plot
 from monai_extra_losses.compare.plan import LossChoice
 from monai_extra_losses.compare.report import write_report
 from monai_extra_losses.compare.report_sections import curves_section
@@ -615,3 +615,13 @@ def test_a_browser_shows_the_page_without_error_or_overflow(tmp_path: Path) -> N
         assert min(measured["images"]) > 0
         assert measured["letters"] >= 9
         assert imread(shot)[..., :3].std() > 0.05  # not a blank page
+
+
+def test_a_curve_of_one_validation_is_seen() -> None:
+    def drawn(*epochs: float) -> str:
+        curve = LearningCurve(epochs, *((0.5,) * len(epochs),) * 3, seeds=1, folds=1)
+        return curves_plot({"dice_ce": curve}, {"dice_ce": 0}, spread=(), title="curves")
+
+    assert "<circle" in drawn(2)
+    assert "<polyline" in drawn(2, 4)
+    assert "<circle" not in drawn(2, 4)

@@ -149,7 +149,12 @@ def curves_plot(
         parts.append(element("g", area, class_=colour_class(places[name])))
     for name, curve in reversed(list(curves.items())):  # the first on top
         places_of = [(across(e), upward(v)) for e, v in zip(curve.epochs, curve.means, strict=True)]
-        drawn = element("polyline", points=_points(places_of), class_="curve", stroke_dasharray=dashes(places[name]))
+        if len(places_of) == 1:  # a line of one point would not be seen
+            drawn = dot(*places_of[0], 4.5, class_=_dot_class(places[name]))
+        else:
+            drawn = element(
+                "polyline", points=_points(places_of), class_="curve", stroke_dasharray=dashes(places[name])
+            )
         parts.append(element("g", drawn, element("title", escaped(name)), class_=colour_class(places[name])))
     return figure(height + _BELOW, *parts, title=title)
 

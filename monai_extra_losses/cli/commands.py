@@ -25,6 +25,7 @@ from monai_extra_losses.bundle.running import config_files, run_configs
 from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.cli.runs import check_overrides, overrides_of
 from monai_extra_losses.cli.several_runs import CommandOfRuns
+from monai_extra_losses.compare.plan import OVERLAYS
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused
 from monai_extra_losses.data.layouts import CASE
 from monai_extra_losses.versions import version_of
@@ -58,14 +59,6 @@ _GO_ON = {
 
 
 _IN_SEVERAL_PROCESSES = ("train", "evaluate")
-
-
-_OVERLAYS = (
-    "boundary_schedule",
-    "boundary_maps",
-    "vessels",
-    "lesions",
-)  # in the order in which they go on top of each other
 
 
 class _GivenPath(click.ParamType[Path]):
@@ -133,7 +126,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--with",
             "overlays",
-            type=click.Choice(_OVERLAYS),
+            type=click.Choice(OVERLAYS),
             multiple=True,
             help="boundary_schedule: train `surface` as its paper does, the boundary loss taking over by and by; "
             "boundary_maps: measure distances once per volume instead of in every step. Both may be given. "
@@ -988,7 +981,7 @@ def _training(
         options["loss"] = loss
     if epochs is not None:
         options["epochs"] = epochs
-    chosen = tuple(name for name in _OVERLAYS if name in overlays)
+    chosen = tuple(name for name in OVERLAYS if name in overlays)
     return ("train", "losses", *chosen), options | overrides_of(context.args)
 
 

@@ -10,12 +10,12 @@ import click
 
 from monai_extra_losses.bundle.options import whole_number_or_none
 from monai_extra_losses.bundle.run_folder import hold_lock, open_folder, refuse_unwritable
-from monai_extra_losses.bundle.run_setup import cases_of
+from monai_extra_losses.bundle.run_setup import cases_of, problems_as_refusal
 from monai_extra_losses.cli.runs import check_overrides
 from monai_extra_losses.compare.comparison import free_gpus
 from monai_extra_losses.compare.local import FAILED, FINISHED, end_with_stdin, last_line, run_locally
 from monai_extra_losses.data.datalist import count_folds
-from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.errors import StartUpRefused
 
 _LOG = "process.txt"
 
@@ -72,11 +72,9 @@ def train_every_fold(
 
 
 def _folds(options: dict[str, Any]) -> int:
-    try:
-        given = whole_number_or_none("num_folds", options.get("num_folds"), least=0)
+    given = whole_number_or_none("num_folds", options.get("num_folds"), least=0)
+    with problems_as_refusal():
         folds = count_folds(cases_of(options["dataset_dir"]).cases, given)
-    except DatasetError as error:
-        raise StartUpRefused(str(error)) from None
     if not folds:
         raise StartUpRefused(
             "Expected folds for --fold all, got a data set whose `validation` is set apart; give --num_folds 5 to deal "

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_extra_losses.bundle.options import literal
 from monai_extra_losses.bundle.run_folder import hold_lock, open_folder, refuse_unwritable
-from monai_extra_losses.bundle.run_setup import cases_of
+from monai_extra_losses.bundle.run_setup import cases_of, problems_as_refusal
 from monai_extra_losses.bundle.running import config_files
 from monai_extra_losses.compare.local import FINISHED, WAITING, run_locally
 from monai_extra_losses.compare.plan import ComparisonPlan, Trial
@@ -17,7 +17,7 @@ from monai_extra_losses.compare.progress import Progress
 from monai_extra_losses.compare.trial import ENDS_WITH_STDIN, ComparisonFolder, command_of, configs_of, options_of
 from monai_extra_losses.data.advice import lesion_classes
 from monai_extra_losses.data.datalist import count_folds
-from monai_extra_losses.data.errors import DatasetError, StartUpRefused
+from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.statistics import data_statistics, measure_cases
 
 Engine = Callable[[Sequence[str], Callable[[Mapping[str, str]], None]], Mapping[str, str]]
@@ -42,10 +42,8 @@ def metrics_for(dataset_dir: Path) -> tuple[str, ...]:
         StartUpRefused: a data set with problems.
     """
     case_list = cases_of(dataset_dir)
-    try:
+    with problems_as_refusal():
         summaries, measures = measure_cases(case_list)
-    except DatasetError as error:
-        raise StartUpRefused(str(error)) from None
     scattered = lesion_classes(data_statistics(summaries, measures).classes)
     with_lesions = bool(scattered) and importlib.util.find_spec("cc3d") is not None
     return ("calibration", *(("lesions",) if with_lesions else ()))
@@ -68,10 +66,8 @@ def check_plan(plan: ComparisonPlan) -> None:
                 f"{_OWN_OPTIONS.get(name, 'options of a loss stand in --losses, as focal_tversky::gamma=2')}."
             )
     folds = plan.options.get("num_folds")
-    try:
+    with problems_as_refusal():
         known = max(count_folds(cases_of(plan.dataset_dir).cases, folds), 1)
-    except DatasetError as error:
-        raise StartUpRefused(str(error)) from None
     if wrong := [fold for fold in plan.folds if not 0 <= fold < known]:
         raise StartUpRefused(f"Expected --folds among 0 to {known - 1}, got {wrong[0]}.")
     for file in plan.config_files:

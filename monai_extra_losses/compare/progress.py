@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -100,12 +99,3 @@ class Progress:
         of_all = f" of {self.epochs}" if self.epochs else ""
         said = f", validation Dice {float(dice):.3f}" if dice else ""
         return f"  {name}: epoch {rows[-1]['epoch']}{of_all}{said}"
-
-
-def failures(folder: ComparisonFolder, states: Mapping[str, str]) -> list[tuple[str, str, Path]]:
-    """Name, last line and log of each failed trial."""
-    return [
-        (name, last_line(folder.log(name)) or "it printed nothing", folder.log(name))
-        for name, state in states.items()
-        if state == FAILED
-    ]

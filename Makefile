@@ -11,7 +11,7 @@ LOSS ?= dice_ce
 # Two processes of one thread each use two cores better than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-nnunet lint bench clean
+.PHONY: demo test test-all test-nnunet lint docs bench clean
 
 # pip talks, because a first installation takes minutes: PyTorch for GPUs is gigabytes.
 define install
@@ -56,8 +56,13 @@ lint: $(FOR_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Generated pages that are not as their sources say, links to nowhere and missing names are errors.
+docs: $(FOR_TESTS)
+	PYTHONPATH=scripts $(BIN)/zensical build --clean --strict
+	$(BIN)/python scripts/check_site.py site
+
 bench: $(FOR_TESTS)
 	$(BIN)/python benchmarks/bench_losses.py
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -435,7 +436,8 @@ def test_losses_of_one_colour_are_told_apart() -> None:
 
 
 def written(results: ComparisonResults, folder: Path) -> tuple[Page, str, list[dict[str, str]]]:
-    page, text, table = write_report(results, folder, draws=DRAWS)
+    page, text, table, *figures = write_report(results, folder, draws=DRAWS)
+    assert [path.name for path in figures] in ([], ["figures"])
     assert [path.name for path in (page, text, table)] == ["report.html", "report.md", "results.csv"]
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     return Page(page.read_text(encoding="utf-8")), text.read_text(encoding="utf-8"), rows
@@ -558,8 +560,30 @@ def test_results_csv_has_a_row_per_training_case_and_class() -> None:
 
 def test_the_files_do_not_vary_from_call_to_call(tmp_path: Path) -> None:
     results = comparison_results(cases=12, lesions=True)
-    first = [path.read_bytes() for path in write_report(results, tmp_path, draws=DRAWS)]
-    assert first == [path.read_bytes() for path in write_report(results, tmp_path, draws=DRAWS)]
+
+    def content() -> dict[Path, bytes]:
+        write_report(results, tmp_path, draws=DRAWS)
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert content() == content()
+
+
+def test_a_figure_is_a_file_that_needs_no_other(tmp_path: Path) -> None:
+    results = comparison_results(cases=12, lesions=True)
+    write_report(results, tmp_path, draws=DRAWS)
+    files = sorted((tmp_path / "figures").iterdir())
+    names = ["curves", "difference_dice", "difference_hd95_mm", "lesions_1", "noise", "ranks"]
+    assert [file.stem for file in files] == names
+    for file in files:
+        words = file.read_text(encoding="utf-8")
+        root = ElementTree.fromstring(words)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert float(root.get("width", "")) > 0
+        assert "var(" not in words
+        assert "href" not in words
+        shown = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"tversky", "focal"} <= shown
+        assert ("dice_ce" in shown) is not file.stem.startswith("difference")
 
 
 # ---- in a browser ----

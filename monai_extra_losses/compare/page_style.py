@@ -1,19 +1,67 @@
 """How the report of a comparison looks: on a screen, light or dark, and on paper."""
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #ffffff; --text: #1b1f24; --soft: #5a6370; --line: #d5dae0; --box: #f4f6f8; --band: #cfd6de;
-  --better: #0072b2; --worse: #d55e00; --link: #0072b2;
-  --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #cc79a7; --c5: #56b4e9; --c6: #e69f00;
+LIGHT = {
+    "page": "#ffffff",
+    "text": "#1b1f24",
+    "soft": "#5a6370",
+    "line": "#d5dae0",
+    "box": "#f4f6f8",
+    "band": "#cfd6de",
+    "better": "#0072b2",
+    "worse": "#d55e00",
+    "link": "#0072b2",
+    "c1": "#0072b2",
+    "c2": "#d55e00",
+    "c3": "#009e73",
+    "c4": "#cc79a7",
+    "c5": "#56b4e9",
+    "c6": "#e69f00",
 }
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #15181c; --text: #e6e9ed; --soft: #a3acb8; --line: #3a414a; --box: #1e2329; --band: #3b444f;
-    --better: #56b4e9; --worse: #f0803c; --link: #7cc4f0;
-    --c1: #3d9bdc; --c2: #f0803c; --c3: #1fbf91; --c4: #d991b8; --c5: #8fd0f5; --c6: #f0b429;
-  }
+"""Colours on white, by name."""
+
+_DARK = {
+    "page": "#15181c",
+    "text": "#e6e9ed",
+    "soft": "#a3acb8",
+    "line": "#3a414a",
+    "box": "#1e2329",
+    "band": "#3b444f",
+    "better": "#56b4e9",
+    "worse": "#f0803c",
+    "link": "#7cc4f0",
+    "c1": "#3d9bdc",
+    "c2": "#f0803c",
+    "c3": "#1fbf91",
+    "c4": "#d991b8",
+    "c5": "#8fd0f5",
+    "c6": "#f0b429",
 }
+
+_PAPER = LIGHT | {"text": "#000000", "soft": "#444444", "line": "#cccccc", "box": "#ffffff"}
+
+FIGURES = """
+svg text { fill: var(--text); font-size: 13px; }
+svg .tick, svg .value { fill: var(--soft); font-size: 12px; }
+svg .value { font-variant-numeric: tabular-nums; }
+svg .axis { fill: var(--soft); font-size: 12.5px; }
+.grid { stroke: var(--line); stroke-width: 1; }
+.noise { fill: var(--band); opacity: 0.6; }
+.zero { stroke: var(--text); stroke-width: 1.2; }
+.seed { fill: none; stroke: var(--link); stroke-width: 1.8; }
+.mean { stroke: var(--text); stroke-width: 2; }
+.interval { stroke: currentColor; stroke-width: 2.4; }
+.better { color: var(--better); } .worse { color: var(--worse); } .tie { color: var(--soft); }
+.better circle, .worse circle, .filled { fill: currentColor; }
+.tie circle, .hollow { fill: var(--page); stroke: currentColor; stroke-width: 2; }
+.share { fill: var(--link); }
+.curve { fill: none; stroke: currentColor; stroke-width: 2.2; stroke-linejoin: round; }
+.spread { fill: currentColor; opacity: 0.22; }
+.c0 { color: var(--text); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
+.c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); }
+""".strip()
+"""Of the drawings; a colour is `var(--name)`."""
+
+_SCREEN = """
 * { box-sizing: border-box; }
 html { background: var(--page); color: var(--text); -webkit-text-size-adjust: 100%; }
 body {
@@ -36,24 +84,9 @@ figure { margin: 10px 0; max-width: 560px; min-width: 0; break-inside: avoid; }
 figcaption { margin-bottom: 4px; }
 figcaption strong { color: var(--text); font-weight: 600; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { fill: var(--text); font-size: 13px; }
-svg .tick, svg .value { fill: var(--soft); font-size: 12px; }
-svg .value { font-variant-numeric: tabular-nums; }
-svg .axis { fill: var(--soft); font-size: 12.5px; }
-.grid { stroke: var(--line); stroke-width: 1; }
-.noise { fill: var(--band); opacity: 0.6; }
-.zero { stroke: var(--text); stroke-width: 1.2; }
-.seed { fill: none; stroke: var(--link); stroke-width: 1.8; }
-.mean { stroke: var(--text); stroke-width: 2; }
-.interval { stroke: currentColor; stroke-width: 2.4; }
-.better { color: var(--better); } .worse { color: var(--worse); } .tie { color: var(--soft); }
-.better circle, .worse circle, .filled { fill: currentColor; }
-.tie circle, .hollow { fill: var(--page); stroke: currentColor; stroke-width: 2; }
-.share { fill: var(--link); }
-.curve { fill: none; stroke: currentColor; stroke-width: 2.2; stroke-linejoin: round; }
-.spread { fill: currentColor; opacity: 0.22; }
-.c0 { color: var(--text); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
-.c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); }
+""".strip()
+
+_REST = """
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 0; margin: 8px 0; }
 .legend li { display: flex; align-items: center; gap: 6px; font-size: 0.875rem; min-width: 0; }
 .legend svg { width: 30px; height: 10px; flex: none; }
@@ -84,12 +117,7 @@ code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans M
   tbody th { min-width: 8.5em; }
 }
 @media print {
-  :root {
-    color-scheme: light;
-    --page: #ffffff; --text: #000000; --soft: #444444; --line: #cccccc; --box: #ffffff; --band: #cfd6de;
-    --better: #0072b2; --worse: #d55e00; --link: #0072b2;
-    --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #cc79a7; --c5: #56b4e9; --c6: #e69f00;
-  }
+  :root { color-scheme: light; @@PAPER@@ }
   @page { margin: 14mm; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
@@ -101,4 +129,17 @@ code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans M
   .pictures { grid-template-columns: 1fr 1fr; }
   table { font-size: 7.5pt; } th, td { padding: 2px 4px; } tbody th { min-width: 0; }
 }
+""".strip()
+
+
+def _variables(colours: dict[str, str]) -> str:
+    return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+
+STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} }} }}
+{_SCREEN}
+{FIGURES}
+{_REST.replace("@@PAPER@@", _variables(_PAPER))}
 """.strip()

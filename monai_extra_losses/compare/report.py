@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from monai_extra_losses.compare.analysis import analyse
+from monai_extra_losses.compare.figure_files import figure_files
 from monai_extra_losses.compare.report_markdown import report_markdown
 from monai_extra_losses.compare.report_page import report_page
 from monai_extra_losses.compare.results import ComparisonResults
 from monai_extra_losses.compare.results_table import results_csv
-from monai_extra_losses.data.storage import write_whole
+from monai_extra_losses.data.storage import write_whole, writing
 
 
 def write_report(results: ComparisonResults, out: Path, *, draws: int = 2000) -> list[Path]:
-    """Write report.html, one file that opens offline, report.md and results.csv.
+    """Write report.html, one file that opens offline, report.md, results.csv and figures/.
 
     Args:
         results: of the trials, so far as they got.
@@ -19,7 +20,7 @@ def write_report(results: ComparisonResults, out: Path, *, draws: int = 2000) ->
         draws: of the bootstrap.
 
     Returns:
-        The files written.
+        What was written: the files, and the folder of the figures.
 
     Raises:
         WritingFailed: the storage does not take a file.
@@ -30,6 +31,11 @@ def write_report(results: ComparisonResults, out: Path, *, draws: int = 2000) ->
         out / "report.md": report_markdown(analysis),
         out / "results.csv": results_csv(results),
     }
-    for path, text in texts.items():
+    drawings = figure_files(analysis)
+    figures = out / "figures"
+    if drawings:
+        with writing(figures):
+            figures.mkdir(parents=True, exist_ok=True)
+    for path, text in (texts | {figures / name: svg for name, svg in drawings.items()}).items():
         write_whole(path, text)
-    return list(texts)
+    return [*texts, *([figures] if drawings else [])]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from monai_extra_losses.compare import figures
-from monai_extra_losses.compare.analysis import Analysis
+from monai_extra_losses.compare.analysis import Analysis, LearningCurve
 from monai_extra_losses.compare.comparison_table import (
     Table,
     costs_table,
@@ -106,17 +106,10 @@ def curves_section(analysis: Analysis, finding: Finding) -> str:
         return ""
     places = {name: place for place, name in enumerate(analysis.losses)}
     first, *others = curves
-    leading = [first, *(name for name in by_mean(finding) if name in others)][:_MOST_CURVES]
-    shown_names = [name for name in analysis.losses if name in leading and name in curves]
-    curve = curves[first]
-    spread = shown_names if len(shown_names) <= _MOST_SPREADS else []
-    said = f"Validation Dice, mean over {many(curve.folds, 'fold')} and {many(curve.seeds, 'seed')}"
-    whole = figures.curves_plot(
-        {name: curves[name] for name in shown_names}, places, spread=spread, title=f"{said}, of each loss over epochs"
-    )
+    whole, shown_names = main_curves(analysis, finding)
     left_out = len(curves) - len(shown_names)
     more = f" {left_out} more losses have a figure of their own below." if left_out else ""
-    area = " Areas: lowest to highest seed." if spread else ""
+    area = " Areas: lowest to highest seed." if len(shown_names) <= _MOST_SPREADS else ""
     each = [
         drawing(
             figures.curves_plot(
@@ -129,10 +122,33 @@ def curves_section(analysis: Analysis, finding: Finding) -> str:
     ]
     return section(
         "Learning curves",
-        drawing(whole, "All losses" if not left_out else f"{len(shown_names)} losses", f"{said}.{area}{more}"),
+        drawing(
+            whole,
+            "All losses" if not left_out else f"{len(shown_names)} losses",
+            f"{_curves_of(curves[first])}.{area}{more}",
+        ),
         legend({name: places[name] for name in shown_names}, figures.line_sample),
         details("Each loss beside the first, with the spread of the seeds", _grid(each, small=True)) if each else "",
     )
+
+
+def main_curves(analysis: Analysis, finding: Finding) -> tuple[str, list[str]]:
+    """The figure of the learning curves of the best losses, beside the first, and their names."""
+    curves = analysis.curves
+    first, *others = curves
+    leading = [first, *(name for name in by_mean(finding) if name in others)][:_MOST_CURVES]
+    names = [name for name in analysis.losses if name in leading and name in curves]
+    plot = figures.curves_plot(
+        {name: curves[name] for name in names},
+        {name: place for place, name in enumerate(analysis.losses)},
+        spread=names if len(names) <= _MOST_SPREADS else [],
+        title=f"{_curves_of(curves[first])}, of each loss over epochs",
+    )
+    return plot, names
+
+
+def _curves_of(curve: LearningCurve) -> str:
+    return f"Validation Dice, mean over {many(curve.folds, 'fold')} and {many(curve.seeds, 'seed')}"
 
 
 def lesions_section(analysis: Analysis) -> str:

@@ -39,7 +39,9 @@ def plan_of(folder: Path | str, losses: str = "dice_ce,tversky::alpha=0.3", **mo
 def compared(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonPlan]:
     """Two losses, two folds, one seed, in this process. Do not write into it."""
     out = tmp_path_factory.mktemp("compared")
-    plan = plan_of(phantom_folder, seeds=(1,), metrics=("calibration",))
+    plan = plan_of(
+        phantom_folder, seeds=(1,), metrics=("calibration",), options={**QUICK, "surface_tolerance_mm": 2.5}
+    )
     plan.write(ComparisonFolder(out).plan)
     for trial in plan.trials:
         run_trial(out, trial.name)
@@ -132,6 +134,9 @@ def test_only_the_loss_differs_within_fold_and_seed() -> None:
         ({"options": {"fold": 1}}, "got --fold, which a comparison sets itself: --folds"),
         ({"options": {"loss::alpha": 1}}, "options of a loss stand in --losses"),
         ({"grid": {"seed": (1, 2)}}, "got --seed"),
+        ({"grid": {"lesion_overlap": (0.1, 0.5)}}, "options of the training, got lesion_overlap, which only measures"),
+        ({"options": {"lesion_overlap": 2}}, "lesion_overlap"),
+        ({"options": {"hysteresis": [0.7, 0.2]}}, "hysteresis to be two numbers, the lower one first"),
         ({"folds": (0, 5)}, "--folds among 0 to 4, got 5"),
         ({"config_files": ("nowhere.yaml",)}, "--config_file to be a file, got nowhere.yaml"),
     ],
@@ -173,6 +178,14 @@ def test_trials_validate_on_the_same_cases_whatever_the_seed(phantom_folder: Pat
     assert runs[0].validation == runs[1].validation
     other = RunRecord.read(train(phantom_folder, tmp_path / "other", seed=7).record)
     assert other.validation != runs[0].validation
+
+
+def test_options_of_the_evaluation_hold_for_every_trial(compared: tuple[Path, ComparisonPlan]) -> None:
+    out, plan = compared
+    for trial in plan.trials:
+        assert "surface_tolerance_mm" not in options_of(plan, trial)
+        record = json.loads(ComparisonFolder(out).results(trial.name).record.read_text())
+        assert record["options"]["surface_tolerance_mm"] == 2.5
 
 
 def test_trials_are_collected(compared: tuple[Path, ComparisonPlan]) -> None:

@@ -92,10 +92,13 @@ class EvaluationSetUp(RunSetUp):
         folder = RunFolder(file_or_folder("bundle_root", bundle_root))
         record = RunRecord.read(folder.record)
         self.model_file = trained_weights(model_file, folder)
-        self.surface_tolerance_mm = positive_number("surface_tolerance_mm", surface_tolerance_mm)
+        self.surface_tolerance_mm, self.hysteresis, self.lesion_rule = measuring_rules(
+            surface_tolerance_mm=surface_tolerance_mm,
+            hysteresis=hysteresis,
+            lesion_overlap=lesion_overlap,
+            lesion_bins=lesion_bins,
+        )
         self.metrics = metric_sets("metrics", record.metrics if metrics is None else metrics)
-        self.hysteresis = hysteresis_option("hysteresis", hysteresis)
-        self.lesion_rule = LesionRule(share("lesion_overlap", lesion_overlap), volume_bins("lesion_bins", lesion_bins))
         self.overlays = yes_or_no("overlays", overlays)
         self.results = ResultsFolder(file_or_folder_or_none("output_dir", output_dir) or folder.results.root)
         refuse_unwritable("output_dir", self.results.root)
@@ -182,6 +185,25 @@ class EvaluationSetUp(RunSetUp):
     def close_results(self) -> None:
         """Let other processes evaluate into the folder."""
         release_lock(self.results.lock)
+
+
+def measuring_rules(
+    *,
+    surface_tolerance_mm: Any = 1.0,
+    hysteresis: Any = None,
+    lesion_overlap: Any = 0,
+    lesion_bins: Any = BINS_ML,
+) -> tuple[float, tuple[float, float] | None, LesionRule]:
+    """Tolerance in mm, thresholds and the rule of lesions, as `EvaluationSetUp` takes them.
+
+    Raises:
+        StartUpRefused: the first that cannot be.
+    """
+    return (
+        positive_number("surface_tolerance_mm", surface_tolerance_mm),
+        hysteresis_option("hysteresis", hysteresis),
+        LesionRule(share("lesion_overlap", lesion_overlap), volume_bins("lesion_bins", lesion_bins)),
+    )
 
 
 def open_results(results: ResultsFolder) -> None:

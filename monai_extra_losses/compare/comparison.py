@@ -14,7 +14,14 @@ from monai_extra_losses.bundle.running import config_files
 from monai_extra_losses.compare.local import FINISHED, WAITING, run_locally
 from monai_extra_losses.compare.plan import ComparisonPlan, Trial
 from monai_extra_losses.compare.progress import Progress
-from monai_extra_losses.compare.trial import ENDS_WITH_STDIN, ComparisonFolder, command_of, configs_of, options_of
+from monai_extra_losses.compare.trial import (
+    ENDS_WITH_STDIN,
+    OF_EVALUATIONS,
+    ComparisonFolder,
+    command_of,
+    configs_of,
+    options_of,
+)
 from monai_extra_losses.data.advice import lesion_classes
 from monai_extra_losses.data.datalist import count_folds
 from monai_extra_losses.data.errors import StartUpRefused
@@ -57,8 +64,14 @@ def check_plan(plan: ComparisonPlan) -> None:
     """
     from monai.bundle import ConfigParser
 
+    from monai_extra_losses.bundle.evaluation import measuring_rules
     from monai_extra_losses.bundle.workflow import checked_overrides
 
+    if of_evaluation := [name for name in plan.grid if name in OF_EVALUATIONS]:
+        raise StartUpRefused(
+            f"Expected --grid to try options of the training, got {of_evaluation[0]}, which only measures; give it as "
+            f"--{of_evaluation[0]} VALUE."
+        )
     for name in {**plan.options, **plan.grid}:
         if name in _OWN_OPTIONS or name.startswith(("loss::", "losses::")):
             raise StartUpRefused(
@@ -76,6 +89,7 @@ def check_plan(plan: ComparisonPlan) -> None:
     for trial in _one_of_each_loss(plan):
         files = config_files((*configs_of(plan), *trial.loss.overlays))
         checked_overrides(ConfigParser.load_config_files(files), {"bundle_root": "", **options_of(plan, trial)})
+    measuring_rules(**{name: value for name, value in plan.options.items() if name in OF_EVALUATIONS})
 
 
 def open_comparison(out: Path, plan: ComparisonPlan) -> ComparisonFolder:

@@ -71,14 +71,25 @@ def configs_of(plan: ComparisonPlan) -> tuple[str, ...]:
     return (*(plan.config_files or ("train",)), "losses")
 
 
+OF_EVALUATIONS = ("surface_tolerance_mm", "lesion_overlap", "lesion_bins", "hysteresis")
+"""Options of a comparison that are none of a training."""
+
+
 def options_of(plan: ComparisonPlan, trial: Trial) -> dict[str, Any]:
     """Options of the training of a trial.
 
     Folds are dealt by one seed for all trials, so that the cases that validate are the same.
     """
     of_loss = {f"loss::{name}": value for name, value in trial.loss.options.items()}
-    shared = {"dataset_dir": plan.dataset_dir, "fold_seed": 0, "metrics": list(plan.metrics), **plan.options}
+    of_all = {name: value for name, value in plan.options.items() if name not in OF_EVALUATIONS}
+    shared = {"dataset_dir": plan.dataset_dir, "fold_seed": 0, "metrics": list(plan.metrics), **of_all}
     return {**shared, **trial.values, "loss": trial.loss.name, **of_loss, "fold": trial.fold, "seed": trial.seed}
+
+
+def evaluation_options_of(plan: ComparisonPlan) -> dict[str, Any]:
+    """Options of the evaluation of every trial."""
+    of_all = {name: value for name, value in plan.options.items() if name in OF_EVALUATIONS}
+    return of_all if plan.test_dir is None else {"dataset_dir": plan.test_dir, "split": "all", **of_all}
 
 
 def run_trial(out: Path, name: str) -> None:
@@ -100,8 +111,8 @@ def run_trial(out: Path, name: str) -> None:
     run_configs((*configs, *trial.loss.overlays), bundle_root=run.root, resume=True, **options)
     memory = _peak_memory_mb()
     machinery = {key: options[key] for key in ("device", "num_workers", "amp") if key in options}
-    elsewhere = {} if plan.test_dir is None else {"dataset_dir": plan.test_dir, "split": "all"}
-    run_configs((*configs, "evaluate"), bundle_root=run.root, overwrite=True, **elsewhere, **machinery)
+    evaluated = evaluation_options_of(plan) | machinery
+    run_configs((*configs, "evaluate"), bundle_root=run.root, overwrite=True, **evaluated)
     cost = {"peak_memory_mb": memory, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_whole(folder.summary(name), json.dumps(cost, indent=2) + "\n")
 

@@ -1164,6 +1164,22 @@ def test_structural_similarity_weights_the_voxels_that_differ_in_structure() -> 
     assert chosen == sorted(chosen)  # fewer voxels, with larger e
 
 
+@each("activation", ["softmax", "sigmoid", "none"])
+def test_structural_similarity_holds_its_weights_where_they_have_no_gradient(activation: str) -> None:
+    torch.manual_seed(0)
+    entry = ENTRIES["CorrelationMaximizedStructuralSimilarityLoss"]
+    scores = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    x = (scores.softmax(1) if activation == "none" else scores).numpy()
+    labels, w = labels_like(scores), np.ones((2, 1, 3, 4))
+    g = ref.one_hot(labels.numpy(), 2)
+    whole = value_and_gradient(entry.make(activation), torch.from_numpy(x), labels)
+    held = value_and_gradient(entry.make(activation, weight_gradient=False), torch.from_numpy(x), labels)
+    assert held[0] == whole[0]
+    expected = ref.gradient(lambda moved: ref.structural_similarity(moved, g, activation, w, weighed_at=x), x)
+    np.testing.assert_allclose(held[1].numpy(), expected, atol=1e-8)
+    assert not torch.allclose(held[1], whole[1], rtol=0.1)
+
+
 # --- CompoundLoss ---
 
 

@@ -474,9 +474,17 @@ def normalised_in_window(x: Array, stability: float = 0.01) -> Array:
 
 
 def structural_similarity(
-    x: Array, g: Array, activation: str, w: Array, weight_cross_entropy: float = 0.5, threshold: float = 0.1
+    x: Array,
+    g: Array,
+    activation: str,
+    w: Array,
+    weight_cross_entropy: float = 0.5,
+    threshold: float = 0.1,
+    *,
+    weighed_at: Array | None = None,
 ) -> float:
-    p = activated(x, activation)
+    """With `weighed_at` e is that of other scores."""
+    p = activated(x if weighed_at is None else weighed_at, activation)
     log_p, log_not_p = log_one_vs_rest(x, activation)
     entropy = -(g * log_p + (1 - g) * log_not_p)
     values = []

@@ -39,9 +39,7 @@ def plan_of(folder: Path | str, losses: str = "dice_ce,tversky::alpha=0.3", **mo
 def compared(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonPlan]:
     """Two losses, two folds, one seed, in this process. Do not write into it."""
     out = tmp_path_factory.mktemp("compared")
-    plan = plan_of(
-        phantom_folder, seeds=(1,), metrics=("calibration",), options={**QUICK, "surface_tolerance_mm": 2.5}
-    )
+    plan = plan_of(phantom_folder, seeds=(1,), metrics=("calibration",), options={**QUICK, "surface_tolerance_mm": 2.5})
     plan.write(ComparisonFolder(out).plan)
     for trial in plan.trials:
         run_trial(out, trial.name)

@@ -96,8 +96,10 @@ def check_call(words: Sequence[str], *, whole: bool = True) -> None:
     program, *rest = words
     if program == "monai.bundle":
         check_bundle(rest)
-    elif rest and rest[-1] not in ("--help", "-h"):
-        check_command(rest[0], rest[1:], whole=whole)
+        return
+    words = [word for word in rest if word not in ("--help", "-h")]
+    if words:
+        check_command(words[0], words[1:], whole=whole and words == rest)
 
 
 def check_command(name: str, words: Sequence[str], *, whole: bool) -> None:
@@ -241,7 +243,7 @@ def option_names() -> set[str]:
     configs = set(CONFIGS.values()) | {("train", "losses", overlay) for overlay in OVERLAYS}
     of_configs = {f"--{name}" for files in configs for name in content_of(files)}
     of_losses = {f"--loss::{name}" for cls in losses.__all__ for name in options_of(getattr(losses, cls))}
-    return of_commands | of_configs | of_losses
+    return {"--help"} | of_commands | of_configs | of_losses
 
 
 def options_of(loss: type) -> set[str]:

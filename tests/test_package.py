@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import fire
 import monai.bundle
@@ -24,7 +25,7 @@ from loss_list import each
 from monai.bundle.config_item import ComponentLocator
 
 import monai_extra_losses
-from monai_extra_losses import drop_in, losses
+from monai_extra_losses import bundle, data, drop_in, losses
 from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.losses.regression import RegressionLoss
 
@@ -65,6 +66,11 @@ def test_the_collision_test_would_see_a_collision() -> None:
 def test_public_names_are_sorted_and_there() -> None:
     assert losses.__all__ == sorted(losses.__all__)
     assert all(getattr(monai_extra_losses, name) is getattr(losses, name) for name in losses.__all__)
+
+
+@pytest.mark.parametrize("module", [bundle, data], ids=lambda module: module.__name__)
+def test_a_name_that_is_imported_when_it_is_asked_for_is_there(module: ModuleType) -> None:
+    assert [name for name in module.__all__ if getattr(module, name).__name__ != name] == []
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,8 @@ _MODULES = {
     "phantom": ("write_phantom",),
     "pool": ("PoolOptions", "PooledDataset", "pool_datasets"),
     "prepare": ("PrepareOptions", "PreparedDataset", "prepare_dataset"),
-    "volumes": ("DicomSeries", "VolumeGrid", "VolumeSource", "open_volume", "read_volume"),
+    "volume_source": ("DicomSeries", "VolumeGrid", "VolumeSource"),
+    "volumes": ("open_volume", "read_volume"),
 }
 
 

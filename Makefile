@@ -58,6 +58,8 @@ lint: $(FOR_TESTS)
 
 # Generated pages that are not as their sources say, links to nowhere and missing names are errors.
 docs: $(FOR_TESTS)
+	$(BIN)/python scripts/make_citing.py --check
+	$(BIN)/python scripts/list_licences.py --check
 	PYTHONPATH=scripts $(BIN)/zensical build --clean --strict
 	$(BIN)/python scripts/check_site.py site
 

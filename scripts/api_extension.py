@@ -16,6 +16,7 @@ from monai_extra_losses.cli.loss_pages import loss_options_of
 
 PAGES = Path(__file__).parents[1] / "docs" / "reference"
 LOSSES = "monai_extra_losses.losses."
+VARIADIC = {griffe.ParameterKind.var_positional, griffe.ParameterKind.var_keyword}
 POSITIONAL = griffe.ParameterKind.positional_or_keyword
 BASES = {"SegmentationLoss", "RegionLoss", "DistributionLoss", "DistanceLoss", "RegressionLoss"}
 
@@ -40,7 +41,8 @@ class WholeLosses(griffe.Extension):
                 _complete(found)
             if found.docstring is not None:
                 found.docstring.value = markdown_of(found.docstring.value, about)
-                found.docstring.parser = None  # it is Markdown now
+                # Markdown, and no sections that are still to be found
+                found.docstring.parsed = [griffe.DocstringSectionText(found.docstring.value)]
 
 
 def _objects(parent: griffe.Object) -> Iterator[Any]:
@@ -70,7 +72,8 @@ def _parameters(found: Any) -> dict[str, tuple[str, str | None]]:
         found = found.members["__init__"]
     if found.is_function:
         return {
-            p.name: (str(p.annotation or ""), None if p.default is None else str(p.default)) for p in found.parameters
+            p.name: (str(p.annotation or ""), None if p.default is None or p.kind in VARIADIC else str(p.default))
+            for p in found.parameters
         }
     if found.is_class:
         fields = (member for member in found.members.values() if member.is_attribute)

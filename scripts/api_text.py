@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 SECTIONS = ("Args", "Attributes", "Shapes", "Returns", "Raises", "Example")
+ENTRY = r"([\w*][\w., *]*): (.*(?:\n(?: .*)?)*)"
 ADDRESSES = {"arXiv:": "https://arxiv.org/abs/", "doi:": "https://doi.org/"}
 
 
@@ -57,10 +58,10 @@ def markdown_of(docstring: str, about: Described) -> str:
             parts += _options(text, about)
         elif title == "Example":
             parts += ["**Example**", f"```pycon\n{text}\n```"]
-        elif title in ("Attributes", "Raises"):
-            parts += [f"**{title}**", _listed(entries_of(text), about)]
         elif title is not None:
-            parts += [returns if title == "Returns" else f"**{title}**", _plain(text, about)]
+            listed = title != "Returns" and re.match(ENTRY, text)
+            parts += [returns if title == "Returns" else f"**{title}**"]
+            parts += [_listed(entries_of(text, apart=title != "Shapes"), about) if listed else _plain(text, about)]
         elif number == 1 and about.formula:
             parts.append(f"```text\n{text}\n```")
         else:
@@ -81,11 +82,11 @@ def blocks_of(docstring: str) -> Iterator[tuple[str | None, str]]:
             yield None, chunk
 
 
-def entries_of(section: str) -> dict[str, str]:
-    """Name -> meaning, of a section; names that are described together are told apart."""
+def entries_of(section: str, *, apart: bool = True) -> dict[str, str]:
+    """Name -> meaning, of a section; names that are described together are told apart, or not."""
     entries: dict[str, str] = {}
-    for names, meaning in re.findall(r"^([\w*][\w., *]*): (.*(?:\n(?: .*)?)*)", section, re.M):
-        entries |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
+    for names, meaning in re.findall(f"^{ENTRY}", section, re.M):
+        entries |= dict.fromkeys(names.split(", ") if apart else [names], " ".join(meaning.split()))
     return entries
 
 
@@ -100,18 +101,22 @@ def _plain(text: str, about: Described) -> str:
     return _linked(escaped(text), about.links)
 
 
-def _linked(text: str, links: Mapping[str, str]) -> str:
-    """Names that the reference has, and the numbers of papers, as links."""
-
-    def link(match: re.Match[str]) -> str:
-        return f"[{match[0]}][{links[match[1]]}]" if match[1] in links else match[0]
-
-    text = re.sub(r"`([\w.]+?)`", link, text)
+def with_addresses(text: str) -> str:
+    """Text with the numbers of papers as links."""
     return re.sub(
         r"(arXiv:|doi:)(\S+?)(?=[;,.)]*(?:\s|$))",
         lambda match: f"[{match[0]}]({ADDRESSES[match[1]]}{match[2].replace(chr(92), '')})",
         text,
     )
+
+
+def _linked(text: str, links: Mapping[str, str]) -> str:
+    """Text with the names that the reference has, and the numbers of papers, as links."""
+
+    def link(match: re.Match[str]) -> str:
+        return f"[{match[0]}][{links[match[1]]}]" if match[1] in links else match[0]
+
+    return with_addresses(re.sub(r"`([\w.]+?)`", link, text))
 
 
 def _reference(text: str, about: Described) -> str:
@@ -127,7 +132,10 @@ def _options(section: str, about: Described) -> Iterator[str]:
     entries = entries_of(section)
     options = about.options
     if options is None:
-        options = [Option(about.codes.get(name, name), meaning) for name, meaning in entries.items()]
+        options = [
+            Option(name.removesuffix(name.lstrip("*")) + about.codes.get(name.lstrip("*"), name.lstrip("*")), meaning)
+            for name, meaning in entries.items()
+        ]
     lists = {
         own: "\n".join(f"- `{o.code}`: {_plain(o.meaning, about)}" for o in options if o.own is own)
         for own in (True, False)

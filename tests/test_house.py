@@ -156,3 +156,20 @@ def kinds_of_terms(entry: LossEntry, activation: str) -> set[str]:
     scores = LossCase(entry, activation).scores(1, 3, 4, 5)
     terms = loss.terms(loss.prepare(scores, labels_like(scores)))
     return {type(term).__name__ for _, term in terms.values()}
+
+
+def test_files_are_read_as_data() -> None:
+    """As SECURITY.md says: no pickle is loaded, and no YAML with Python in it."""
+    calls = [
+        (file, ast.unparse(node.func), ast.unparse(node))
+        for file in FILES
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    loads = [(file, text) for file, name, text in calls if name == "torch.load"]
+    assert len(loads) == 2
+    assert [pair for pair in loads if "weights_only=True" not in pair[1]] == []
+    unsafe = {"pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "np.load", "joblib.load"}
+    assert [(file, name) for file, name, _ in calls if name in unsafe] == []
+    loaders = [text for _, name, text in calls if name == "yaml.load"]
+    assert [text for text in loaders if not any(safe in text for safe in ("SafeLoader", "BaseLoader"))] == []

@@ -11,7 +11,7 @@ LOSS ?= dice_ce
 # Two processes of one thread each use two cores better than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-nnunet lint docs bench clean
+.PHONY: demo test test-all test-nnunet lint docs bench dist clean
 
 # pip talks, because a first installation takes minutes: PyTorch for GPUs is gigabytes.
 define install
@@ -66,5 +66,11 @@ docs: $(FOR_TESTS)
 bench: $(FOR_TESTS)
 	$(BIN)/python benchmarks/bench_losses.py
 
+# Wheel and sdist, as they would be published.
+dist: $(FOR_TESTS)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf .venv build dist site
+	rm -rf .venv build dist site .cache

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -306,23 +307,42 @@ def test_the_lines_of_the_readme_swap_the_loss_of_another_bundle(
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built from a clean export of what git tracks."""
-    folder = tmp_path_factory.mktemp("wheel")
+def tracked() -> list[str]:
+    """The files that git tracks."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if files.returncode:
-        pytest.skip("the wheel test needs a git checkout: it builds from what git tracks.")
-    for name in filter(None, files.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            target = folder / "export" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((ROOT / name).read_bytes())
+        pytest.skip("the test of wheel and sdist needs a git checkout: it builds from what git tracks.")
+    return [name for name in files.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def built(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist of a clean export, and the wheel of that sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    for name in tracked:
+        target = folder / "export" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    (folder / "export" / "notes.txt").write_text("of the maintainer")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, folder / "export"],
+        [sys.executable, "-m", "build", "--no-isolation", "-o", folder, folder / "export"],
         check=True,
         capture_output=True,
     )
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(next(built.glob("*.whl")))
+
+
+def test_the_sdist_holds_what_git_tracks_but_for_what_belongs_to_the_code_host(built: Path, tracked: list[str]) -> None:
+    """So that it builds the documentation and runs the tests."""
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    of_the_host = {name for name in tracked if name.startswith((".ci/", ".github/"))}
+    assert names - {"PKG-INFO"} == set(tracked) - of_the_host
 
 
 def test_the_wheel_holds_the_configs_the_code_and_the_licence(wheel: zipfile.ZipFile) -> None:
@@ -332,7 +352,10 @@ def test_the_wheel_holds_the_configs_the_code_and_the_licence(wheel: zipfile.Zip
     assert {f"monai_extra_losses/configs/{name}" for name in configs} <= names
     assert {"monai_extra_losses/py.typed", "monai_extra_losses/losses/region.py"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not any(name.startswith(("tests", "configs", "benchmarks")) for name in names)
+    assert {name.partition("/")[0] for name in names} == {
+        "monai_extra_losses",
+        f"monai_extra_losses-{monai_extra_losses.__version__}.dist-info",
+    }
 
 
 def test_the_wheel_has_the_version_of_the_package(wheel: zipfile.ZipFile) -> None:

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import re
 import runpy
 import shlex
@@ -220,13 +221,14 @@ def templates(tmp_path: Path) -> Path:
 
 
 def autorunner(code: str, templates: Path) -> str:
-    """Code of the page with AutoRunner, but with templates that are there, and two folds."""
+    """Code of the page with AutoRunner, but with templates that are there, and without an ensemble of the models."""
     tree = ast.parse(code)
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "AutoRunner":
-            given = ast.parse(f"f(templates_path_or_url={str(templates)!r}, num_fold=2, not_use_cache=True)").body[0]
-            call.keywords += given.value.keywords  # type: ignore[attr-defined]
-    return ast.unparse(ast.fix_missing_locations(tree))
+            given = {"templates_path_or_url": str(templates), "ensemble": False}
+            others = [keyword for keyword in call.keywords if keyword.arg not in given]
+            call.keywords = [*others, *(ast.keyword(name, ast.Constant(value)) for name, value in given.items())]
+    return ast.unparse(tree)
 
 
 def losses_trained_with(work: Path) -> list[str]:
@@ -239,7 +241,7 @@ def test_autorunner_trains_with_an_edited_section_and_with_a_parameter(
     templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # it starts `python`
     names: dict[str, Any] = {}
     edit, parameter = block("text", "algo_gen=False"), block("text", "set_training_params")
     before, after = edit.split("# now work/segresnet_0")
@@ -250,9 +252,7 @@ def test_autorunner_trains_with_an_edited_section_and_with_a_parameter(
     exec(compile(autorunner("# " + after, templates), "page", "exec"), names)
     assert losses_trained_with(Path("work")) == ["monai_extra_losses.losses.compound"] * 2
 
-    code = autorunner(parameter.replace('"work"', '"again"'), templates).replace(
-        "num_fold=2", "num_fold=2, ensemble=False"
-    )
+    code = autorunner(parameter.replace('"work"', '"again"'), templates)
     exec(compile(code, "page", "exec"), names)
     assert losses_trained_with(Path("again")) == ["monai_extra_losses.losses.compound"] * 2
 

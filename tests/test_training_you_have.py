@@ -215,17 +215,17 @@ def templates(tmp_path: Path) -> Path:
         (algorithm / name).write_text(text)
     data = write_phantom(tmp_path / "data", num_cases=2, num_test=0, shape=(16, 16, 8))
     listed = json.loads((data / "dataset.json").read_text())["training"]
-    cases = [{"image": case["image"], "label": case["label"], "fold": number} for number, case in enumerate(listed)]
+    cases = [{"image": case["image"], "label": case["label"], "fold": 0} for case in listed]
     (tmp_path / "datalist.json").write_text(json.dumps({"training": cases, "testing": []}))
     return tmp_path / "templates"
 
 
-def autorunner(code: str, templates: Path) -> str:
+def autorunner(code: str, templates: Path, **options: bool) -> str:
     """Code of the page with AutoRunner, but with templates that are there, and without an ensemble of the models."""
     tree = ast.parse(code)
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "AutoRunner":
-            given = {"templates_path_or_url": str(templates), "ensemble": False}
+            given = {"templates_path_or_url": str(templates), "ensemble": False, **options}
             others = [keyword for keyword in call.keywords if keyword.arg not in given]
             call.keywords = [*others, *(ast.keyword(name, ast.Constant(value)) for name, value in given.items())]
     return ast.unparse(tree)
@@ -250,11 +250,11 @@ def test_autorunner_trains_with_an_edited_section_and_with_a_parameter(
     for file in Path("work").glob("segresnet_*/configs/hyper_parameters.yaml"):
         file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **yaml.safe_load(section)}))
     exec(compile(autorunner("# " + after, templates), "page", "exec"), names)
-    assert losses_trained_with(Path("work")) == ["monai_extra_losses.losses.compound"] * 2
+    assert losses_trained_with(Path("work")) == ["monai_extra_losses.losses.compound"]
 
-    code = autorunner(parameter.replace('"work"', '"again"'), templates)
+    code = autorunner(parameter, templates, analyze=False)  # it writes the file anew
     exec(compile(code, "page", "exec"), names)
-    assert losses_trained_with(Path("again")) == ["monai_extra_losses.losses.compound"] * 2
+    assert losses_trained_with(Path("work")) == ["monai_extra_losses.losses.compound"]
 
 
 # ---- several processes ---------------------------------------------------------------

@@ -220,12 +220,12 @@ def templates(tmp_path: Path) -> Path:
     return tmp_path / "templates"
 
 
-def autorunner(code: str, templates: Path, **options: bool) -> str:
+def autorunner(code: str, templates: Path) -> str:
     """Code of the page with AutoRunner, but with templates that are there, and without an ensemble of the models."""
     tree = ast.parse(code)
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "AutoRunner":
-            given = {"templates_path_or_url": str(templates), "ensemble": False, **options}
+            given = {"templates_path_or_url": str(templates), "ensemble": False}
             others = [keyword for keyword in call.keywords if keyword.arg not in given]
             call.keywords = [*others, *(ast.keyword(name, ast.Constant(value)) for name, value in given.items())]
     return ast.unparse(tree)
@@ -252,9 +252,10 @@ def test_autorunner_trains_with_an_edited_section_and_with_a_parameter(
     exec(compile(autorunner("# " + after, templates), "page", "exec"), names)
     assert losses_trained_with(Path("work")) == ["monai_extra_losses.losses.compound"]
 
-    code = autorunner(parameter, templates, analyze=False)  # it writes the file anew
-    exec(compile(code, "page", "exec"), names)
-    assert losses_trained_with(Path("work")) == ["monai_extra_losses.losses.compound"]
+    elsewhere = parameter.replace('"work"', '"again"')  # for AutoRunner goes on with files that are there
+    exec(compile(autorunner(elsewhere, templates), "page", "exec"), names)
+    assert "drop_in" not in Path("again/segresnet_0/configs/hyper_parameters.yaml").read_text()
+    assert losses_trained_with(Path("again")) == ["monai_extra_losses.losses.compound"]
 
 
 # ---- several processes ---------------------------------------------------------------

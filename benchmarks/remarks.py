@@ -131,6 +131,7 @@ TRAPS: list[tuple[str, str, str, Callable[[Any], Iterator[Trap]]]] = [
     ("PyMIC", "PYMIC", "pymic.loss.seg", of_pymic.traps),
     ("pytorch-toolbelt", "pytorch-toolbelt", "pytorch_toolbelt.losses", of_toolbelt.traps),
 ]
+NAMES = {distribution: library for library, distribution, *_ in TRAPS}
 COLUMNS = ("loss", "library", "version", "name", "trap", "case", "theirs", "right")
 EQUAL_COLUMNS = ("library", "version", "theirs", "ours", "difference")
 

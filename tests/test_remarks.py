@@ -102,3 +102,11 @@ def test_a_table_is_not_written_where_a_library_is_missing(
         remarks.main(["--csv", str(tmp_path / "table.csv")])
     assert "expected every library, missing keras" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_for_those_who_migrate_states_these_equalities() -> None:
+    page = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
+    for row in EQUAL:
+        assert f"| `{row['theirs']}` | `{row['ours']}` |\n" in page, row
+    for library, version in {(row["library"], row["version"]) for row in EQUAL}:
+        assert re.search(rf"{remarks.NAMES[library]} {re.escape(version)}\b", page), library

@@ -171,6 +171,7 @@ def of_smp(its: Any) -> Equalities:
         ("DiceLoss", {}, "FusedDiceLoss", pooled),
         ("JaccardLoss", {}, "JaccardLoss", pooled),
         ("TverskyLoss", {"alpha": 0.3, "beta": 0.7}, "FusedTverskyLoss", {"alpha": 0.3, "beta": 0.7, **pooled}),
+        ("DiceLoss", {"class_weights": [1, 2, 3]}, "FusedDiceLoss", {"weight": [0.5, 1, 1.5], **pooled}),
         ("LovaszLoss", {}, "LovaszLoss", {"batch": True, "absent_class": "skip"}),
     ]
     for name, options, mine, my_options in same:
@@ -261,6 +262,25 @@ def of_keras(keras: Any) -> Equalities:
     for theirs_text, theirs, ours_text, ours in of_classes:
         found = difference(lambda x, loss=theirs: last(loss)(x, hot), lambda x, loss=ours: loss(x, hot), data.scores)
         yield Equality(theirs_text, ours_text, found)
+    ignoring = its.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2)
+    ours = losses.CrossEntropyLoss(ignore_index=2, **READ)
+    yield Equality(
+        "SparseCategoricalCrossentropy(from_logits=True, ignore_class=2)",
+        "CrossEntropyLoss(to_onehot_y=True, softmax=True, ignore_index=2)",
+        difference(
+            lambda x: ignoring(data.labels[:, 0], x.movedim(1, -1)), lambda x: ours(x, data.labels), data.scores
+        ),
+    )
+    generalized = its.CategoricalGeneralizedCrossEntropy(q=0.7)
+    yield Equality(
+        "CategoricalGeneralizedCrossEntropy(q=0.7)(labels, p)",
+        "GeneralizedCrossEntropyLoss(to_onehot_y=True)(p, labels)",
+        difference(
+            lambda x: generalized(data.labels.flatten(), x.movedim(1, -1).reshape(-1, 3)),
+            lambda x: losses.GeneralizedCrossEntropyLoss(to_onehot_y=True)(x, data.labels),
+            data.scores.softmax(1),
+        ),
+    )
     pooled = {"sigmoid": True, "batch": True, "smooth_nr": 0.0, "smooth_dr": 1e-7}
     for name, options, mine, my_options in (
         ("Dice", {}, "FusedDiceLoss", {}),

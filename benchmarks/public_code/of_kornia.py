@@ -16,7 +16,7 @@ def traps(kornia_losses: Any) -> Traps:
     yield Trap(
         "dice",
         "DiceLoss()",
-        'Default: `average="micro"` is one Dice over all classes, the background too: 1 - the mean p of the true class.',
+        'Default: `average="micro"` is one Dice over all classes and the background: 1 - mean p of the true class.',
         "2 classes, an object of 2x2 of 16x16 voxels missed",
         kornia_losses.DiceLoss()(missed, labels[:, 0]),
         ours("FusedDiceLoss", missed, labels, **READ),

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from monai_extra_losses import losses
 from public_code.trap import Trap, Traps, block, one_hot, ours, row, sure
 
 READ = {"to_onehot_y": True, "softmax": True}
@@ -54,6 +55,15 @@ def region(monai_losses: Any) -> Traps:
 
 
 def ignored(monai_losses: Any) -> Traps:
+    target, score, mask = row(1, 0, 0, 0), row(20, -20, -20, -20), row(1, 1, 0, 0)
+    yield Trap(
+        "dice",
+        "MaskedLoss(DiceLoss, sigmoid=True)",
+        "Meaning: the mask multiplies the scores, so that with an activation a masked voxel has p = 0.5.",
+        "4 voxels, all right, 2 of them masked",
+        monai_losses.MaskedLoss(monai_losses.DiceLoss, sigmoid=True)(score, target, mask),
+        losses.FusedDiceLoss(sigmoid=True)(score.double(), target, mask),
+    )
     labels = torch.cat([block(4, (slice(0, 2), slice(0, 4))), torch.full((1, 1, 4, 4), 255)])
     wrong = sure(torch.zeros_like(labels), 2)
     options = {**READ, "ignore_index": 255, "include_background": False}

@@ -111,3 +111,13 @@ def scores_and_vectors(keras_losses: Any) -> Traps:
         keras_losses.CosineSimilarity()(first, first),
         ours("CosineSimilarityLoss", first.unsqueeze(-1), first.unsqueeze(-1)),
     )
+    score, smoothed = row(1.0, -1.0), row(0.1, 0.9)
+    for page, name in (("hinge", "Hinge"), ("squared_hinge", "SquaredHinge")):
+        yield Trap(
+            page,
+            f"{name}()",
+            "Meaning: targets become -1 and 1 where all are 0 or 1; smoothed ones stay, and 0.1 is a positive.",
+            "scores 1 and -1, targets 0.1 and 0.9; right: g times the loss of a positive, 1 - g times that of a negative",
+            getattr(keras_losses, name)()(last(smoothed), last(score)),
+            ours(f"{name}Loss", score, smoothed),
+        )

@@ -117,7 +117,7 @@ def scores_and_vectors(keras_losses: Any) -> Traps:
             page,
             f"{name}()",
             "Meaning: targets become -1 and 1 where all are 0 or 1; smoothed ones stay, and 0.1 is a positive.",
-            "scores 1 and -1, targets 0.1 and 0.9; right: g times the loss of a positive, 1 - g times that of a negative",
+            "scores 1 and -1, targets 0.1 and 0.9; right: g of a positive, 1 - g of a negative",
             getattr(keras_losses, name)()(last(smoothed), last(score)),
             ours(f"{name}Loss", score, smoothed),
         )

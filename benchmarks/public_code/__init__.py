@@ -1,0 +1,1 @@
+"""Traps of public loss code: each library's own value beside the right one, and what equals what."""

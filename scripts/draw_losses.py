@@ -1,8 +1,8 @@
 """Draw what each loss does, docs/losses/pictures/NAME.svg, and say it in words, alt.yaml beside them.
 
-    python scripts/draw_losses.py                  all of them
-    python scripts/draw_losses.py --only dice focal
-    python scripts/draw_losses.py --check          draw nothing; fail where a picture does not show what the loss does
+python scripts/draw_losses.py                  all of them
+python scripts/draw_losses.py --only dice focal
+python scripts/draw_losses.py --check          draw nothing; fail where a picture does not show what the loss does
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import yaml
-from loss_pictures import curves, maps, regions
+from loss_pictures import curves, maps, others, regions
 from loss_pictures.sheet import Sheet, differing, shown_by
 
 import monai_extra_losses
@@ -23,6 +23,7 @@ PICTURES: Mapping[str, Callable[[], Sheet]] = {
     **curves.PICTURES,
     **regions.PICTURES,
     **maps.PICTURES,
+    **others.PICTURES,
 }
 
 

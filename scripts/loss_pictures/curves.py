@@ -96,7 +96,9 @@ def _by_share(sheet: Sheet, loss: nn.Module, share_shown: float) -> None:
         push, plain = (value_and_push(function, *of_voxels(share, 0.5))[1].ravel() for function in (loss, entropy))
         curves[0][1].append(push[0] / plain[0])
         curves[1][1].append(push[-1] / plain[-1])
-    for number, (label, (values, factors)) in enumerate(zip(("voxel of the class", "voxel outside"), curves, strict=True)):
+    for number, (label, (values, factors)) in enumerate(
+        zip(("voxel of the class", "voxel outside"), curves, strict=True)
+    ):
         sheet.curve(0, P, values, label, number)
         sheet.curve(1, shares, factors, label, number)
     sheet.curve(0, P, over_p(entropy)[0], ENTROPY, None)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from contourpy import contour_generator
 from loss_pictures.calls import Array, value_and_push
 from loss_pictures.sheet import Sheet
+from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from monai_extra_losses import losses
@@ -19,6 +20,7 @@ Spacing = tuple[float, float]  # mm of a row and of a column
 FINE, THICK = (1.0, 1.0), (3.0, 1.0)
 TARGET = {"color": "black", "linewidth": 1.6}
 PREDICTION = {"color": "#0072B2", "linewidth": 1.4, "linestyle": (0, (4, 1.5))}
+OTHER = {"color": "#777777", "linewidth": 1.6, "linestyle": (0, (1, 1))}
 SIGMOID = {"sigmoid": True}
 
 
@@ -30,11 +32,13 @@ class Scene:
         target: (1, C, rows, columns) 0 or 1.
         scores: (1, C, rows, columns).
         spacing: mm of a row and of a column.
+        other: (rows, columns) another class, to be shown.
     """
 
     target: Tensor
     scores: Tensor
     spacing: Spacing = FINE
+    other: Tensor | None = None
 
 
 def grid(height: float, width: float, spacing: Spacing = FINE) -> tuple[Tensor, Tensor]:
@@ -54,18 +58,28 @@ def inside_line(place: tuple[Tensor, Tensor], start: Sequence[float], end: Seque
     along = torch.tensor(end).double() - torch.tensor(start).double()
     share = ((place[0] - start[0]) * along[0] + (place[1] - start[1]) * along[1]) / (along @ along)
     share = share.clamp(0, 1)
-    return radius - ((place[0] - start[0] - share * along[0]) ** 2 + (place[1] - start[1] - share * along[1]) ** 2).sqrt()
+    return (
+        radius - ((place[0] - start[0] - share * along[0]) ** 2 + (place[1] - start[1] - share * along[1]) ** 2).sqrt()
+    )
 
 
-def shifted_disc(spacing: Spacing = FINE) -> Scene:
-    """A disc, predicted 4 mm off, and a small false positive far from it."""
-    place = grid(30, 42, spacing)
-    target = inside_disc(place, 16.5, 15, 8.2) > 0
-    depth = torch.maximum(inside_disc(place, 16.5, 19, 8.2), inside_disc(place, 6, 36, 3.2))
-    return Scene(target.double()[None, None], 0.9 * depth[None, None], spacing)
+def shifted_disc(spacing: Spacing = FINE, shift: float = 5.0, slope: float = 0.9) -> Scene:
+    """A disc, predicted too far to the right, and a false positive off it.
+
+    Args:
+        spacing: mm of a row and of a column.
+        shift: in mm.
+        slope: of the score at a predicted contour, per mm.
+    """
+    place = grid(30, 40, spacing)
+    target = inside_disc(place, 17.5, 13, 8.2) > 0
+    depth = torch.maximum(inside_disc(place, 17.5, 13 + shift, 8.2), inside_disc(place, 7, 31.5, 3.6))
+    return Scene(target.double()[None, None], slope * depth[None, None], spacing)
 
 
-def draw(sheet: Sheet, panel: int, scene: Scene, push: Array, name: str, channel: int = 0) -> None:
+def draw(
+    sheet: Sheet, panel: int, scene: Scene, push: Array, name: str, channel: int = 0, **colors: str | None
+) -> None:
     """A map of the push with the contours of target and prediction.
 
     Args:
@@ -75,13 +89,16 @@ def draw(sheet: Sheet, panel: int, scene: Scene, push: Array, name: str, channel
         push: (1, C, rows, columns).
         name: of the panel.
         channel: which is shown.
+        **colors: what they are.
     """
     axes = sheet.labelled(panel, name, "", "")
-    sheet.image(panel, push[0, channel], scene.spacing)
-    outlines = (
+    sheet.image(panel, push[0, channel], scene.spacing, **colors)
+    outlines = [
         (scene.target[0, channel], 0.5, "target", TARGET),
         (scene.scores[0, channel], 0.0, "prediction", PREDICTION),
-    )
+    ]
+    if scene.other is not None:
+        outlines.append((scene.other, 0.5, "class 2", OTHER))
     for values, level, label, look in outlines:
         style = sheet.outline(panel, label, **look)
         for line in lines_of(values, level):
@@ -96,10 +113,13 @@ def lines_of(values: Tensor, level: float) -> list[Array]:
     return [np.asarray(line) for line in contour_generator(z=values.numpy()).lines(level)]
 
 
-def add_arrows(sheet: Sheet, panel: int, scene: Scene, push: Array, every_mm: float = 2.4, longest: float = 5.0) -> None:
+def add_arrows(
+    sheet: Sheet, panel: int, scene: Scene, push: Array, every_mm: float = 3.2, longest: float = 4.0
+) -> None:
     """Arrows along the contour of the prediction: where a step of gradient descent moves it.
 
-    A point of the contour, where the score is 0, moves by push / |slope of the score| along its normal.
+    A point of the contour, where the score is 0, moves by push / |slope of the score| along its normal. An arrow is as
+    long as the square root of that, so that small ones are seen.
 
     Args:
         sheet: the picture.
@@ -116,13 +136,14 @@ def add_arrows(sheet: Sheet, panel: int, scene: Scene, push: Array, every_mm: fl
     moved = -pushed / size  # along the slope, which points inwards
     vectors = np.stack([right / size * moved, down / size * moved], 1)
     lengths = np.hypot(*vectors.T)
-    vectors *= longest / (lengths.max() or 1)
-    seen = lengths > 0.04 * lengths.max()
+    vectors *= longest / np.sqrt(np.where(lengths > 0, lengths, 1) * (lengths.max() or 1))[:, None]
+    seen = lengths > 0.01 * lengths.max()
     where = starts[seen] * np.array([scene.spacing[1], scene.spacing[0]])
     sheet.axes[panel].quiver(
-        *where.T, *vectors[seen].T, angles="xy", scale_units="xy", scale=1, width=0.011, headwidth=3.2, headlength=3.4,
+        *where.T, *vectors[seen].T, angles="xy", scale_units="xy", scale=1, width=0.01, headwidth=3.4, headlength=3.4,
         headaxislength=3.2, minlength=0.1, color="black", zorder=3,
     )  # fmt: skip
+    sheet.handles.setdefault("moves the contour", Line2D([], [], color="black", marker=">", markersize=5))
     sheet.note(f"{panel} arrows", vectors)
 
 
@@ -151,12 +172,17 @@ class Boundary:
         alt: one sentence that describes the picture.
         loss: makes the loss of a spacing.
         second: name of the second panel and what makes its loss; None: the same loss with voxels of 3 mm x 1 mm.
+        shift, slope: of the predicted disc, see `shifted_disc`.
+        factor: show by how much more than cross-entropy it pushes each voxel, beside the arrows.
     """
 
     title: str
     alt: str
     loss: Callable[[Spacing], nn.Module]
     second: tuple[str, Callable[[Spacing], nn.Module]] | None = None
+    shift: float = 5.0
+    slope: float = 0.9
+    factor: bool = False
 
 
 def boundary(picture: Boundary) -> Sheet:
@@ -166,9 +192,14 @@ def boundary(picture: Boundary) -> Sheet:
     if second is None:
         second, spacing = ("voxels of 3 mm x 1 mm", picture.loss), THICK
     for panel, (name, make, grid_of) in enumerate((("voxels of 1 mm", picture.loss, FINE), (*second, spacing))):
-        scene = shifted_disc(grid_of)
+        scene = shifted_disc(grid_of, picture.shift, picture.slope)
         push = value_and_push(make(grid_of), scene.scores, scene.target)[1]
-        draw(sheet, panel, scene, push, name)
+        if picture.factor:
+            factor = push / value_and_push(_entropy(grid_of), scene.scores, scene.target)[1]
+            name = f"{name}, factor up to {factor.max():.2g}"
+            draw(sheet, panel, scene, factor - 1, name, up="pushed harder than by cross-entropy", down=None)
+        else:
+            draw(sheet, panel, scene, push, name)
         add_arrows(sheet, panel, scene, push)
     return sheet
 
@@ -212,29 +243,34 @@ BOUNDARIES = {
         _with_spacing(losses.LogHausdorffLoss, include_background=True),
     ),
     "hausdorff_er": Boundary(
-        "Only errors thick enough to outlive erosions are pushed; thin ones, and all that p near 0.5 make, are not",
-        "A disc predicted too far to the right: the erosion form pushes where the error is thickest, on the left and "
-        f"right of the disc and at the far false positive; beside it cross-entropy pushes every error; {_ARROWS}.",
+        "Only thick errors are pushed, and not all of them back: the step with min and max turns some pushes round",
+        "A disc predicted too far to the right: the erosion form pushes where the error is thickest, in the missed crescent "
+        "up and in the false one partly down and partly further up; beside it cross-entropy pushes every error back; "
+        f"{_ARROWS}.",
         lambda spacing: losses.HausdorffERLoss(**SIGMOID),
         ("cross-entropy, for comparison", _entropy),
+        slope=2.5,
     ),
     "distance_penalty_cross_entropy": Boundary(
-        "Cross-entropy, up to twice where the target's boundary is near: there the push is strongest",
-        "A disc predicted too far to the right: both sides of the disc move left, and the far false positive is pushed "
-        f"in less than with plain cross-entropy; {_ARROWS}.",
+        "Cross-entropy, times 2 at the target's boundary, and falling to 1 where it is furthest, on either side",
+        "A disc predicted too far to the right: a map of the factor by which each voxel is pushed harder than by "
+        f"cross-entropy is brightest along the target's contour; {_ARROWS}.",
         _with_spacing(losses.DistancePenaltyCrossEntropyLoss),
+        factor=True,
     ),
     "shape_aware": Boundary(
-        "Wrong voxels are pushed harder, the more the further the contours are apart; right ones as ever",
-        "A disc predicted too far to the right: the crescents of wrong voxels stand out against right voxels beside "
-        f"them, with a jump at the predicted contour and at the target's; {_ARROWS}.",
+        "Cross-entropy, times 1 + the mean distance of the contours where the voxel is wrong, times 1 elsewhere",
+        "A disc predicted too far to the right: in a map of the factor by which each voxel is pushed harder than by "
+        f"cross-entropy the wrong voxels stand out, all alike; {_ARROWS}.",
         _with_spacing(losses.ShapeAwareLoss),
+        factor=True,
     ),
     "surface_dice": Boundary(
         "Only the rims count: the predicted rim is pulled to the target's, within the tolerance of 2 mm",
-        "A disc predicted too far to the right: pushes lie along the rims of prediction and target, up within the "
-        f"tolerance of the target's rim and down outside; {_ARROWS}.",
+        "A disc predicted too far to the right: all pushes lie near the rims of prediction and target, and nothing is "
+        f"pushed inside or outside; {_ARROWS}.",
         _with_spacing(losses.SurfaceDiceLoss, tolerance_mm=2.0),
+        shift=3.0,
     ),
 }
 
@@ -280,11 +316,12 @@ def vessels() -> Scene:
     def union(lines: Sequence[tuple[Sequence[float], Sequence[float], float]]) -> Tensor:
         return functools.reduce(torch.maximum, (inside_line(place, *line) for line in lines))
 
-    whole = union([*_TRUNK, *_UPPER, *_LOWER])
-    gap = inside_disc(place, 9.6, 34, 2.6)
-    bulge = inside_disc(place, 20.2, 10, 3.0)
-    depth = torch.maximum(torch.minimum(whole, -gap), bulge)
-    return Scene((whole > 0).double()[None, None], 2.5 * depth.clamp(-1.2, 1.2)[None, None])
+    whole = union([*_TRUNK, *_UPPER, *_LOWER]) > 0
+    gap = whole & (inside_disc(place, 9.6, 34, 2.6) > 0)
+    bulge = ~whole & (inside_disc(place, 20.2, 10, 3.0) > 0)
+    scores = torch.where(whole, 3.5, -3.5).double()
+    scores = torch.where(gap, -0.85, torch.where(bulge, 0.85, scores))
+    return Scene(whole.double()[None, None], scores[None, None])
 
 
 @functools.cache
@@ -307,15 +344,15 @@ def touching() -> Scene:
     labels = torch.where(left > 0, 1, torch.where(right > 0, 2, 0))
     scores = torch.stack([torch.zeros_like(seen), 1.5 * seen.clamp(-2, 2), 1.5 * right.clamp(-2, 2)])
     target = torch.stack([labels == c for c in range(3)]).double()
-    return Scene(target[None], scores[None])
+    return Scene(target[None], scores[None], other=target[2])
 
 
 @functools.cache
 def textured() -> Scene:
     """A comb of thin teeth on a block, predicted blurred."""
     place = grid(30, 44)
-    block = torch.minimum(10 - (place[0] - 18).abs(), 6 - (place[1] - 10).abs())
-    teeth = ((place[0] // 3) % 2 == 0) & (place[1] > 16) & (place[1] < 34) & ((place[0] - 18).abs() < 10)
+    block = torch.minimum(10.5 - (place[0] - 16.5).abs(), 6 - (place[1] - 10).abs())
+    teeth = ((place[0] // 3) % 2 == 0) & (place[1] > 16) & (place[1] < 34) & ((place[0] - 16.5).abs() < 10.5)
     target = ((block > 0) | teeth).double()[None, None]
     along = torch.exp(-(torch.arange(-3, 4).double() ** 2) / 4)
     kernel = along.view(-1, 1) * along / along.sum() ** 2
@@ -339,15 +376,18 @@ def _topological() -> Mapping[str, nn.Module]:
 
 COMPARED = {
     "centerline_dice": Compared(
-        "The gap in the thin branch outweighs the bulge on the trunk; to Dice the bulge is the larger error",
-        _TREE + "clDice pushes the gap up hardest and the bulge little, Dice both by their size.",
+        "Only skeletons count: that of the gap is pushed up, that of the bulge down; thickness is left to Dice",
+        _TREE
+        + "clDice pushes voxels on the skeletons alone, up in the gap and down in the bulge; Dice pushes all voxels "
+        "of both.",
         vessels,
         {"centerline Dice": losses.CenterlineDiceLoss(include_background=True, **SIGMOID), **DICE_BESIDE},
     ),
     "centerline_boundary_dice": Compared(
-        "A thin branch weighs as much as the trunk: its gap is closed first",
-        _TREE + "cbDice pushes the skeleton in the gap up, and where the prediction has its own skeleton; Dice pushes "
-        "gap and bulge by their size.",
+        "Only where p is above 0.5 is there a push: the bulge is pulled in, the gap itself is left to the partners",
+        _TREE
+        + "cbDice pushes voxels near the trunk's skeleton up and one in the bulge down, and nothing in the gap, where "
+        "p is 0.3; Dice pushes all voxels of both.",
         vessels,
         {
             "centerline boundary Dice": losses.CenterlineBoundaryDiceLoss(include_background=True, **SIGMOID),
@@ -363,14 +403,15 @@ COMPARED = {
     "component_dice_ce": Compared(
         "Each lesion counts alike: the small one that is missed gets most of the push",
         _THREE + "component-wise Dice and cross-entropy pushes the missed lesion up hardest, Dice pushes it no harder "
-        "than any other voxel.",
+        "than the inside of a lesion that is found.",
         lesions,
         {"component Dice + CE": losses.ComponentDiceCELoss(include_background=True, **SIGMOID), **DICE_BESIDE},
     ),
     "blob_dice_ce": Compared(
         "Each lesion counts alike, and what is falsely predicted counts against every one of them",
-        _THREE + "blob Dice and cross-entropy pushes the missed lesion up hardest, and the false rim of the others down; "
-        "Dice pushes it no harder than any other voxel.",
+        _THREE
+        + "blob Dice and cross-entropy pushes the missed lesion up hardest, and the false rim of the others down; "
+        "Dice pushes it no harder than the inside of a lesion that is found.",
         lesions,
         {"blob Dice + CE": losses.BlobDiceCELoss(include_background=True, **SIGMOID), **DICE_BESIDE},
     ),
@@ -383,9 +424,9 @@ COMPARED = {
         1,
     ),
     "correlation_maximized_structural_similarity": Compared(
-        "Where the fine structure is lost the push is raised; in the flat middle it is as in cross-entropy",
-        "A comb of thin teeth on a block, predicted blurred: the loss pushes the teeth apart harder than cross-entropy "
-        "does relative to the rest.",
+        "The push gathers at edges and ends, where prediction and target correlate least",
+        "A comb of thin teeth on a block, predicted blurred: the structural similarity loss pushes along the edges and at "
+        "the ends of the teeth, cross-entropy throughout the teeth and the gaps between them.",
         textured,
         {
             "structural similarity": losses.CorrelationMaximizedStructuralSimilarityLoss(**SIGMOID),

@@ -190,7 +190,9 @@ def generalized_dice() -> Sheet:
     )
     large, small, p = 1000, 10, np.linspace(0.005, 0.995, 67)
     known: dict[str, nn.Module] = {
-        f'w_type="{kind}"{" (default)" * (kind == "square")}': losses.FusedGeneralizedDiceLoss(w_type=kind, sigmoid=True)
+        f'w_type="{kind}"{" (default)" * (kind == "square")}': losses.FusedGeneralizedDiceLoss(
+            w_type=kind, sigmoid=True
+        )
         for kind in ("square", "simple", "uniform")
     }
     for number, (label, loss) in enumerate({**known, DICE: losses.FusedDiceLoss(sigmoid=True)}.items()):
@@ -219,7 +221,7 @@ def two_class_dice() -> Sheet:
         "Half of it is the Dice of the rest: where an object fills nearly everything, the rest still counts",
         "Left, a missed object of a tenth of the volume costs about half of what it costs with Dice, because the rest is "
         "right; right, the push on a voxel outside the object rises steeply where the object fills nearly the whole "
-        "volume, while that of Dice stays as it is.",
+        "volume, while that of Dice falls.",
     )
     shares = np.array([0.001, 0.003, 0.01, 0.03, *np.arange(0.05, 0.96, 0.05), 0.97, 0.99, 0.997, 0.999])
     shown = {
@@ -342,7 +344,8 @@ COMPOUNDS = {
     "dice_top_k": Compound(
         "The worst 10 % of the voxels pull ten times as hard as in a plain cross-entropy, and dominate Dice",
         "Left, over p of an object of 5 % of the voxels: the top-k part falls from above 2 to 0 and is larger than Dice "
-        "below p = 0.2; right, its push is a straight line and larger than Dice's near p = 0.",
+        "below p = 0.4; right, its push is a straight line, ten times that of cross-entropy, and "
+        "above Dice's up to p = 0.7.",
         ("Dice + top-k", losses.DiceTopKLoss(**SIGMOID)),
         {
             "Dice": losses.DiceTopKLoss(lambda_topk=0, **SIGMOID),
@@ -360,9 +363,9 @@ COMPOUNDS = {
         },
     ),
     "exponential_logarithmic": Compound(
-        "The logarithm of Dice pulls an object that is not seen, the power 0.3 one that is nearly right",
-        "Left, over p of an object: the loss falls steeply at both ends of p; right, the push is large near p = 0 and "
-        "rises again towards p = 1.",
+        "Logarithm and power keep the push large: at p = 0.9 it is hardly less than at p = 0.1",
+        "Left, over p of an object: the loss falls steeply at both ends of p; right, the push is nearly "
+        "level from p = 0.15 to 0.85, almost all of it from the part of Dice.",
         ("exponential logarithmic", losses.ExponentialLogarithmicLoss(**SIGMOID)),
         {
             "part of Dice": losses.ExponentialLogarithmicLoss(weight_cross_entropy=0, **SIGMOID),
@@ -370,9 +373,9 @@ COMPOUNDS = {
         },
     ),
     "unified_focal": Compound(
-        "The focal Tversky part decides, and pulls the harder the nearer an object is to being right",
+        "The focal Tversky part decides, and pulls an object that is half found hardest",
         "Left, over p of an object: the focal Tversky part is much larger than the focal cross-entropy, and falls ever "
-        "steeper towards p = 1; right, its push likewise.",
+        "steeper towards p = 1; right, its push is largest near p = 0.5.",
         ("unified focal", losses.UnifiedFocalLoss(**SIGMOID)),
         {
             "0.5 focal Tversky": weighted(losses.UnifiedFocalLoss(weight_focal=0, **SIGMOID), 0.5),

@@ -117,13 +117,21 @@ class Sheet:
             axes.set_xticks(range(len(names)), names)
             axes.axhline(0, color="black", linewidth=0.8)
 
-    def image(self, panel: int, values: ArrayLike, spacing: Sequence[float] = (1.0, 1.0)) -> None:
-        """Draw how each voxel is pushed, orange up and purple down, and keep the numbers.
+    def image(
+        self,
+        panel: int,
+        values: ArrayLike,
+        spacing: Sequence[float] = (1.0, 1.0),
+        up: str | None = "p is pushed up",
+        down: str | None = "p is pushed down",
+    ) -> None:
+        """Draw a map, orange above 0 and purple below, and keep its numbers.
 
         Args:
             panel: where.
             values: (rows, columns).
             spacing: size of a voxel.
+            up, down: what orange and purple are; None: there is none.
         """
         values = np.asarray(values, float)
         rows, columns = values.shape
@@ -139,8 +147,9 @@ class Sheet:
             axes.grid(visible=False)
             for side in ("top", "right"):
                 axes.spines[side].set_visible(True)
-        self.handles.setdefault("p is pushed up", Patch(facecolor="#f1a340"))
-        self.handles.setdefault("p is pushed down", Patch(facecolor="#998ec3"))
+        for label, color in ((up, "#f1a340"), (down, "#998ec3")):
+            if label is not None:
+                self.handles.setdefault(label, Patch(facecolor=color))
         self.note(f"{panel} map", values)
 
     def outline(self, panel: int, label: str, **style: Any) -> dict[str, Any]:
@@ -181,7 +190,8 @@ class Sheet:
             metadata = {"Date": None, "Creator": None, "Description": json.dumps(about, separators=(",", ":"))}
             file = io.StringIO()
             self.figure.savefig(file, format="svg", metadata=metadata)
-        return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+        text = re.sub(r"(\.\d{3})\d+", r"\1", file.getvalue())  # a thousandth of a point is not seen
+        return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
 def _balanced(title: str, width: int = 66) -> list[str]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from loss_pictures.calls import Array, logit, value_and_push
-from loss_pictures.sheet import Sheet
 from torch import Tensor, nn
 
+from loss_pictures.calls import Array, logit, value_and_push
+from loss_pictures.sheet import Sheet
 from monai_extra_losses import losses
 
 P = np.linspace(0.01, 0.99, 99)
@@ -103,7 +103,7 @@ def _by_share(sheet: Sheet, loss: nn.Module, share_shown: float) -> None:
         sheet.curve(1, shares, factors, label, number)
     sheet.curve(0, P, over_p(entropy)[0], ENTROPY, None)
     sheet.curve(1, shares, np.ones_like(shares), ENTROPY, None)
-    sheet.labelled(0, f"value, class of {share_shown:.0%} of the voxels", TRUE_P + " / of the rest", LOSS)
+    sheet.labelled(0, f"value, class of {100 * share_shown:.0f} % of the voxels", TRUE_P + " / of the rest", LOSS)
     axes = sheet.labelled(1, "push, relative to cross-entropy", "share of the class", "factor")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -204,8 +204,9 @@ def categorical_hinge() -> Sheet:
     """Categorical hinge: the true class against the best of the others."""
     sheet = Sheet(
         "The true class is pushed up and its best rival down, until it leads by 1; the third class is left alone",
-        "Left, the loss over the lead of the true class over its best rival falls along a straight line to 0 at a lead "
-        "of 1; right, the true class is pushed by +1, its rival by -1, a third class by 0, and nothing beyond the lead.",
+        "Left, the loss over the lead of the true class over its best rival falls along a straight line to 0 at a "
+        "lead of 1; right, the true class is pushed by +1, its rival by -1, a third class by 0, and nothing beyond "
+        "the lead.",
     )
     leads = torch.linspace(-2.5, 2.5, 101).double()
     target = torch.zeros(1, 1, 1)
@@ -220,7 +221,7 @@ def categorical_hinge() -> Sheet:
         sheet.curve(1, leads, pushes[:, number], name, number)
     sheet.curve(0, leads, [value for value, _ in found["hinge"]], "true class", 0)
     sheet.curve(0, leads, [value for value, _ in found[ENTROPY]], ENTROPY, None)
-    where = "lead of the true class over its best rival"
+    where = "lead over the best rival"
     sheet.labelled(0, "value", where, LOSS).set_ylim(0, 4)
     sheet.labelled(1, "gradient", where, PUSH).set_ylim(-1.15, 1.15)
     return sheet
@@ -228,8 +229,8 @@ def categorical_hinge() -> Sheet:
 
 FOCAL = Voxel(
     "The larger gamma, the sooner a voxel that is nearly right is left alone",
-    "Two plots over the probability of the true class: focal loss and its pull lie below those of cross-entropy, and "
-    "are near 0 from p = 0.8 on with gamma 2, from p = 0.6 on with gamma 5.",
+    "Two plots over the probability of the true class: focal loss lies below cross-entropy; its pull on the score is "
+    "larger near p = 0, and near 0 from p = 0.8 on with gamma 2, from p = 0.6 on with gamma 5.",
     {f"gamma={gamma}{' (default)' * (gamma == 2)}": losses.FusedFocalLoss(gamma=gamma) for gamma in (2, 0.5, 5)},
     4,
 )
@@ -335,8 +336,8 @@ REGRESSIONS = {
     ),
     "log_cosh": Regression(
         "As the squared error near 0 and as the absolute error far away, without a corner between",
-        "Two plots over the residual: log-cosh is near the parabola at 0 and straight far away; its push bends smoothly "
-        "from a slope of 1 to a size of 1.",
+        "Two plots over the residual: log-cosh is near the parabola at 0 and straight far away; its push bends "
+        "smoothly from a slope of 1 to a size of 1.",
         {
             "log-cosh": (losses.LogCoshLoss(), 0.0),
             "Huber, delta=1": (losses.HuberLoss(), 0.0),
@@ -355,8 +356,8 @@ REGRESSIONS = {
     ),
     "mean_absolute_percentage_error": Regression(
         "The smaller the target, the harder it pulls",
-        "Two plots over the prediction, for targets 1, 2 and 4: wedges whose slopes, and so the pushes, are 100, 50 and "
-        "25.",
+        "Two plots over the prediction, for targets 1, 2 and 4: wedges whose slopes, and so the pushes, are 100, 50 "
+        "and 25.",
         {f"y = {y:g}": (losses.MeanAbsolutePercentageErrorLoss(), y) for y in (1.0, 2.0, 4.0)},
         np.linspace(0, 6, 121),
         "prediction y'",
@@ -376,8 +377,9 @@ def kl_divergence() -> Sheet:
     """KL divergence of two classes, over p."""
     sheet = Sheet(
         "The loss is 0 where p is the target itself, soft or hard, and pulls by how far p is from it",
-        "Two plots over p of a class, for targets of 1, 0.8 and 0.5: each loss is least, 0, at its target, and its push "
-        "on the score falls along a straight line through 0 there; soft cross-entropy of 0.8 is least at 0.5, not 0.",
+        "Two plots over p of a class, for targets of 1, 0.8 and 0.5: each loss is least, 0, at its target, and its "
+        "push on the score falls along a straight line through 0 there; soft cross-entropy of 0.8 is least at 0.5, "
+        "not 0.",
     )
 
     def found(loss: nn.Module, g: float) -> tuple[list[float], list[float]]:

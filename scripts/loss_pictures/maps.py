@@ -1,7 +1,6 @@
 """Pictures of losses on a small image: where each pushes the prediction."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from contourpy import contour_generator
-from loss_pictures.calls import Array, value_and_push
-from loss_pictures.sheet import Sheet
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
+from loss_pictures.calls import Array, value_and_push
+from loss_pictures.sheet import Sheet
 from monai_extra_losses import losses
 
 Spacing = tuple[float, float]  # mm of a row and of a column
@@ -220,14 +219,14 @@ _ARROWS = "arrows along the predicted contour show where it is pushed"
 BOUNDARIES = {
     "surface": Boundary(
         "The further out of the target a contour lies, the harder it is pushed in: a far false positive hardest",
-        "A disc predicted too far to the right, with a small false positive far off: the boundary loss alone shrinks the "
-        f"false positive most and moves the right side in, the left side a little out; {_ARROWS}.",
+        "A disc predicted too far to the right, with a small false positive far off: the boundary loss alone "
+        f"shrinks the false positive most and moves the right side in, the left side a little out; {_ARROWS}.",
         _with_spacing(losses.SurfaceLoss),
     ),
     "generalized_surface": Boundary(
         "Errors count by the square of their distance to the boundary: a far false positive outweighs the rest",
-        "A disc predicted too far to the right, with a small false positive far off: the generalized surface loss pushes "
-        f"the false positive in, and next to it the sides of the disc hardly at all; {_ARROWS}.",
+        "A disc predicted too far to the right, with a small false positive far off: the generalized surface loss "
+        f"pushes the false positive in, and next to it the sides of the disc hardly at all; {_ARROWS}.",
         _with_spacing(losses.GeneralizedSurfaceLoss),
     ),
     "hausdorff": Boundary(
@@ -244,9 +243,9 @@ BOUNDARIES = {
     ),
     "hausdorff_er": Boundary(
         "Only thick errors are pushed, and not all of them back: the step with min and max turns some pushes round",
-        "A disc predicted too far to the right: the erosion form pushes where the error is thickest, in the missed crescent "
-        "up and in the false one partly down and partly further up; beside it cross-entropy pushes every error back; "
-        f"{_ARROWS}.",
+        "A disc predicted too far to the right: the erosion form pushes where the error is thickest, in the missed "
+        "crescent up and in the false one partly down and partly further up; beside it cross-entropy pushes every "
+        f"error back; {_ARROWS}.",
         lambda spacing: losses.HausdorffERLoss(**SIGMOID),
         ("cross-entropy, for comparison", _entropy),
         slope=2.5,
@@ -425,8 +424,8 @@ COMPARED = {
     ),
     "correlation_maximized_structural_similarity": Compared(
         "The push gathers at edges and ends, where prediction and target correlate least",
-        "A comb of thin teeth on a block, predicted blurred: the structural similarity loss pushes along the edges and at "
-        "the ends of the teeth, cross-entropy throughout the teeth and the gaps between them.",
+        "A comb of thin teeth on a block, predicted blurred: the structural similarity loss pushes along the edges "
+        "and at the ends of the teeth, cross-entropy throughout the teeth and the gaps between them.",
         textured,
         {
             "structural similarity": losses.CorrelationMaximizedStructuralSimilarityLoss(**SIGMOID),

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from loss_pictures.calls import value_and_push
-from loss_pictures.sheet import Sheet
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loss_pictures.calls import value_and_push
+from loss_pictures.sheet import Sheet
 from monai_extra_losses import losses
 
 BINS = 20
@@ -19,9 +19,9 @@ def dice_ce_calibrated() -> Sheet:
     """Calibration: the gap of each bin, and the push on its voxels."""
     sheet = Sheet(
         "Where p is more extreme than the frequency it is pushed to the middle, hardest where few voxels are",
-        "Left, the gap between mean p and frequency in each of 20 bins of p, for an overconfident prediction: largest "
-        "near 0.1 and 0.9, none at 0.5; right, the push on one voxel is up below p = 0.5 and down above, and largest in "
-        "the middle, whose bins have the fewest voxels.",
+        "Left, the gap between mean p and frequency in each of 20 bins of p, for an overconfident prediction: "
+        "largest near 0.1 and 0.9, none at 0.5; right, the push on one voxel is up below p = 0.5 and down above, "
+        "and largest in the middle, whose bins have the fewest voxels.",
     )
     middles = (np.arange(BINS) + 0.5) / BINS
     counts = np.round(40 + 1960 * np.abs(2 * middles - 1) ** 4).astype(int)
@@ -35,12 +35,12 @@ def dice_ce_calibrated() -> Sheet:
         np.floor((np.arange(n) + 1) * k / n) > np.floor(np.arange(n) * k / n) for n, k in zip(counts, hits, strict=True)
     ]
     target = torch.as_tensor(np.concatenate(spread)).double().view(1, 1, -1)
-    shown = np.searchsorted(p.numpy().ravel(), np.linspace(0.0125, 0.9875, 79))
     for number, soft in enumerate((False, True)):
         label = f"soft={soft}{' (default)' * (not soft)}"
         loss = losses.AverageCalibrationLoss(sigmoid=True, bins=BINS, soft=soft)
         push = value_and_push(loss, p.logit(), target)[1].ravel()
-        sheet.curve(1, p.numpy().ravel()[shown], 1000 * push[shown], label, number)
+        means = [push[of_bin.numpy() == each].mean() for each in range(BINS)]
+        sheet.curve(1, middles, 1000 * np.array(means), label, number, marker=".", markersize=6)
     gaps = []
     for number in range(BINS):
         mask = (of_bin == number).view(1, 1, -1)
@@ -48,7 +48,7 @@ def dice_ce_calibrated() -> Sheet:
     axes = sheet.labelled(0, f"value: the mean of {BINS} gaps", "p, in bins", "gap of a bin")
     axes.bar(middles, gaps, 0.8 / BINS, color="#8a8a8a")
     sheet.note("gaps", gaps)
-    axes = sheet.labelled(1, "gradient", "p of the voxel", "push on the score, x 1000")
+    axes = sheet.labelled(1, "gradient", "p, in bins", "mean push on a voxel, x 1000")
     axes.axhline(0, color="black", linewidth=0.8)
     return sheet
 
@@ -58,8 +58,9 @@ def partial_label() -> Sheet:
     sheet = Sheet(
         "A class that nobody annotated is not pushed down where the label says background",
         "Bars of the push on the scores of four classes, of which 2 and 3 are not annotated; left, at a voxel of "
-        "background that the network gives to class 2, Dice + cross-entropy pushes class 2 down and background up, and "
-        "with partial labels background, 2 and 3 share a small push up by their p; right, at a voxel of class 1 the two push alike.",
+        "background that the network gives to class 2, Dice + cross-entropy pushes class 2 down and background up, "
+        "and with partial labels background, 2 and 3 share a small push up by their p; right, at a voxel of class 1 "
+        "the two push alike.",
     )
     p = torch.tensor([[0.2, 0.15, 0.55, 0.1], [0.3, 0.5, 0.15, 0.05]]).double()
     labels = torch.tensor([0] * 12 + [1] * 6)
@@ -91,7 +92,7 @@ class LargestTensor(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, tuple | list) else (made,):
             if isinstance(tensor, Tensor):
-                self.bytes = max(self.bytes, tensor.nbytes)
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
         return made
 
 
@@ -113,21 +114,13 @@ def head() -> Sheet:
     """A head and its loss in one pass: what is held in memory."""
     sheet = Sheet(
         "With HeadLoss memory does not grow with the classes: their scores are never there as a whole",
-        "Left, the bytes kept between forward and backward over the number of classes, and right, the largest tensor of "
-        "either: both rise in proportion with a head and a loss apart, and stay nearly level with HeadLoss.",
+        "Left, the bytes kept between forward and backward over the number of classes, and right, the largest "
+        "tensor of either: both rise in proportion with a head and a loss apart, and stay nearly level with "
+        "HeadLoss.",
     )
     classes = np.array([8, 16, 32, 64, 128, 256])
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 16, 32, 32, 32, generator=generator)
-    shown: dict[str, list[tuple[int, int]]] = {"HeadLoss": [], "head, then loss": []}
-    for number in classes:
-        convolution = nn.Conv3d(16, int(number), 1)
-        loss = losses.FusedDiceCELoss(to_onehot_y=True, softmax=True)
-        both = losses.HeadLoss(convolution, loss)
-        labels = torch.randint(0, int(number), (1, 1, 32, 32, 32), generator=generator)
-        leaf = features.clone().requires_grad_()
-        shown["HeadLoss"].append(kept_and_largest(lambda: both(leaf, labels)))
-        shown["head, then loss"].append(kept_and_largest(lambda: loss(convolution(leaf), labels)))
+    pairs = [_sizes(int(number)) for number in classes]
+    shown = dict(zip(("HeadLoss", "head, then loss"), zip(*pairs, strict=True), strict=True))
     for label, sizes in shown.items():
         for panel in range(2):
             mebibytes = [size[panel] / 2**20 for size in sizes]
@@ -137,6 +130,19 @@ def head() -> Sheet:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
     return sheet
+
+
+def _sizes(classes: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Bytes kept, and of the largest tensor, in one pass and with a head and a loss apart."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 16, 32, 32, 32, generator=generator).requires_grad_()
+    labels = torch.randint(0, classes, (1, 1, 32, 32, 32), generator=generator)
+    convolution, loss = nn.Conv3d(16, classes, 1), losses.FusedDiceCELoss(to_onehot_y=True, softmax=True)
+    both = losses.HeadLoss(convolution, loss)
+    return (
+        kept_and_largest(lambda: both(features, labels)),
+        kept_and_largest(lambda: loss(convolution(features), labels)),
+    )
 
 
 PICTURES: dict[str, Callable[[], Sheet]] = {

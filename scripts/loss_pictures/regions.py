@@ -1,15 +1,15 @@
 """Pictures of losses of regions: value over overlap, and the push on a voxel over the volume of its object."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
-from loss_pictures.calls import Array, logit, value_and_push
-from loss_pictures.sheet import Sheet
 from torch import Tensor, nn
 
+from loss_pictures.calls import Array, logit, value_and_push
+from loss_pictures.sheet import Sheet
 from monai_extra_losses import losses
 
 SIDE = 32  # of the volume, in voxels
@@ -185,8 +185,8 @@ def generalized_dice() -> Sheet:
     sheet = Sheet(
         "Weights of 1/volume squared: beside a small class the large one has no say",
         "Left, the loss over p of a large class beside a small one that is perfect: near 0 throughout with square "
-        "weights, 0.5 at p = 0 for the mean of two Dices and for uniform weights nearly 1; right, the push on one voxel "
-        "of a class over its volume, beside a class of 1,000 voxels.",
+        "weights, 0.5 at p = 0 for the mean of two Dices and for uniform weights nearly 1; right, the push on one "
+        "voxel of a class over its volume, beside a class of 1,000 voxels.",
     )
     large, small, p = 1000, 10, np.linspace(0.005, 0.995, 67)
     known: dict[str, nn.Module] = {
@@ -219,9 +219,9 @@ def two_class_dice() -> Sheet:
     """Two-class Dice of objects that fill nearly the whole volume."""
     sheet = Sheet(
         "Half of it is the Dice of the rest: where an object fills nearly everything, the rest still counts",
-        "Left, a missed object of a tenth of the volume costs about half of what it costs with Dice, because the rest is "
-        "right; right, the push on a voxel outside the object rises steeply where the object fills nearly the whole "
-        "volume, while that of Dice falls.",
+        "Left, a missed object of a tenth of the volume costs about half of what it costs with Dice, because the "
+        "rest is right; right, the push on a voxel outside the object rises steeply where the object fills nearly "
+        "the whole volume, while that of Dice falls.",
     )
     shares = np.array([0.001, 0.003, 0.01, 0.03, *np.arange(0.05, 0.96, 0.05), 0.97, 0.99, 0.997, 0.999])
     shown = {
@@ -248,8 +248,9 @@ def boundary_dou() -> Sheet:
     """Boundary DoU of a small and a large disc."""
     sheet = Sheet(
         "The larger an object, the more its boundary counts: a shift that Dice hardly sees costs more",
-        "Left, the loss over the shift of a disc of radius 4 and one of radius 24: boundary DoU lies above Dice for both, "
-        "and far above it for the large one; right, the push on a voxel in the middle over the area of the disc.",
+        "Left, the loss over the shift of a disc of radius 4 and one of radius 24: boundary DoU lies above Dice for "
+        "both, and far above it for the large one; right, the push on a voxel in the middle over the area of the "
+        "disc.",
     )
     shifts = np.arange(0, 11)
     shown = {"boundary DoU": losses.BoundaryDoULoss(sigmoid=True), DICE: losses.FusedDiceLoss(sigmoid=True)}
@@ -343,9 +344,9 @@ COMPOUNDS = {
     ),
     "dice_top_k": Compound(
         "The worst 10 % of the voxels pull ten times as hard as in a plain cross-entropy, and dominate Dice",
-        "Left, over p of an object of 5 % of the voxels: the top-k part falls from above 2 to 0 and is larger than Dice "
-        "below p = 0.4; right, its push is a straight line, ten times that of cross-entropy, and "
-        "above Dice's up to p = 0.7.",
+        "Left, over p of an object of 5 % of the voxels: the top-k part falls from above 2 to 0 and is larger than "
+        "Dice below p = 0.4; right, its push is a straight line, ten times that of cross-entropy, and above Dice's "
+        "up to p = 0.7.",
         ("Dice + top-k", losses.DiceTopKLoss(**SIGMOID)),
         {
             "Dice": losses.DiceTopKLoss(lambda_topk=0, **SIGMOID),

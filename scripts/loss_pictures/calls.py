@@ -1,14 +1,11 @@
 """Calls of losses that give a value and what the gradient does to the scores."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Array = NDArray[np.float64]
-Loss = Callable[..., Tensor]
 
 
 def value_and_push(loss: nn.Module, scores: Tensor, target: Tensor, **others: Tensor) -> tuple[float, Array]:

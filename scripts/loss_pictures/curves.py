@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def cross_entropy() -> Sheet:
     return sheet
 
 
-def _by_share(sheet: Sheet, loss: nn.Module, share_shown: float) -> None:
+def _by_share(sheet: Sheet, make: Callable[..., nn.Module], share_shown: float) -> None:
     """A loss whose factors follow from the share of the class: over p at one share, and over the share at p = 0.5."""
     voxels = 1000
     shares = np.unique(np.geomspace(1, 999, 40).round()) / voxels
@@ -86,7 +87,7 @@ def _by_share(sheet: Sheet, loss: nn.Module, share_shown: float) -> None:
         target = (torch.arange(voxels) < round(share * voxels)).double().view(1, 1, -1)
         return logit(np.full(voxels, p)).view(1, 1, -1) * (2 * target - 1), target
 
-    each = type(loss)(**{"sigmoid": True, "reduction": "none", **_OWN[type(loss)]})
+    each, loss = make(sigmoid=True, reduction="none"), make(sigmoid=True)
     curves: list[tuple[list[float], list[float]]] = [([], []), ([], [])]
     for p in P:
         value = each(*of_voxels(share_shown, p)).flatten()
@@ -109,12 +110,6 @@ def _by_share(sheet: Sheet, loss: nn.Module, share_shown: float) -> None:
     axes.set_yscale("log")
 
 
-_OWN: dict[type, dict[str, object]] = {
-    losses.WeightedCrossEntropyLoss: {"mode": "target"},
-    losses.BalancedCrossEntropyLoss: {},
-}
-
-
 def weighted_cross_entropy() -> Sheet:
     """Weighted cross-entropy with beta of the target."""
     sheet = Sheet(
@@ -122,7 +117,7 @@ def weighted_cross_entropy() -> Sheet:
         "Left, over p: a voxel of a class that fills 10 % of the volume costs nine times its cross-entropy, a voxel "
         "outside once; right, the factor of voxels of the class falls with its share, that of others stays 1.",
     )
-    _by_share(sheet, losses.WeightedCrossEntropyLoss(mode="target", sigmoid=True), 0.1)
+    _by_share(sheet, partial(losses.WeightedCrossEntropyLoss, mode="target"), 0.1)
     sheet.axes[0].set_ylim(0, 15)
     return sheet
 
@@ -134,7 +129,7 @@ def balanced_cross_entropy() -> Sheet:
         "Left, over p: with a class of 10 % of the volume a voxel of it costs 0.9 times its cross-entropy, one outside "
         "0.1 times; right, both factors over the share of the class, flat below 5 % and above 95 %.",
     )
-    _by_share(sheet, losses.BalancedCrossEntropyLoss(sigmoid=True), 0.1)
+    _by_share(sheet, losses.BalancedCrossEntropyLoss, 0.1)
     sheet.axes[0].set_ylim(0, 4)
     return sheet
 

@@ -20,11 +20,11 @@ def dice_ce_calibrated() -> Sheet:
     sheet = Sheet(
         "Where p is more extreme than the frequency it is pushed to the middle, hardest where few voxels are",
         "Left, the gap between mean p and frequency in each of 20 bins of p, for an overconfident prediction: "
-        "largest near 0.1 and 0.9, none at 0.5; right, the push on one voxel is up below p = 0.5 and down above, "
+        "largest near 0.1 and 0.9, least at 0.5; right, the push on one voxel is up below p = 0.5 and down above, "
         "and largest in the middle, whose bins have the fewest voxels.",
     )
     middles = (np.arange(BINS) + 0.5) / BINS
-    counts = np.round(40 + 1960 * np.abs(2 * middles - 1) ** 4).astype(int)
+    counts = np.round(200 + 1800 * np.abs(2 * middles - 1) ** 4).astype(int)
     within = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     of_bin = torch.as_tensor(np.repeat(np.arange(BINS), counts))
     p = (of_bin + torch.as_tensor(within)).view(1, 1, -1) / BINS
@@ -48,7 +48,7 @@ def dice_ce_calibrated() -> Sheet:
     axes = sheet.labelled(0, f"value: the mean of {BINS} gaps", "p, in bins", "gap of a bin")
     axes.bar(middles, gaps, 0.8 / BINS, color="#8a8a8a")
     sheet.note("gaps", gaps)
-    axes = sheet.labelled(1, "gradient", "p, in bins", "mean push on a voxel, x 1000")
+    axes = sheet.labelled(1, "gradient", "p, in bins", "mean push, x 1000")
     axes.axhline(0, color="black", linewidth=0.8)
     return sheet
 
@@ -126,9 +126,12 @@ def head() -> Sheet:
             mebibytes = [size[panel] / 2**20 for size in sizes]
             sheet.curve(panel, classes, mebibytes, label, 0 if label == "HeadLoss" else None, marker=".", markersize=7)
     for panel, name in enumerate(("kept for the backward", "the largest tensor")):
-        axes = sheet.labelled(panel, name, "classes", "MiB of 32 x 32 x 32 voxels")
+        axes = sheet.labelled(panel, name, "classes", "MiB, of 32³ voxels")
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(1, 64)
+        axes.set_xticks(classes, [str(number) for number in classes])
+        axes.set_yticks([1, 4, 16, 64], ["1", "4", "16", "64"])
     return sheet
 
 

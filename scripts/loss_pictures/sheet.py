@@ -209,7 +209,7 @@ def _columns(lengths: Sequence[int]) -> int:
     """How many entries of a legend stand side by side; it fills its columns one after the other."""
     for columns in range(len(lengths), 1, -1):
         widest = [max(column) for column in np.array_split(lengths, columns)]
-        if sum(widest) + 7 * columns <= 74:
+        if sum(widest) + 7 * columns <= 72:
             return columns
     return 1
 

@@ -16,7 +16,7 @@ from loss_pictures import curves, maps, others, regions
 from loss_pictures.sheet import Sheet, differing, shown_by
 
 import monai_extra_losses
-from monai_extra_losses.cli.loss_pages import loss_page, loss_table
+from monai_extra_losses.cli.loss_pages import loss_table
 
 FOLDER = Path(__file__).parents[1] / "docs" / "losses" / "pictures"
 PICTURES: Mapping[str, Callable[[], Sheet]] = {
@@ -29,10 +29,9 @@ PICTURES: Mapping[str, Callable[[], Sheet]] = {
 
 def names_of_losses() -> list[str]:
     """Keys of configs/losses.yaml, then the classes that it does not have, in snake case."""
-    keys = list(loss_table())
-    known = {loss_page(key).split()[0] for key in keys}
-    others = [name for name in monai_extra_losses.__all__ if name.endswith("Loss") and name not in known]
-    return [*keys, *(snake_case(name.removesuffix("Loss")) for name in others)]
+    table = loss_table()
+    others = [name for name in monai_extra_losses.__all__ if name.endswith("Loss") and f".{name}'" not in str(table)]
+    return [*table, *(snake_case(name.removesuffix("Loss")) for name in others)]
 
 
 def snake_case(name: str) -> str:

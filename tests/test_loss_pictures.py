@@ -35,10 +35,8 @@ def test_a_picture_can_be_read_anywhere(name: str) -> None:
     text = file.read_text(encoding="utf-8")
     assert file.stat().st_size < 60_000
     assert "fill: #ffffff" in text.partition("axes_1")[0]
-    assert set(re.findall(r"font-family: ([^\"';]*(?:'[^']*', )*[^\"';]*)", text)) == {
-        "'DejaVu Sans', 'Verdana', sans-serif"
-    }
-    assert min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", text)) >= 6.3  # an exponent of 9
+    assert all(fonts.endswith("sans-serif") for fonts in re.findall(r"font-family: ([^;\"]*)", text))
+    assert min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", text)) >= 9
     assert "dc:date" not in text
     title, numbers = shown_by(file)
     assert 20 < len(title) < 125

@@ -106,8 +106,7 @@ def _by_share(sheet: Sheet, make: Callable[..., nn.Module], share_shown: float) 
     sheet.curve(1, shares, np.ones_like(shares), ENTROPY, None)
     sheet.labelled(0, f"value, class of {100 * share_shown:.0f} % of the voxels", TRUE_P + " / of the rest", LOSS)
     axes = sheet.labelled(1, "push, relative to cross-entropy", "share of the class", "factor")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
 
 
 def weighted_cross_entropy() -> Sheet:

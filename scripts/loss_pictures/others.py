@@ -127,9 +127,7 @@ def head() -> Sheet:
             sheet.curve(panel, classes, mebibytes, label, 0 if label == "HeadLoss" else None, marker=".", markersize=7)
     for panel, name in enumerate(("kept for the backward", "the largest tensor")):
         axes = sheet.labelled(panel, name, "classes", "MiB, of 32³ voxels")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.set_ylim(1, 64)
+        axes.set(xscale="log", yscale="log", ylim=(1, 64))
         axes.set_xticks(classes, [str(number) for number in classes])
         axes.set_yticks([1, 4, 16, 64], ["1", "4", "16", "64"])
     return sheet

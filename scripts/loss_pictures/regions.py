@@ -98,8 +98,7 @@ def name_volumes(sheet: Sheet, panel: int) -> None:
     axes = sheet.labelled(
         panel, f"gradient, p = {INSIDE} in the object", f"voxels of the object, of {VOXELS:,}", "push on one voxel"
     )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
 
 
 SIZE = {

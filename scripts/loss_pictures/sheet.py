@@ -17,6 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 STYLE = {
@@ -178,6 +179,8 @@ class Sheet:
     def svg(self) -> str:
         """The picture; twice the same on one machine."""
         with rc_context(STYLE):
+            for axes in self.axes:
+                _name_decades(axes)
             entries = len(self.handles)
             columns = _columns([len(label) for label in self.handles])
             self.figure.set_size_inches(WIDTH, self._height + 0.22 * -(-entries // columns))
@@ -190,8 +193,27 @@ class Sheet:
             metadata = {"Date": None, "Creator": None, "Description": json.dumps(about, separators=(",", ":"))}
             file = io.StringIO()
             self.figure.savefig(file, format="svg", metadata=metadata)
-        text = re.sub(r"(\.\d{3})\d+", r"\1", file.getvalue())  # a thousandth of a point is not seen
+        about, end, drawing = file.getvalue().partition("</metadata>")
+        text = about + end + re.sub(r"(\.\d{3})\d+", r"\1", drawing)  # a thousandth of a point is not seen
         return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _name_decades(axes: Axes) -> None:
+    """Write the powers of ten of logarithmic axes as text, large enough to be read."""
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log":
+            axis.set_major_formatter(FuncFormatter(_decade))
+            axis.set_minor_formatter(NullFormatter())
+
+
+def _decade(value: float, place: int | None = None) -> str:
+    """0.01 -> 10⁻²; 1, 10 and what is no power of ten as they are."""
+    power = round(np.log10(value))
+    plain = power in (0, 1) or not np.isclose(value, 10.0**power)
+    return f"{value:g}" if plain else "10" + str(power).translate(_RAISED)
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _balanced(title: str, width: int = 66) -> list[str]:

@@ -249,7 +249,7 @@ def shown_by(file: Path) -> tuple[str, Numbers]:
     return about["title"], about["numbers"]
 
 
-def differing(shown: Numbers, current: Numbers, tolerance: float = 0.01) -> list[str]:
+def differing(shown: Numbers, current: Numbers, tolerance: float = 0.005) -> list[str]:
     """Names of the series that differ by more than a share of their largest number.
 
     Args:

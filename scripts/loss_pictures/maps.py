@@ -215,7 +215,7 @@ def _with_spacing(loss: type, **options: object) -> Callable[[Spacing], nn.Modul
     return lambda spacing: loss(spacing=spacing, **SIGMOID, **options)
 
 
-_ARROWS = "arrows along the predicted contour show where it is pushed"
+_ARROWS = "arrows along the predicted contour, as long as the root of the push, show where it moves"
 BOUNDARIES = {
     "surface": Boundary(
         "The further out of the target a contour lies, the harder it is pushed in: a far false positive hardest",
@@ -409,8 +409,8 @@ COMPARED = {
     "blob_dice_ce": Compared(
         "Each lesion counts alike, and what is falsely predicted counts against every one of them",
         _THREE
-        + "blob Dice and cross-entropy pushes the missed lesion up hardest, and the false rim of the others down; "
-        "Dice pushes it no harder than the inside of a lesion that is found.",
+        + "blob Dice and cross-entropy pushes the missed lesion up about as hard as the rim of the small one that "
+        "is found, and all background down; Dice pushes it no harder than the inside of a lesion that is found.",
         lesions,
         {"blob Dice + CE": losses.BlobDiceCELoss(include_background=True, **SIGMOID), **DICE_BESIDE},
     ),

@@ -1,0 +1,1 @@
+"""What each loss does, as a picture: every number comes from a call of the loss and its backward."""

@@ -119,9 +119,9 @@ class CenterlineBoundaryDiceLoss(SegmentationLoss):
     S_p and S_g are the skeletons of the prediction, p > 0.5, and of the target, per sample and class, as
     `CenterlineDiceLoss` makes them. Of each, D is the distance to its outside in voxels, R the largest on the skeleton
     and at least 1, d = min(D, R) / R, 0 outside, and r = d on the skeleton; i = r^-2 in 3D and 1/r in 2D, so that a
-    thin branch weighs as much as a thick one. Skeletons and distances have no gradient. Where no voxel of a class has p
-    above 0.5 there is none at all, so give it Dice and cross-entropy as partners; in the authors' trainer they have the
-    weights 1 and 2 beside its 1.
+    thin branch weighs as much as a thick one. Skeletons and distances have no gradient, and voxels with p below 0.5 get
+    none, so that it closes no gap alone: give it Dice and cross-entropy as partners; in the authors' trainer they have
+    the weights 1 and 2 beside its 1.
 
     T_p and T_g may exceed 1, and the loss fall below that of a perfect prediction, which is 0, where one skeleton runs
     beside the other inside a thicker vessel. Formula and both forms of i are those of the authors' code of 2024, which

@@ -22,13 +22,16 @@ LONGEST_OUTPUT = 99  # lines; MONAI's limit for a tutorial's cell
 LIMIT = 900  # seconds for the cells of a notebook, which take about two minutes on an idle core
 
 
-# Commands whose output goes to a file run in the kernel, for a process takes seconds to start; others in the shell.
+# Commands whose output goes to a file, and imports, run in the kernel, for a process takes seconds to start; others in
+# the shell.
 IN_PROCESS = r"""
 import contextlib as _contextlib, re as _re, shlex as _shlex
 
 def _system(line, _shell=get_ipython().system):
     from monai_extra_losses.cli import main
     words = " ".join(_shlex.split(get_ipython().var_expand(line, depth=1), posix=False))
+    if imports := _re.match(r'python -c "(import [\w, ]+)" \|\| pip install', words):
+        return exec(imports[1])
     found = _re.fullmatch(r"monai-extra-losses ([^>|]+) > (\w+\.log) 2>&1 \|\| tail -n 5 \2", words)
     if found is None:
         return _shell(line)

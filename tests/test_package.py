@@ -194,8 +194,8 @@ def test_every_loss_is_in_the_table_of_configs() -> None:
     assert set(classes.values()) == labels
 
 
-def test_every_loss_is_in_the_table_of_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_loss_is_in_the_table_of_losses() -> None:
+    text = (ROOT / "docs" / "losses" / "index.md").read_text()
     assert [name for name in LOSSES if f"| `{name}` |" not in text] == []
 
 
@@ -246,18 +246,6 @@ def test_the_first_lines_of_the_readme_run() -> None:
     assert names["logits"].grad is not None
 
 
-def test_the_example_of_masks_and_millimetres_runs() -> None:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    (code,) = (code for code in examples if "MetaTensor" in code)
-    names: dict[str, torch.Tensor] = {}
-    exec(code, names)
-    assert names["value"].isfinite()
-    gradient = names["logits"].grad
-    assert gradient is not None
-    assert not gradient[..., :4].any()  # not annotated
-    assert gradient[..., 4:].any()
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(("target", "extra", "other"), [("demo", "bundle", "dev"), ("test", "dev", "bundle")])
 def test_make_installs_what_its_target_needs_and_shows_it(tmp_path: Path, target: str, extra: str, other: str) -> None:
@@ -275,7 +263,7 @@ def test_make_installs_what_its_target_needs_and_shows_it(tmp_path: Path, target
     assert "pip install" not in planned(tmp_path / "done")
 
 
-def test_the_readme_names_the_drop_ins_that_give_another_number() -> None:
+def test_the_documentation_names_the_drop_ins_that_give_another_number() -> None:
     torch.manual_seed(0)
     scores, labels = torch.randn(2, 3, 8, 8, 8), torch.randint(0, 3, (2, 1, 8, 8, 8))
     labels[:, :, :7] = 0
@@ -285,11 +273,11 @@ def test_the_readme_names_the_drop_ins_that_give_another_number() -> None:
         theirs, ours = (getattr(module, name)(**options)(scores, labels).item() for module in (monai.losses, drop_in))
         if ours != pytest.approx(theirs, rel=1e-6):
             others.add(name)
-    text = (ROOT / "README.md").read_text().partition("Two usual calls give other numbers")[2].partition("\n\n")[0]
+    text = (ROOT / "docs" / "migrating.md").read_text().partition("Two usual calls give other numbers")[2].partition("\n\n")[0]
     assert others == set(re.findall(r"`(\w+Loss)\b", text)) == {"DiceFocalLoss", "GeneralizedDiceLoss"}
 
 
-def test_the_lines_of_the_readme_swap_the_loss_of_another_bundle(
+def test_the_lines_of_the_documentation_swap_the_loss_of_another_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "configs").mkdir()
@@ -309,7 +297,7 @@ def test_the_lines_of_the_readme_swap_the_loss_of_another_bundle(
     }
     (tmp_path / "configs" / "train.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^python -m (monai\.bundle run (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text(), re.M)
+    commands = re.findall(r"^python -m (monai\.bundle run (?:.*\\\n)*.*)$", (ROOT / "docs" / "migrating.md").read_text(), re.M)
     swaps = [command for command in commands if "train.json" in command]
     assert len(swaps) == 2
     for command, name in zip(swaps, ("FusedDiceCELoss", "FocalTverskyLoss"), strict=True):

@@ -87,7 +87,7 @@ def page_name(cls: str) -> str:
     return key or words.lower()
 
 
-def loss_pages(root: Path = ROOT) -> dict[Path, str]:
+def loss_pages(root: Path) -> dict[Path, str]:
     """Path, from the root, and text of everything that is written."""
     classes = list(facts()["losses"])
     pages = {PAGES / f"{page_name(cls)}.md": loss_page(cls, root) for cls in classes}
@@ -173,7 +173,7 @@ def absent_classes() -> list[str]:
     return ["### Absent classes", prose(capital(rule), ""), "\n".join(f"- {item}" for item in items)]
 
 
-def loss_page(cls: str, root: Path = ROOT) -> str:
+def loss_page(cls: str, root: Path) -> str:
     """The page of a loss."""
     text, about, name = loss_text(cls), facts()["losses"][cls], page_name(cls)
     head = [f"Family: {about['family']}", f"`--loss {text.key}`" if text.key else "no key: not for `train`"]
@@ -253,8 +253,8 @@ def picture_text(cls: str) -> str:
 
 def option_parts(cls: str, text: LossText) -> Iterator[str]:
     options = loss_options_of(cls)
-    common = {option.name: option.meaning for base in BASES[:2] for option in base_options(base)}
-    own = [option for option in options if option.own or option.meaning != common[option.name]]
+    common = {(option.name, option.meaning) for base in BASES for option in base_options(base)}
+    own = [option for option in options if (option.name, option.meaning) not in common]
     shared = [option for option in options if option not in own]
     if own:
         yield option_table(getattr(losses, cls), own, cls)
@@ -314,13 +314,18 @@ KINDS: dict[Any, str] = {
 def use_parts(cls: str, text: LossText) -> Iterator[str]:
     config = loss_config(text.key, cls)
     if text.key:
-        yield f"```sh\n{train_command(text.key)}\n```"
+        yield f"```sh\n{in_lines(train_command(text.key))}\n```"
     elif cls == "HeadLoss":
         yield "In `train`: `--head_loss True`, with `--network dynunet` or `segresnet`."
     yield "In a MONAI config:"
     yield f"```yaml\n{yaml.safe_dump({'loss': config}, sort_keys=False, allow_unicode=True).rstrip()}\n```"
     yield "In Python:"
     yield f"```python\n{python_example(cls, config)}\n```"
+
+
+def in_lines(command: str, width: int = 88) -> str:
+    """A command with an option on each line, where it is too long for one."""
+    return command if len(command) <= width else command.replace(" --loss::", " \\\n  --loss::")
 
 
 def python_example(cls: str, config: Mapping[str, Any]) -> str:
@@ -504,7 +509,7 @@ def trap_parts(name: str, root: Path) -> Iterator[str]:
 # --- writing ---
 
 
-def stale_pages(root: Path = ROOT) -> list[str]:
+def stale_pages(root: Path) -> list[str]:
     """The pages, from the root, that are not as their sources say, are missing, or belong to no loss."""
     pages = loss_pages(root)
     known = {path for path in pages if path.parent == PAGES}
@@ -521,12 +526,12 @@ def main(arguments: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if "--check" in arguments:
-        wrong = stale_pages()
+        wrong = stale_pages(ROOT)
         if wrong:
             sys.exit(f"Not as their sources say: {', '.join(wrong)}; run python scripts/make_loss_pages.py.")
         print("The pages of the losses are as their sources say.")
         return
-    for path, text in loss_pages().items():
+    for path, text in loss_pages(ROOT).items():
         if not _is(ROOT / path, text):
             (ROOT / path).write_text(text, encoding="utf-8")
             print(path)

@@ -35,7 +35,7 @@ def test_every_loss_has_a_page() -> None:
 
 
 def test_the_pages_are_as_their_sources_say() -> None:
-    assert make_loss_pages.stale_pages() == [], "run python scripts/make_loss_pages.py"
+    assert make_loss_pages.stale_pages(ROOT) == [], "run python scripts/make_loss_pages.py"
 
 
 def test_a_page_that_is_changed_missing_or_left_over_is_named(

@@ -181,7 +181,7 @@ def loss_page(cls: str, root: Path) -> str:
     parts = [WRITTEN, f"# {cls}", " · ".join(head), prose(text.summary, cls)]
     parts += ["## Formula", *(f"```math\n{line}\n```" for line in about["math"]), symbol_list(about["symbols"])]
     if (root / PAGES / "pictures" / f"{name}.svg").exists():
-        parts.append(f"![{picture_text(cls)}](pictures/{name}.svg)")
+        parts.append(f"![{picture_text(name, root)}](pictures/{name}.svg)")
     parts += ["## Remarks", *(prose(remark, cls) for remark in text.remarks)] if text.remarks else []
     parts += ["## Options", *option_parts(cls, text), "## Use", *use_parts(cls, text)]
     parts += ["## Corner cases", *case_parts(cls)]
@@ -243,9 +243,10 @@ def symbol_list(symbols: Iterable[str | Mapping[str, str]]) -> str:
     return "\n".join(f"- **{escaped(name)}**: {escaped(meaning)}" for name, meaning in rows)
 
 
-def picture_text(cls: str) -> str:
-    kind = {"region": "over overlap and volume of an object", "distribution": "over the probability of a voxel"}
-    return f"{cls}: value and gradient {kind.get(facts()['losses'][cls]['family'], 'on a small example')}"
+def picture_text(name: str, root: Path) -> str:
+    """What the picture of a page shows, as who draws it says."""
+    texts: Mapping[str, str] = yaml.safe_load((root / PAGES / "pictures/alt.yaml").read_text(encoding="utf-8"))
+    return texts[name]
 
 
 # --- options ---
@@ -261,14 +262,45 @@ def option_parts(cls: str, text: LossText) -> Iterator[str]:
     if shared:
         names = ", ".join(f"`{o.name}={o.default}`" if o.default else f"`{o.name}`" for o in shared)
         yield f"{'It also has' if own else 'It has'} [options that losses share](options.md): {names}."
-    yield from (prose(note, cls) for note in text.notes)
+    without = {'"none"'} if refuses_none(cls) else set()
+    yield from (prose(note, cls) for note in notes_that_hold(text.notes, {option.name for option in options}, without))
+
+
+def refuses_none(cls: str) -> bool:
+    """Whether a loss can be made, but not with reduction="none"."""
+    make = getattr(losses, cls)
+    try:
+        make()
+        make(reduction="none")
+    except ValueError as error:
+        return "reduction" in str(error)
+    except TypeError:  # it must be given something, or has no reduction
+        pass
+    return False
+
+
+def notes_that_hold(notes: Iterable[str], options: set[str], said: set[str]) -> Iterator[str]:
+    """Notes of a class, then of its bases, without sentences about what it has not, or what was said already."""
+    said = set(said)
+    for note in notes:
+        sentences = re.split(r"(?<=[.;]) (?=[`\"A-Z])", note)
+        subjects = [re.match(r"`\w+`|\"\w+\"", sentence) for sentence in sentences]
+        names = [subject[0] if subject else "" for subject in subjects]
+        kept = [
+            sentence
+            for sentence, name in zip(sentences, names, strict=True)
+            if name not in said and (not name.startswith("`") or name.strip("`") in options)
+        ]
+        said |= {name for name in names if name}
+        if kept:
+            yield " ".join(kept)
 
 
 def option_table(cls: type, options: Iterable[LossOption], page: str = "") -> str:
     rows = []
     for option in options:
         default = "must be given" if option.default is None else f"`{option.default}`"
-        rows.append([f"`{option.name}`", default, range_of(cls, option.name), prose(capital(option.meaning), page)])
+        rows.append([f"`{option.name}`", default, range_of(cls, option.name), prose(option.meaning, page)])
     return table(["option", "default", "range", "meaning"], rows)
 
 
@@ -302,7 +334,7 @@ KINDS: dict[Any, str] = {
     list: "list",
     tuple: "list",
     torch.Tensor: "tensor",
-    torch.nn.Module: "loss",
+    torch.nn.Module: "module",
     Callable: "function",
     type(None): "None",
 }
@@ -500,7 +532,7 @@ def trap_parts(name: str, root: Path) -> Iterator[str]:
         yield "Printed by `benchmarks/remarks.py`, which runs the libraries."
         columns = ["library", "name", "trap", "case", "theirs", "right"]
         cells = [
-            [f"{row['library']} {row['version']}", f"`{row['name']}`", *(escaped(row[c]) for c in columns[2:])]
+            [f"{row['library']} {row['version']}", f"`{row['name']}`", *(prose(row[c], "") for c in columns[2:])]
             for row in rows
         ]
         yield table(columns, cells)

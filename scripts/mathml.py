@@ -12,4 +12,4 @@ def display(source: str, language: str, class_name: str, options: dict[str, Any]
         source: the formula in LaTeX.
         language, class_name, options, md, **others: not needed.
     """
-    return f'<div style="margin: 1em 0; overflow-x: auto">{convert(source.strip(), display="block")}</div>'
+    return f'<div class="formula">{convert(source.strip(), display="block")}</div>'

@@ -124,10 +124,12 @@ def _run(loss: nn.Module, scores: Tensor, target: Tensor, mask: Tensor | None) -
 
 
 def number(value: float) -> str:
-    """Three digits, of five, so that rounding errors decide nothing; 0 is 0 alone."""
+    """Three digits or more, of five, so that rounding errors decide nothing; 0 is 0 alone."""
     short = float(f"{value:.5g}")
     if short == 0 or not math.isfinite(short):
         return f"{short:g}"
     if abs(short) < 1e-6:
         return "below 1e-6"
+    if abs(short) >= 1000:
+        return f"{short:.0f}"
     return f"{short:.3g}" if abs(short) >= 1e-3 else f"{short:.1e}"

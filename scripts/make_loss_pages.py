@@ -366,7 +366,7 @@ def python_example(cls: str, config: Mapping[str, Any]) -> str:
     ours = [target.rpartition(".")[2] for target in targets if target.startswith("monai_extra_losses")]
     given = INPUTS.get(cls, INPUTS["regression" if regression else "labels"])
     called = CALLS.get(cls, "prediction, target" if regression else "scores, labels")
-    made = formatted(f"loss = {python_text(config)}").replace("Conv3d(", "torch.nn.Conv3d(")
+    made = formatted(f"loss = {python_text(config)}").replace("Conv3d(", "torch.nn.Conv3d(").replace("'", '"')
     imports = f"import torch\nfrom monai_extra_losses import {', '.join(ours)}"
     return f"{imports}\n\n{made}\n{given}\nloss({called}).backward()"
 
@@ -431,18 +431,27 @@ def measured_parts(cls: str, root: Path) -> Iterator[str]:
         return
     other = "MONAI's class" if rows[0]["baseline"] == "MONAI" else "a plain torch function of the same formula"
     yield (
-        f"Of a step, forward and backward of the loss alone, beside {other}: time, as the median of ours divided by "
-        "that of the other; memory, the peak beside the logits as a multiple of them, the gradient included. Shapes "
+        f"Of a step, forward and backward of the loss alone, beside {other}: time, the median ratio of ours to "
+        "the other; memory, the peak beside the logits as a multiple of them, the gradient included. Shapes "
         "are batch x channels x voxels."
     )
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(machine(row), []).append(row)
+    for where, of_machine in groups.items():
+        yield measured_table(of_machine)
+        files = sorted({row["file"] for row in of_machine})
+        yield f"{where}; {source(files, 'bench_losses.py')}"
+
+
+def measured_table(rows: Iterable[Mapping[str, str]]) -> str:
     cells = []
     for row in rows:
         option = row["loss"].partition(", ")[2]
         shape = f"{row['shape']}{f', `{option}`' if option else ''}"
         memory = (f"{float(row[f'{whose}_memory']):.2f}" for whose in ("ours", "baseline"))
-        cells.append([shape, row["dtype"], f"{float(row['time_ratio']):.2f}", *memory, machine(row)])
-    yield table(["shape", "logits", "time", "memory", "of the other", "measured on"], cells)
-    yield source(rows, sorted({row["file"] for row in rows}), "bench_losses.py")
+        cells.append([shape, row["dtype"], row["threads"], f"{float(row['time_ratio']):.2f}", *memory])
+    return table(["shape", "logits", "threads", "time", "memory", "memory of the other"], cells)
 
 
 def measured_apart(cls: str, root: Path) -> Iterator[str]:
@@ -453,7 +462,8 @@ def measured_apart(cls: str, root: Path) -> Iterator[str]:
     yield text
     cells = [[cell_of(row, column) for column in columns.values()] for row in rows]
     yield table(list(columns), cells)
-    yield f"{machine(rows[0])}; {source(rows, [file], script)}"
+    number = "1 thread" if rows[0]["threads"] == "1" else f"{rows[0]['threads']} threads"
+    yield f"{machine(rows[0])}, {number}; {source([file], script)}"
 
 
 def cell_of(row: Mapping[str, str], column: str) -> str:
@@ -464,12 +474,11 @@ def cell_of(row: Mapping[str, str], column: str) -> str:
 
 
 def machine(row: Mapping[str, str]) -> str:
-    return f"{row['device']}, {row['threads']} {'thread' if row['threads'] == '1' else 'threads'}, {row['date']}"
+    return f"{row['device']}, torch {row['torch']}, MONAI {row['monai']}, {row['date']}"
 
 
-def source(rows: Iterable[Mapping[str, str]], files: Iterable[str], script: str) -> str:
-    versions = "; ".join(sorted({f"torch {row['torch']}, MONAI {row['monai']}" for row in rows}))
-    return f"{versions}; {', '.join(f'`benchmarks/{file}`' for file in files)}, by `benchmarks/{script}`."
+def source(files: Iterable[str], script: str) -> str:
+    return f"{', '.join(f'`benchmarks/{file}`' for file in files)}, by `benchmarks/{script}`."
 
 
 # The names of losses in the benchmarks of their own.

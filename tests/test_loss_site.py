@@ -70,7 +70,15 @@ def test_the_table_of_the_readme_is_that_of_the_site() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (1 / 3, "0.333"), (2.0, "2"), (0.0001234, "1.2e-04"), (-1e-9, "below 1e-6"), (math.inf, "inf")],
+    [
+        (0.0, "0"),
+        (1 / 3, "0.333"),
+        (2.0, "2"),
+        (1000.0, "1000"),
+        (0.0001234, "1.2e-04"),
+        (-1e-9, "below 1e-6"),
+        (math.inf, "inf"),
+    ],
 )
 def test_a_number_has_three_digits(value: float, text: str) -> None:
     assert corner_cases.number(value) == text
@@ -83,6 +91,25 @@ def test_a_long_call_is_broken_at_its_brackets() -> None:
     assert "".join(line.strip() for line in lines).replace(",}", "}").replace(",)", ")") == code.replace(
         ", ", ","
     ).replace("[1,2]", "[1, 2]")
+
+
+def test_a_page_says_of_options_what_holds_for_its_loss() -> None:
+    notes = (
+        '`spacing` is in mm. "none" gives (B, 1).',
+        '`weight` multiplies. "mean" is over samples. "none" gives (B, C).',
+    )
+    kept = make_loss_pages.notes_that_hold(notes, {"spacing"}, set())
+    assert list(kept) == [notes[0], '"mean" is over samples.']
+    assert make_loss_pages.refuses_none("FusedDiceCELoss")
+    assert not make_loss_pages.refuses_none("FusedDiceLoss")
+
+
+def test_text_of_a_docstring_becomes_markdown() -> None:
+    text = "See `FusedDiceLoss` and `RegionLoss`: (B, *spatial) <\n0, `a*b`, arXiv:1606.04797."
+    assert make_loss_pages.prose(text, "JaccardLoss") == (
+        r"See [`FusedDiceLoss`](dice.md) and [`RegionLoss`](options.md#region-losses): (B, \*spatial) &lt; 0, `a*b`, "
+        "[arXiv:1606.04797](https://arxiv.org/abs/1606.04797)."
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -35,6 +35,9 @@ from monai_extra_losses.cli.loss_pages import (
     python_text,
     train_command,
 )
+from monai_extra_losses.losses.base import DistributionLoss, RegionLoss, SegmentationLoss
+from monai_extra_losses.losses.boundary import DistanceLoss
+from monai_extra_losses.losses.regression import RegressionLoss
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = Path("docs/losses")
@@ -52,7 +55,9 @@ FAMILIES = {
     "calibration": "of probabilities as frequencies",
     "regression": "of maps of numbers",
 }
-BASES = ("SegmentationLoss", "RegionLoss", "DistributionLoss", "DistanceLoss", "RegressionLoss")
+BASES: dict[str, type] = {
+    cls.__name__: cls for cls in (SegmentationLoss, RegionLoss, DistributionLoss, DistanceLoss, RegressionLoss)
+}
 ABOUT_BASES = {
     "SegmentationLoss": ("Every segmentation loss", "Losses of segmentation have, where their page says no more:"),
     "RegionLoss": ("Region losses", "Losses of soft counts, and compounds with one, also have:"),
@@ -150,14 +155,12 @@ def options_page() -> str:
         "MONAI's names, defaults and meanings wherever MONAI has them. A loss leaves out an option that has no meaning "
         "for it, and refuses it in a sentence. What is peculiar to a loss is on [its page](index.md).",
     ]
-    for base in BASES:
+    for base, cls in BASES.items():
         title, opening = ABOUT_BASES[base]
         options = base_options(base)
         parts.append(f"## {title}")
         if opening:
-            cls = getattr(losses.base, base, None) or getattr(losses.boundary, base, None)
-            named = [option for option in options if option.name]
-            parts += [opening, option_table(cls or losses.regression.RegressionLoss, named)]
+            parts += [opening, option_table(cls, [option for option in options if option.name])]
         parts += [prose(capital(after_pointer(option.meaning)), "") for option in options if not option.name]
         if base == "SegmentationLoss":
             parts += absent_classes()
@@ -166,7 +169,7 @@ def options_page() -> str:
 
 def absent_classes() -> list[str]:
     """What the base says of classes without a voxel in the target."""
-    paragraphs = inspect.cleandoc(losses.base.SegmentationLoss.__doc__ or "").split("\n\n")
+    paragraphs = inspect.cleandoc(SegmentationLoss.__doc__ or "").split("\n\n")
     at = next(n for n, text in enumerate(paragraphs) if text.startswith("Absent classes:"))
     rule, limits = paragraphs[at].removeprefix("Absent classes:").strip(), paragraphs[at + 1]
     items = [prose(item, "") for item in re.split(r"^- ", limits, flags=re.M)[1:]]
@@ -176,7 +179,7 @@ def absent_classes() -> list[str]:
 def loss_page(cls: str, root: Path) -> str:
     """The page of a loss."""
     text, about, name = loss_text(cls), facts()["losses"][cls], page_name(cls)
-    head = [f"Family: {about['family']}", f"`--loss {text.key}`" if text.key else "no key: not for `train`"]
+    head = [f"Family: {about['family']}", f"`--loss {text.key}`" if text.key else "no key for `--loss`"]
     head.append(f"In MONAI: {about['monai']}")
     parts = [WRITTEN, f"# {cls}", " · ".join(head), prose(text.summary, cls)]
     parts += ["## Formula", *(f"```math\n{line}\n```" for line in about["math"]), symbol_list(about["symbols"])]

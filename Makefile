@@ -58,6 +58,8 @@ lint: $(FOR_TESTS)
 
 # Generated pages that are not as their sources say, links to nowhere and missing names are errors.
 docs: $(FOR_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/make_loss_pages.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/draw_losses.py --check
 	$(BIN)/python scripts/make_citing.py --check
 	$(BIN)/python scripts/list_licences.py --check
 	PYTHONPATH=scripts $(BIN)/zensical build --clean --strict

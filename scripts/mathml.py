@@ -12,4 +12,4 @@ def display(source: str, language: str, class_name: str, options: dict[str, Any]
         source: the formula in LaTeX.
         language, class_name, options, md, **others: not needed.
     """
-    return convert(source.strip(), display="block")
+    return f'<div class="formula">{convert(source.strip(), display="block")}</div>'

@@ -62,6 +62,29 @@ class LossOption:
 
 
 @dataclass(frozen=True)
+class LossText:
+    """What the docstring of a loss says.
+
+    Args:
+        key: of the table; None for a loss that is not in it.
+        cls: name of its class.
+        summary: its first line.
+        formula: as text.
+        remarks: paragraphs after the formula.
+        notes: what it and its bases say of the options as a whole.
+        reference: the papers.
+    """
+
+    key: str | None
+    cls: str
+    summary: str
+    formula: str
+    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
+    reference: str
+
+
+@dataclass(frozen=True)
 class _Source:
     """A class of `losses/`, as it is written."""
 
@@ -99,6 +122,7 @@ class _Source:
         return eval(compile(ast.Expression(value), self.name, "eval"), dict(self.constants))
 
 
+@functools.cache
 def loss_table() -> Mapping[str, Any]:
     """The losses of configs/losses.yaml: name -> entry."""
     text = (monai_extra_losses.config_dir() / "losses.yaml").read_text(encoding="utf-8")
@@ -115,25 +139,44 @@ def loss_page(name: str) -> str:
     Raises:
         StartUpRefused: there is no such loss; the nearest names are given.
     """
-    key, cls = _found(name)
-    source = _sources()[cls]
-    summary, formula, *others = source.paragraphs
-    remarks = list(_before_sections(others))
-    lines = [f"{cls}{f'   --loss {key}' if key else ''}", "", *_filled(summary), "", *_heading("Formula")]
-    lines += textwrap.indent(formula, "  ").splitlines()
-    for remark in remarks:
+    text = loss_text(name)
+    key, cls = text.key, text.cls
+    lines = [f"{cls}{f'   --loss {key}' if key else ''}", "", *_filled(text.summary), "", *_heading("Formula")]
+    lines += textwrap.indent(text.formula, "  ").splitlines()
+    for remark in text.remarks:
         lines += ["", *_filled(remark)]
     options = loss_options_of(cls)
     for title, own in (("Options", True), ("Options that it shares with other losses", False)):
         chosen = [option for option in options if option.own is own]
         if chosen:
             lines += ["", *_heading(title), *_option_lines(chosen)]
-    for note in _notes(cls):
+    for note in text.notes:
         lines += ["", *_filled(note)]
     lines += ["", *_heading("Configuration"), *_configuration(key, cls)]
-    reference = next(p for p in source.paragraphs if p.startswith("Reference:"))
-    lines += ["", *_heading("Reference"), *_filled(reference.removeprefix("Reference:").strip())]
+    lines += ["", *_heading("Reference"), *_filled(text.reference)]
     return "\n".join(lines)
+
+
+def loss_text(name: str) -> LossText:
+    """What the docstring of a loss says; name and errors as of `loss_page`."""
+    key, cls = _found(name)
+    summary, formula, *others = _sources()[cls].paragraphs
+    reference = next(p for p in others if p.startswith("Reference:")).removeprefix("Reference:").strip()
+    remarks = tuple(_before_sections(others))
+    return LossText(key, cls, summary, formula, remarks, tuple(_notes(cls)), reference)
+
+
+def base_options(base: str) -> list[LossOption]:
+    """The options that a base class describes; "" is what it says of the others as a whole.
+
+    Args:
+        base: name of the class.
+    """
+    defaults = _parameters(base)
+    return [
+        LossOption("" if name == "**options" else name, defaults.get(name), meaning, own=True)
+        for name, meaning in _sources()[base].described.items()
+    ]
 
 
 def loss_options_of(cls: str) -> list[LossOption]:

@@ -1,4 +1,4 @@
-"""Write the pages of the losses: docs/losses/index.md, options.md and a page for each loss; and the table of README.md.
+"""Write the pages of the losses: docs/losses/index.md, options.md and a page for each loss.
 
     python scripts/make_loss_pages.py
     python scripts/make_loss_pages.py --check
@@ -42,8 +42,6 @@ from monai_extra_losses.losses.regression import RegressionLoss
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = Path("docs/losses")
 WRITTEN = "<!-- Written by scripts/make_loss_pages.py. -->"
-# What README.md has around its table of losses.
-BEGIN, END = "<!-- losses: written by scripts/make_loss_pages.py -->", "<!-- end of losses -->"
 FAMILIES = {
     "region": "of the overlap of each class",
     "distribution": "of the probability of each voxel",
@@ -97,33 +95,17 @@ def loss_pages(root: Path) -> dict[Path, str]:
     classes = list(facts()["losses"])
     pages = {PAGES / f"{page_name(cls)}.md": loss_page(cls, root) for cls in classes}
     pages |= {PAGES / "index.md": index_page(classes), PAGES / "options.md": options_page()}
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    if BEGIN in readme:
-        pages[Path("README.md")] = with_loss_table(readme)
     return pages
 
 
-def with_loss_table(readme: str) -> str:
-    """The text of README.md with the table of losses between its two marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"expected {END!r} after {BEGIN!r} in README.md; set it after the table.")
-    return f"{before}{BEGIN}\n{loss_table(list(facts()['losses']))}\n{END}{after}"
-
-
-def loss_table(classes: Iterable[str], *, links: bool = False, family: bool = True) -> str:
-    """A row for each class, with links to the pages beside it or without."""
-    columns = ["class", "key", *(["family"] if family else []), "formula", "paper", "in MONAI"]
+def loss_table(classes: Iterable[str]) -> str:
+    """A row for each class, with a link to its page, and its key below it."""
     rows = []
     for cls in classes:
         about, key = facts()["losses"][cls], loss_text(cls).key
-        name = f"[`{cls}`]({page_name(cls)}.md)" if links else f"`{cls}`"
-        of_family = [about["family"]] if family else []
-        rows.append(
-            [name, f"`{key}`" if key else "", *of_family, about["short"], about.get("paper", ""), about["monai"]]
-        )
-    return table(columns, rows)
+        name = f"[`{cls}`]({page_name(cls)}.md)" + (f"<br>`{key}`" if key else "")
+        rows.append([name, about["short"], about.get("paper", ""), about["monai"]])
+    return table(["class, key", "formula", "paper", "in MONAI"], rows)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -139,12 +121,12 @@ def index_page(classes: Sequence[str]) -> str:
         "# The losses",
         "Each has a page: formula, picture, options, what it costs, what happens in the corner cases, and which others "
         "it equals. `p` is the probability of a class at a voxel, `g` the target, and TP = Σpg, FP = Σp(1-g), "
-        "FN = Σ(1-p)g are counted for each sample and class. The key is the name for `--loss`. Which one to take is "
-        "said in [Choosing a loss](../choosing.md), what the options mean in [Options](options.md).",
+        "FN = Σ(1-p)g are counted for each sample and class. The key, below the class, is the name for `--loss`. Which "
+        "one to take is said in [Choosing a loss](../choosing.md), what the options mean in [Options](options.md).",
     ]
     for family, what in FAMILIES.items():
         of_family = [cls for cls in classes if facts()["losses"][cls]["family"] == family]
-        parts += [f"## {family.capitalize()}: {what}", loss_table(of_family, links=True, family=False)]
+        parts += [f"## {family.capitalize()}: {what}", loss_table(of_family)]
     return "\n\n".join(parts) + "\n"
 
 

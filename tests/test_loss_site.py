@@ -5,7 +5,6 @@ import inspect
 import math
 import operator
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ def test_the_pages_are_as_their_sources_say() -> None:
 def test_a_page_that_is_changed_missing_or_left_over_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(ROOT / "README.md", tmp_path)
     folder = tmp_path / "docs/losses"
     folder.mkdir(parents=True)
     monkeypatch.setattr(make_loss_pages, "ROOT", tmp_path)
@@ -55,17 +53,6 @@ def test_a_page_that_is_changed_missing_or_left_over_is_named(
     (folder / "former.md").write_text("of a loss that is no more")
     with pytest.raises(SystemExit, match=r": docs/losses/one.md, docs/losses/three.md, docs/losses/former.md; run"):
         make_loss_pages.main(["--check"])
-
-
-def test_the_table_of_the_readme_is_that_of_the_site() -> None:
-    begin, end = make_loss_pages.BEGIN, make_loss_pages.END
-    text = make_loss_pages.with_loss_table(f"before\n{begin}\nold\n{end}\nafter\n")
-    assert text.startswith(f"before\n{begin}\n| class")
-    assert text.endswith(f"|\n{end}\nafter\n")
-    assert [name for name in NAMES if f"\n| `{name}` |" not in text] == []
-    assert make_loss_pages.with_loss_table(text) == text
-    with pytest.raises(ValueError, match=r"^expected '.*' after '.*' in README.md; set it after the table\.$"):
-        make_loss_pages.with_loss_table(f"before {begin} and no end")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from monai_extra_losses.losses.base import SegmentationLoss
 from monai_extra_losses.losses.regression import RegressionLoss
 
 ROOT = Path(__file__).parents[1]
+MIGRATING = ROOT / "docs" / "migrating.md"
 # HeadLoss is the way of others to their scores.
 LOSSES = [name for name in losses.__all__ if name.endswith("Loss") and name != "HeadLoss"]
 
@@ -196,7 +197,7 @@ def test_every_loss_is_in_the_table_of_configs() -> None:
 
 def test_every_loss_is_in_the_table_of_losses() -> None:
     text = (ROOT / "docs" / "losses" / "index.md").read_text()
-    assert [name for name in LOSSES if f"| `{name}` |" not in text] == []
+    assert [name for name in LOSSES if f"| [`{name}`](" not in text] == []
 
 
 def test_a_number_of_the_table_is_the_default_of_its_class_or_a_comment_says_why_not() -> None:
@@ -273,7 +274,7 @@ def test_the_documentation_names_the_drop_ins_that_give_another_number() -> None
         theirs, ours = (getattr(module, name)(**options)(scores, labels).item() for module in (monai.losses, drop_in))
         if ours != pytest.approx(theirs, rel=1e-6):
             others.add(name)
-    text = (ROOT / "docs" / "migrating.md").read_text().partition("Two usual calls give other numbers")[2].partition("\n\n")[0]
+    text = MIGRATING.read_text().partition("Two usual calls give other numbers")[2].partition("\n\n")[0]
     assert others == set(re.findall(r"`(\w+Loss)\b", text)) == {"DiceFocalLoss", "GeneralizedDiceLoss"}
 
 
@@ -297,7 +298,7 @@ def test_the_lines_of_the_documentation_swap_the_loss_of_another_bundle(
     }
     (tmp_path / "configs" / "train.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^python -m (monai\.bundle run (?:.*\\\n)*.*)$", (ROOT / "docs" / "migrating.md").read_text(), re.M)
+    commands = re.findall(r"^python -m (monai\.bundle run (?:.*\\\n)*.*)$", MIGRATING.read_text(), re.M)
     swaps = [command for command in commands if "train.json" in command]
     assert len(swaps) == 2
     for command, name in zip(swaps, ("FusedDiceCELoss", "FocalTverskyLoss"), strict=True):

@@ -335,9 +335,9 @@ class HausdorffERLoss(DistanceLoss):
     max are those of the sample and class (left out where they are equal up to rounding, 4 eps of float32 or float64).
     The step with min and max is that of PatRyg99's public code, from which kornia 0.9.0 has it, with the values of this
     class; that it is the authors', too, is not confirmed. It counts voxels, not mm: it has no option `spacing`. Where
-    every |p-g| is small an erosion leaves nothing, so loss and gradient are 0: give it a region loss as partner. Through
-    the maximum a voxel that is less wrong than another can be pushed further away, so that this holds beside large
-    errors too. Everything ignored gives 0.
+    every |p-g| is small an erosion leaves nothing, so loss and gradient are 0: give it a region loss as partner. That
+    holds beside large errors too, for through the maximum a voxel that is less wrong than another can be pushed further
+    away. Everything ignored gives 0.
 
     Args:
         alpha: exponent of the number of erosions, >= 0; 2 as in the paper.

@@ -104,9 +104,9 @@ class FusedTverskyLoss(RegionLoss):
     1 - (TP + s) / (TP + alpha FP + beta FN + s)
 
     alpha = beta = 0.5 is Dice, alpha = beta = 1 Jaccard, alpha + beta = 1 the F_beta family. Departs from MONAI 1.6.1
-    with scores and a (B, C, ..) target in half precision (MONAI's sums overflow to NaN), in a sample in which everything
-    is ignored, in all-zero voxels of a (B, C, ..) target (see `FusedDiceLoss`) and in the shape of reduction="none",
-    which is (B, C', 1, ..) here and (B, C') there.
+    with scores and a (B, C, ..) target in half precision (MONAI's sums overflow to NaN), in a sample in which
+    everything is ignored, in all-zero voxels of a (B, C, ..) target (see `FusedDiceLoss`) and in the shape of
+    reduction="none", which is (B, C', 1, ..) here and (B, C') there.
 
     Args:
         alpha: weight of false positives, >= 0. Salehi's names, and MONAI's; in the code of Abraham, Jadon and Yeung the

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from latex2mathml.converter import convert
 from loss_list import ENTRIES, one_hot, value_and_gradient
 from torch import Tensor, nn
 
@@ -101,6 +100,7 @@ def test_text_of_a_docstring_becomes_markdown() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_latex_of_a_formula_is_understood(name: str) -> None:
+    convert = pytest.importorskip("latex2mathml.converter", reason="needs the extra [docs]").convert
     for line in FACTS["losses"][name]["math"]:
         text = re.sub(r"<[^>]*>", " ", convert(line, display="block"))
         assert "\\" not in text

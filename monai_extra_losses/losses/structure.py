@@ -64,7 +64,7 @@ class CorrelationMaximizedStructuralSimilarityLoss(_StructureLoss):
     e weighs the cross-entropy, and depends on the prediction: where the gradient goes through it, a network can lower
     the loss by flattening p, for a flat window without the class has e = 0 against a flat one inside it. Whether the
     paper differentiates e is not confirmed. On hippocampus MRI a U-Net stayed at a Dice of 0.39 with that gradient, and
-    came to 0.87 without (16 epochs, one seed).
+    came to 0.87 without it, or with lambda = 0.9 (16 epochs, one seed).
 
     Args:
         weight_cross_entropy: lambda in [0, 1]; 0.5.

@@ -446,6 +446,9 @@ def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: 
     --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --probabilities True          write them too
     --uncertainty True            of several runs, write how far they disagree
+    --output_type dicom_seg       of DICOM series also write NAME_seg.dcm, a DICOM SEG object; measurements:
+                                  NAME_measurements.json, volume, components, diameter and mean of each
+                                  class; dicom_seg,measurements: both
     --series TEXT                 which series of DICOM folders with several
     --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels
     --restore_labels False        write the label ids of the training
@@ -460,6 +463,7 @@ def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: 
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
     monai-extra-losses infer --run runs/ft --input DIR --output OUT --test_time_flips True --probabilities True
     monai-extra-losses infer --run runs/a/fold_* --input DIR --output OUT --uncertainty True
+    monai-extra-losses infer --run runs/ft --input SERIES --output OUT --output_type dicom_seg,measurements
     """
     first, *others = (folder.absolute() for folder in run_folders("--run", runs))
     overrides = overrides_of(context.args)

@@ -264,6 +264,7 @@ def _regions_of(declared: DeclaredSource) -> dict[str, Any]:
     return {
         "regions": {name: list(values) for name, values in (declared.regions or {}).items()},
         "regions_class_order": list(declared.regions_class_order or ()),
+        "segments": declared.segments,
     }
 
 

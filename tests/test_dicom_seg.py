@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_series import FRAME, OPTIONAL, ROOT, STUDY, write_series
+from dicom_series import FRAME, OPTIONAL, ROOT, STUDY, write_seg, write_series
 from marks import slow_but
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from runs import train
 from volume_files import random_image, volume, write
 
-from monai_extra_losses.bundle.dicom_segmentation import GENERIC_CATEGORY, GENERIC_TYPE, DicomSegmentation
+from monai_extra_losses.bundle.dicom_segmentation import GENERIC_CATEGORY, GENERIC_TYPE
 from monai_extra_losses.bundle.measurements import Measurements, longest_diameter, shape_of
 from monai_extra_losses.bundle.options import output_types
 from monai_extra_losses.bundle.run_folder import RunFolder
@@ -33,7 +33,7 @@ from monai_extra_losses.data.errors import CasesFailed, StartUpRefused
 
 hd = pytest.importorskip("highdicom", reason="highdicom, of the extra [dicom], is not installed")
 
-SHAPE = (9, 8, 6)
+SHAPE = (9, 7, 6)  # of pixels that fill no bytes
 LIVER = ["10200004", "SCT", "Liver"]
 
 
@@ -42,21 +42,6 @@ def random_label(values: Sequence[int], seed: int = 0) -> NDArray[np.int64]:
     label = np.random.default_rng(seed).choice([0, *values], SHAPE)
     label[..., -1] = 0
     return label
-
-
-def write_seg(
-    folder: Path, label: NDArray[Any], classes: Mapping[str, Sequence[int]], file: Path, segments: Any = None
-) -> Any:
-    """The object of a label on the grid of a series, as highdicom reads it."""
-    writes = DicomSegmentation(
-        cases={"case": (folder,)},
-        series=None,
-        classes=classes,
-        segments=segments or {},
-        made_of={"case": {"model": "0123456789abcdef" * 4}},
-    )
-    writes("case", label, file)
-    return hd.seg.segread(file)
 
 
 def nifti_of(folder: Path, label: NDArray[Any], file: Path) -> sitk.Image:

@@ -139,7 +139,8 @@ def _hull_corners(points: NDArray[np.int64]) -> NDArray[np.int64]:
         return points[:1]
     if flat.shape[1] == 1:
         return points[[int(flat.argmin()), int(flat.argmax())]]
-    return points[ConvexHull(flat).vertices]
+    corners: NDArray[np.int64] = points[ConvexHull(flat).vertices]
+    return corners
 
 
 def _channels(files: Sequence[Path], series: str | None) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:

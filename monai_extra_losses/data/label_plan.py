@@ -26,6 +26,7 @@ class LabelPlan:
         notes: how the ids came about where that is no matter of course, a sentence each.
         annotated: ids that every case annotates; None: all.
         annotated_in: case -> ids, of the cases that annotate fewer.
+        regions: name -> ids, of structures that overlap; None where they do not.
     """
 
     new_ids: dict[str, dict[int, int]]
@@ -34,6 +35,7 @@ class LabelPlan:
     notes: tuple[str, ...] = ()
     annotated: tuple[int, ...] | None = None
     annotated_in: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] | None = None
 
     @property
     def classes(self) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""DICOM series written with pydicom, element by element: any grid, any order of the slices, any tag left out."""
+"""DICOM series written with pydicom, element by element, and the DICOM SEG objects of inference on them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from volume_files import rotation
+
+from monai_extra_losses.bundle.dicom_segmentation import DicomSegmentation
 
 ROOT = "1.2.826.0.1.3680043.2.1125.77"
 STUDY = f"{ROOT}.1"
@@ -106,3 +108,20 @@ def write_series(
         slice_.PixelData = np.ascontiguousarray(voxels[:, :, number].T, "<i2").tobytes()
         slice_.save_as(folder / f"IM{(rank * 389 + 7) % 997:03d}", enforce_file_format=True)
     return folder
+
+
+def write_seg(
+    folder: Path, label: NDArray[Any], classes: Mapping[str, Sequence[int]], file: Path, segments: Any = None
+) -> Any:
+    """The object of a label on the grid of a series, as highdicom reads it."""
+    writes = DicomSegmentation(
+        cases={"case": (folder,)},
+        series=None,
+        classes=classes,
+        segments=segments or {},
+        made_of={"case": {"model": "0123456789abcdef" * 4}},
+    )
+    writes("case", label, file)
+    import highdicom as hd
+
+    return hd.seg.segread(file)

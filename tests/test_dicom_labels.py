@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,21 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from dicom_series import PLANES, ROOT, write_seg, write_series
+from dicom_series import PLANES, ROOT, dcmqi, write_seg, write_series
+from marks import slow
 from numpy.typing import NDArray
 from rtstruct_files import write_rtstruct
 from volume_files import random_image, volume, write
 
 from monai_extra_losses.cli import main
-from monai_extra_losses.data import DatasetError, PreparedDataset, PrepareOptions, prepare_dataset, read_case_list
+from monai_extra_losses.data import (
+    DatasetError,
+    PreparedDataset,
+    PrepareOptions,
+    open_volume,
+    prepare_dataset,
+    read_case_list,
+)
 
 hd = pytest.importorskip("highdicom", reason="highdicom, of the extra [dicom], is not installed")
 
@@ -168,6 +177,43 @@ def test_other_kinds_of_segmentations(tmp_path: Path, kind: str) -> None:
     assert any("fractions are taken from one half on (a.dcm)" in note for note in prepared.notes) == (
         kind == "FRACTIONAL"
     )
+
+
+@pytest.mark.parametrize("plane", ["axial", *slow("sagittal", "coronal", "oblique")])
+def test_an_object_of_another_program(tmp_path: Path, plane: str) -> None:
+    program = dcmqi("itkimage2segimage")
+    series = write_series(tmp_path / "images" / "a", random_image(shape=SHAPE), plane=plane, descending=True)
+    label = random_label()
+    grid = open_volume(series).grid
+    write(
+        volume(label.astype(np.int16), np.reshape(grid.direction, (3, 3)), grid.spacing, grid.origin),
+        tmp_path / "label.nrrd",
+    )
+    tissue = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
+    attributes = [
+        {
+            "labelID": number,
+            "SegmentLabel": name,
+            "SegmentDescription": name,
+            "SegmentAlgorithmType": "MANUAL",
+            "SegmentedPropertyCategoryCodeSequence": tissue,
+            "SegmentedPropertyTypeCodeSequence": tissue,
+            "recommendedDisplayRGBValue": [10 * number, 20, 30],
+        }
+        for number, name in enumerate(CLASSES, start=1)
+    ]
+    (tmp_path / "meta.json").write_text(
+        json.dumps(
+            {"SeriesDescription": "S", "SeriesNumber": "3", "InstanceNumber": "1", "segmentAttributes": [attributes]}
+        )
+    )
+    (tmp_path / "labels").mkdir()
+    words = ["--inputImageList", tmp_path / "label.nrrd", "--inputDICOMDirectory", series]
+    words += ["--inputMetadata", tmp_path / "meta.json", "--outputDICOM", tmp_path / "labels" / "a.dcm"]
+    subprocess.run([program, *map(str, words)], check=True, capture_output=True, timeout=60)
+    prepare(tmp_path)
+    np.testing.assert_array_equal(label_of(tmp_path, "a"), label)
+    assert read_case_list(tmp_path / "out").segments["Tumor"]["color"] == (20, 20, 30)
 
 
 # ---- what does not pair, or does not fit -----------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_series import FRAME, OPTIONAL, ROOT, STUDY, write_seg, write_series
+from dicom_series import FRAME, OPTIONAL, ROOT, STUDY, dcmqi, write_seg, write_series
 from marks import slow_but
 from monai.data import MetaTensor
 from numpy.typing import NDArray
@@ -28,8 +27,10 @@ from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.running import run_configs
 from monai_extra_losses.bundle.segmentation_files import write_nifti
-from monai_extra_losses.data import DatasetError, open_volume, read_case_list
+from monai_extra_losses.data import DatasetError, PrepareOptions, open_volume, prepare_dataset, read_case_list
 from monai_extra_losses.data.errors import CasesFailed, StartUpRefused
+from monai_extra_losses.data.nnunet_raw import export_nnunet
+from monai_extra_losses.data.pool import PoolOptions, pool_datasets
 
 hd = pytest.importorskip("highdicom", reason="highdicom, of the extra [dicom], is not installed")
 
@@ -72,10 +73,7 @@ def as_highdicom_reads(seg: Any, reference: sitk.Image) -> list[NDArray[np.bool_
 
 
 def as_dcmqi_reads(file: Path, reference: sitk.Image, count: int) -> list[NDArray[np.bool_]]:
-    places = f"{Path(sys.executable).parent}:{Path(shutil.which('python') or '.').parent}"
-    program = shutil.which("segimage2itkimage", path=places)
-    if program is None:
-        pytest.skip("dcmqi, whose segimage2itkimage reads DICOM SEG too, is not installed")
+    program = dcmqi("segimage2itkimage")
     out = file.with_suffix(".dcmqi")
     out.mkdir()
     words = [program, "--inputDICOM", str(file), "--outputDirectory", str(out), "-p", "s", "-t", "nrrd"]
@@ -375,6 +373,23 @@ def test_inference_writes_all_of_a_series(trained: RunFolder, phantom_folder: Pa
         infer(trained, tmp_path / "in", out, output_type="measurements")
 
 
+def test_a_segmentation_becomes_the_same_label(trained: RunFolder, tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "P", random_image(shape=(24, 20, 16)), plane="sagittal", descending=True)
+    infer(trained, tmp_path / "in", tmp_path / "out", output_type="dicom_seg")
+    (tmp_path / "labels").mkdir()
+    shutil.copy(tmp_path / "out" / "P_seg.dcm", tmp_path / "labels" / "renamed.dcm")
+    options = PrepareOptions(
+        images=tmp_path / "in", labels=tmp_path / "labels", num_folds=0, names={1: "organ", 2: "lesion"}
+    )
+    written = np.asarray(nibabel.load(tmp_path / "out" / "P_seg.nii.gz").dataobj)
+    assert set(np.unique(written)) == {0, 1, 2}
+    prepare_dataset(options, tmp_path / "data", num_workers=1)
+    label = nibabel.load(tmp_path / "data" / "labelsTr" / "P.nii.gz")
+    np.testing.assert_array_equal(np.asarray(label.dataobj), written)
+    np.testing.assert_allclose(label.affine, nibabel.load(tmp_path / "out" / "P_seg.nii.gz").affine, atol=1e-4)
+    assert read_case_list(tmp_path / "data").segments["organ"]["type"] == tuple(LIVER)
+
+
 def test_results_among_the_series_are_no_series(trained: RunFolder, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     for number in (1, 2):
@@ -428,3 +443,32 @@ def test_segments_of_another_shape_are_refused(
     (tmp_path / "dataset.json").write_text(json.dumps(declared | {"segments": segments}))
     with pytest.raises(DatasetError, match=rf"dataset\.json: {sentence}"):
         read_case_list(tmp_path)
+
+
+SEGMENTS = {"organ": {"color": (10, 20, 30), "type": (*LIVER,)}, "lesion": {"color": (1, 2, 3)}}
+
+
+@pytest.fixture
+def with_segments(phantom_folder: Path, tmp_path: Path) -> Path:
+    data = Path(shutil.copytree(phantom_folder, tmp_path / "phantom"))
+    declared = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(declared | {"segments": SEGMENTS}))
+    return data
+
+
+def test_data_sets_made_of_others_keep_the_segments(with_segments: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(images=with_segments, labels=with_segments, as_declared=True)
+    prepare_dataset(options, tmp_path / "prepared", num_workers=1)
+    assert read_case_list(tmp_path / "prepared").segments == SEGMENTS
+    raw = export_nnunet(with_segments, tmp_path / "raw", number=7, num_workers=1)
+    assert read_case_list(raw.folder).segments == SEGMENTS
+
+
+def test_a_pool_keeps_the_first_segments_and_says_so(with_segments: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(with_segments, tmp_path / "other"))
+    declared = json.loads((other / "dataset.json").read_text())
+    declared["segments"]["lesion"] = {"color": [9, 9, 9]}
+    (other / "dataset.json").write_text(json.dumps(declared))
+    pooled = pool_datasets(PoolOptions(sources=(with_segments, other)), tmp_path / "pooled", num_workers=1)
+    assert read_case_list(tmp_path / "pooled").segments == SEGMENTS
+    assert "other: lesion has another colour or code than lesion of phantom, which stays." in pooled.notes

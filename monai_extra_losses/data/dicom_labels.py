@@ -5,18 +5,21 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import SimpleITK as sitk
 from pydicom import Dataset, dcmread
 
 from monai_extra_losses.data.dicom import LABEL_OBJECTS, images_below
 from monai_extra_losses.data.dicom_header import storage_class
+from monai_extra_losses.data.dicom_seg import read_seg
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
 from monai_extra_losses.data.label_ids import name_key
 from monai_extra_losses.data.layouts import CHANNEL_FILE
 from monai_extra_losses.data.pairing import SourceCase
 from monai_extra_losses.data.quiet import quiet_pydicom
-from monai_extra_losses.data.structures import DicomLabel, Structure
-from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES, VolumeSource, cannot_be_read
+from monai_extra_losses.data.rtstruct import read_rtstruct
+from monai_extra_losses.data.structures import DicomLabel, Note, Structure
+from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES, DicomSeries, VolumeGrid, VolumeSource, cannot_be_read
 
 _KEYWORDS = ("SOPClassUID", "SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 
@@ -198,28 +201,37 @@ def open_dicom_label(
     Raises:
         DatasetError: a damaged file, or an object that does not lie on the slices of the series.
     """
-    if LABEL_OBJECTS[storage_class(file) or ""] == "RTSTRUCT":
-        from monai_extra_losses.data.rtstruct import read_rtstruct as read
-    else:
-        from monai_extra_losses.data.dicom_seg import read_seg as read
-    found, notes = read(file, image.grid)
+    found, notes = _read(file, image.grid)
     wanted = {name_key(name) for name in names}
+    left_out = [one.name for one in found if wanted and name_key(one.name) not in wanted]
+    uids = _elements(file, "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription")
+    series = DicomSeries(str(uids.get("SeriesInstanceUID")), str(uids.get("SeriesDescription") or ""), (file,))
+    return DicomLabel(
+        path=file,
+        files=(file,),
+        grid=image.grid,
+        pixel_type=sitk.sitkUInt16,
+        series=series,
+        overlapping=overlapping,
+        shown={structure.name: structure.shown for structure in _chosen(found, wanted)},
+        read=quiet_pydicom(lambda: _chosen(_read(file, image.grid)[0], wanted)),
+        instance=str(uids.get("SOPInstanceUID")),
+        left_out=tuple(dict.fromkeys(left_out)),
+        notes=notes,
+    )
+
+
+def _read(file: Path, grid: VolumeGrid) -> tuple[list[Structure], tuple[Note, ...]]:
+    if LABEL_OBJECTS[storage_class(file) or ""] == "RTSTRUCT":
+        return read_rtstruct(file, grid)
+    return read_seg(file, grid)
+
+
+def _chosen(found: Iterable[Structure], wanted: Collection[str]) -> list[Structure]:
+    """Those of some names, or all; of equal names one with the voxels of all."""
     structures: dict[str, Structure] = {}
     for structure in found:
         key = name_key(structure.name)
         if not wanted or key in wanted:
             structures[key] = structures[key].joined(structure) if key in structures else structure
-    left_out = [one.name for one in found if wanted and name_key(one.name) not in wanted]
-    elements = _elements(file, "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription")
-    return DicomLabel.of(
-        file,
-        image.grid,
-        list(structures.values()),
-        identifiers={keyword: str(elements.get(keyword) or "") for keyword in _IDENTIFIERS},
-        left_out=tuple(dict.fromkeys(left_out)),
-        notes=notes,
-        overlapping=overlapping,
-    )
-
-
-_IDENTIFIERS = ("SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription")
+    return list(structures.values())

@@ -299,9 +299,9 @@ def _of_plan(plan: LabelPlan, read: Sequence[CheckedCase]) -> dict[str, Any]:
     called = {name_key(name): name for name in plan.regions or plan.classes.values()}
     segments: dict[str, Mapping[str, Any]] = {}
     for case in read:
-        for structure in case.label.structures if isinstance(case.label, DicomLabel) else ():
-            if structure.shown and (name := called.get(name_key(structure.name))) is not None:
-                segments.setdefault(name, structure.shown)
+        for structure, shown in case.label.shown.items() if isinstance(case.label, DicomLabel) else ():
+            if shown and (name := called.get(name_key(structure))) is not None:
+                segments.setdefault(name, shown)
     regions = {name: list(values) for name, values in (plan.regions or {}).items()}
     return {"regions": regions, "segments": segments}
 

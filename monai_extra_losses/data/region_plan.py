@@ -6,7 +6,7 @@ from monai_extra_losses.data.case_sources import CheckedCase
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
 from monai_extra_losses.data.label_ids import name_key
-from monai_extra_losses.data.label_plan import LabelPlan
+from monai_extra_losses.data.label_plan import LabelPlan, refuse_other_names
 
 _SHOWN = 5  # names in one sentence
 
@@ -21,7 +21,7 @@ def plan_regions(cases: Sequence[CheckedCase], names: Mapping[int, str]) -> Labe
         names: number -> name, which gives the order of the regions; empty: that of the alphabet.
 
     Raises:
-        DatasetError: no voxel of any structure, or a name that no label has, or without a voxel.
+        DatasetError: no voxel of any structure, or as `refuse_other_names`.
     """
     labelled = [case for case in cases if case.label is not None]
     shown: dict[str, str] = {}
@@ -34,13 +34,8 @@ def plan_regions(cases: Sequence[CheckedCase], names: Mapping[int, str]) -> Labe
             "expected a structure in some label, got the background alone in every voxel of every label."
         )
     given = {name_key(name): name for _, name in sorted(names.items())}
-    if given and given.keys() != shown.keys():
-        odd = given.keys() ^ shown.keys()
-        raise DatasetError(
-            f"expected names of the structures that have voxels ({first_of(sorted(shown.values()), _SHOWN)}), got "
-            f"{first_of(sorted(given.get(key, shown.get(key, key)) for key in odd), _SHOWN)} in one of the two alone; "
-            "correct --names."
-        )
+    if given:
+        refuse_other_names(shown, given)
     order = list(given or sorted(shown))
     called = {key: given.get(key, shown[key]) for key in order}
     place = {key: number for number, key in enumerate(order)}

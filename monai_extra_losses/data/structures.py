@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_extra_losses.data.label_layers import LayeredLabel
 from monai_extra_losses.data.segments import segment_problem
-from monai_extra_losses.data.volume_source import DicomSeries, VolumeGrid
 
 Note = tuple[str, str]
 """What a person should know of a label: a sentence that holds for many, and what it is about in this one."""
@@ -38,53 +35,29 @@ class Structure:
 
 @dataclass(frozen=True)
 class DicomLabel(LayeredLabel):
-    """The structures of a DICOM SEG or RTSTRUCT as a label.
+    """The structures of a DICOM SEG or RTSTRUCT as a label; each load reads the file anew.
 
     Args:
-        structures: each with a name of its own.
+        shown: name -> how DICOM shows and codes it, of each structure in the order of `read`.
+        read: gives the structures.
         instance: SOPInstanceUID of the object.
         left_out: names of the structures that are not asked for.
         notes: on what was read.
     """
 
-    structures: tuple[Structure, ...] = ()
+    shown: dict[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    read: Callable[[], Sequence[Structure]] = tuple
     instance: str = ""
     left_out: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        file: Path,
-        grid: VolumeGrid,
-        structures: Sequence[Structure],
-        *,
-        identifiers: Mapping[str, str],
-        left_out: tuple[str, ...],
-        notes: Sequence[Note],
-        overlapping: bool,
-    ) -> Self:
-        """The label of a file; `identifiers` has its SOPInstanceUID, SeriesInstanceUID and SeriesDescription."""
-        return cls(
-            path=file,
-            files=(file,),
-            grid=grid,
-            pixel_type=sitk.sitkUInt16,
-            series=DicomSeries(identifiers["SeriesInstanceUID"], identifiers["SeriesDescription"], (file,)),
-            structures=tuple(structures),
-            instance=identifiers["SOPInstanceUID"],
-            left_out=left_out,
-            notes=tuple(notes),
-            overlapping=overlapping,
-        )
-
     @property
     def names(self) -> dict[int, str]:
         """Value in the label map -> name of the structure."""
-        return {number: structure.name for number, structure in enumerate(self.structures, start=1)}
+        return dict(enumerate(self.shown, start=1))
 
     def _parts(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        for number, structure in enumerate(self.structures, start=1):
+        for number, structure in enumerate(self.read(), start=1):
             yield number, structure.mask()
 
 

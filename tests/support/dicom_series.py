@@ -1,10 +1,14 @@
 """DICOM series written with pydicom, element by element, and the DICOM SEG objects of inference on them."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -125,3 +129,12 @@ def write_seg(
     import highdicom as hd
 
     return hd.seg.segread(file)
+
+
+def dcmqi(program: str) -> str:
+    """A program of dcmqi; without it the test is skipped."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    found = shutil.which(program, path=places)
+    if found is None:
+        pytest.skip(f"{program} of dcmqi, which knows DICOM SEG too, is not installed")
+    return found

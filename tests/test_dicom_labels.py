@@ -320,7 +320,9 @@ def test_seg_and_rtstruct_of_two_cases(tmp_path: Path) -> None:
     write_series(tmp_path / "images" / "b", random_image(2, shape=SHAPE), series=2)
     square = np.add([[0.5, 0.5, 5.0], [4, 0.5, 5], [4, 4, 5], [0.5, 4, 5]], [12.3, -45.6, 78.9])
     write_rtstruct(tmp_path / "labels" / "rt.dcm", {"LIVER": [("CLOSED_PLANAR", square)]}, series=2)
-    assert prepare(tmp_path).labels == {0: "background", 1: "Liver", 2: "Tumor"}
+    prepared = prepare(tmp_path)
+    assert prepared.labels == {0: "background", 1: "Liver", 2: "Tumor"}
+    assert "some objects lack a structure (Tumor in 1 of 2), which counts as absent there." in prepared.notes
     np.testing.assert_array_equal(label_of(tmp_path, "a"), label)
     expected = np.zeros(SHAPE, int)
     expected[1:6, 1:4, 2] = 1

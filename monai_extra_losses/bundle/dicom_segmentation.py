@@ -36,6 +36,16 @@ _COLORS = (
 
 _FAMILY = ("123110", "DCM", "Artificial Intelligence")
 _NAME = "monai_extra_losses"
+_IDENTIFIERS = ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")
+
+# What must be there and may be empty (type 2) -> whether DICOM allows a value.
+_MAY_BE_EMPTY: dict[str, Callable[[Any], object]] = {
+    **dict.fromkeys(("PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName"), str),
+    **dict.fromkeys(("PatientBirthDate", "StudyDate"), DA),
+    "StudyTime": TM,
+    "PatientSex": lambda value: {"M": value, "F": value, "O": value}[value],
+}
+
 _LONGEST_TEXT = 64  # characters of the value representation LO
 _SERIES_NUMBERS = 1000  # above those of the images
 
@@ -157,7 +167,10 @@ def segment_frames(label: NDArray[Any], classes: Sequence[Sequence[int]]) -> NDA
     values = [value for of_class in classes for value in of_class]
     by_slice = label.transpose(2, 1, 0)
     if len(set(values)) < len(values):
-        return np.stack([np.isin(by_slice, of_class) for of_class in classes], axis=-1).astype(np.uint8)
+        frames = np.empty((*by_slice.shape, len(classes)), np.uint8)
+        for number, of_class in enumerate(classes):
+            frames[..., number] = np.isin(by_slice, of_class)
+        return frames
     numbers = np.zeros(by_slice.shape, np.uint8 if len(classes) < 256 else np.uint16)
     for number, of_class in enumerate(classes, start=1):
         for value in of_class:
@@ -174,11 +187,8 @@ def source_headers(source: VolumeSource) -> list[Dataset]:
         DatasetError: a slice without the identifiers of itself, its series or its study.
     """
     headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in source.files]
-    across, down, distance = source.grid.spacing
-    directions = np.reshape(source.grid.direction, (3, 3))[:, :2].T.ravel()
-    without_frame = False
     for file, header in zip(source.files, headers, strict=True):
-        for keyword in ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        for keyword in _IDENTIFIERS:
             if not header.get(keyword):
                 raise DatasetError(
                     f"{file}: expected {keyword}, by which a DICOM SEG refers to it, got none; bring it back, or leave "
@@ -187,31 +197,24 @@ def source_headers(source: VolumeSource) -> list[Dataset]:
         for keyword, is_valid in _MAY_BE_EMPTY.items():
             if not _holds(header, keyword, is_valid):
                 setattr(header, keyword, "")
-        if not header.get("FrameOfReferenceUID"):
-            without_frame = True
-            header.FrameOfReferenceUID = generate_uid(entropy_srcs=[header.SeriesInstanceUID, "frame of reference"])
-        if not np.allclose([float(x) for x in headers[0].ImageOrientationPatient], directions, rtol=0, atol=1e-4):
-            headers[0].ImageOrientationPatient = [DSfloat(x, auto_format=True) for x in directions]
-        header.ImageOrientationPatient = headers[0].ImageOrientationPatient
-        header.PixelSpacing = [DSfloat(x, auto_format=True) for x in (down, across)]
-        header.SpacingBetweenSlices = DSfloat(distance, auto_format=True)
-        if not header.get("SliceThickness"):
-            header.SliceThickness = header.SpacingBetweenSlices
-    if without_frame:
+    across, down, distance = source.grid.spacing
+    directions = np.reshape(source.grid.direction, (3, 3))[:, :2].T.ravel()
+    given = [float(part) for part in headers[0].ImageOrientationPatient]
+    of_grid = [DSfloat(part, auto_format=True) for part in directions]
+    orientation = headers[0].ImageOrientationPatient if np.allclose(given, directions, rtol=0, atol=1e-4) else of_grid
+    if not headers[0].get("FrameOfReferenceUID"):
         logger.warning(
             f"{source.path}: the images have no FrameOfReferenceUID, so that their DICOM SEG gets one of its own; "
             "programs find the images by their SOPInstanceUIDs."
         )
+        headers[0].FrameOfReferenceUID = generate_uid(entropy_srcs=[headers[0].SeriesInstanceUID, "frame of reference"])
+    for header in headers:
+        header.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
+        header.ImageOrientationPatient = orientation
+        header.PixelSpacing = [DSfloat(part, auto_format=True) for part in (down, across)]
+        header.SpacingBetweenSlices = DSfloat(distance, auto_format=True)
+        header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
     return headers
-
-
-# What must be there and may be empty (type 2) -> whether DICOM allows a value.
-_MAY_BE_EMPTY: dict[str, Callable[[Any], object]] = {
-    **dict.fromkeys(("PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName"), str),
-    **dict.fromkeys(("PatientBirthDate", "StudyDate"), DA),
-    "StudyTime": TM,
-    "PatientSex": lambda value: {"M": value, "F": value, "O": value}[value],
-}
 
 
 def _holds(header: Dataset, keyword: str, is_valid: Callable[[Any], object]) -> bool:

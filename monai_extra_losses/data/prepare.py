@@ -246,7 +246,7 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
     notes = (
         *plan.notes,
         *_left_out([case for case in records if case.labelled]),
-        *_of_objects(read),
+        *_of_objects(read, plan),
         *remarks,
         *passed_over,
     )
@@ -306,13 +306,18 @@ def _of_plan(plan: LabelPlan, read: Sequence[CheckedCase]) -> dict[str, Any]:
     return {"regions": regions, "segments": segments}
 
 
-def _of_objects(read: Sequence[CheckedCase]) -> Iterable[str]:
+def _of_objects(read: Sequence[CheckedCase], plan: LabelPlan) -> Iterable[str]:
     """What a person should know of the DICOM objects that labels were made of."""
     labels = [case.label for case in read if isinstance(case.label, DicomLabel)]
     left_out = Counter(" ".join(name.split()) for label in labels for name in label.left_out)
     if left_out:
         shown = first_of([f"{name} in {count}" for name, count in left_out.most_common()])
         yield f"{len(left_out)} structures are left out, because --names does not have them ({shown} of {len(labels)})."
+    names = {name_key(name): name for name in plan.regions or [name for value, name in plan.classes.items() if value]}
+    lacking = Counter(names[key] for label in labels for key in names.keys() - {*map(name_key, label.shown)})
+    if lacking:
+        shown = first_of([f"{name} in {count}" for name, count in lacking.most_common()])
+        yield f"some objects lack a structure ({shown} of {len(labels)}), which counts as absent there."
     notes: dict[str, list[str]] = {}
     for label in labels:
         for sentence, about in label.notes:

@@ -77,7 +77,7 @@ def _by_plane(
     off = 0
     for points in contours:
         # so that a point on the centre of a voxel is on it whatever the rounding
-        index: NDArray[np.float64] = np.round((points - grid.origin) @ to_index.T, 6)
+        index = np.round((points - grid.origin) @ to_index.T, 6).astype(np.float64)
         plane = int(np.rint(index[:, 2].mean()))
         if not 0 <= plane < grid.shape[2] or np.abs(index[:, 2] - plane).max() > _OFF_PLANE:
             off += 1

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from dicom_series import PLANES, ROOT, dcmqi, write_seg, write_series
+from dicom_series import OPTIONAL, PLANES, ROOT, dcmqi, write_seg, write_series
 from marks import slow
 from numpy.typing import NDArray
 from rtstruct_files import write_rtstruct
@@ -26,6 +26,7 @@ from monai_extra_losses.data import (
     prepare_dataset,
     read_case_list,
 )
+from monai_extra_losses.data.dicom_labels import label_objects, open_dicom_label, pair_by_reference
 
 hd = pytest.importorskip("highdicom", reason="highdicom, of the extra [dicom], is not installed")
 
@@ -148,6 +149,12 @@ def test_overlapping_segments_are_refused_or_kept_as_regions(tmp_path: Path) -> 
     assert found.regions == {"Whole": (1, 2), "Core": (2,)}
     assert found.segments.keys() == {"Whole", "Core"}
     assert prepared.notes[0].startswith("2 regions (Whole, Core) of 2 labels, one for each combination of structures")
+
+
+def test_an_anonymised_series_without_optional_tags(tmp_path: Path) -> None:
+    label = make_case(tmp_path, "a", 1, leave_out=(*OPTIONAL, "FrameOfReferenceUID"))
+    prepare(tmp_path)
+    np.testing.assert_array_equal(label_of(tmp_path, "a"), label)
 
 
 @pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP"])
@@ -306,6 +313,31 @@ def test_an_object_that_does_not_fit_is_refused(tmp_path: Path, kind: str) -> No
     make, match = REFUSED[kind]
     make(tmp_path)
     refused(tmp_path, match)
+
+
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_damaged_bytes_are_read_or_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    make_case(tmp_path, "a", 1)
+    file = tmp_path / "labels" / "seg1.dcm"
+    if kind == "rtstruct":
+        square = np.add([[0.5, 0.5, 5.0], [4, 0.5, 5], [4, 4, 5], [0.5, 4, 5]], [12.3, -45.6, 78.9])
+        write_rtstruct(file, {"Liver": [("CLOSED_PLANAR", square)]})
+    image, whole, rng = open_volume(tmp_path / "images" / "a"), file.read_bytes(), np.random.default_rng(0)
+    refusals = 0
+    for number in range(60):
+        content = bytearray(whole[: int(rng.integers(200, len(whole)))] if number % 3 == 0 else whole)
+        for at in rng.integers(140, len(content), 4):
+            content[at] = rng.integers(0, 256)
+        file.write_bytes(content)
+        try:
+            cases, _ = pair_by_reference(tmp_path / "images", tmp_path / "labels", label_objects(tmp_path / "labels"))
+            for _ in cases:
+                open_dicom_label(file, image).load()
+        except DatasetError as error:
+            refusals += 1
+            assert str(error).startswith(str(file))
+            assert str(error).endswith(".")
+    assert refusals > 10
 
 
 def test_a_series_with_a_missing_slice_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """DICOM SEG and measurements of segmentations: what other programs read of them, voxel by voxel."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from runs import train
 from volume_files import random_image, volume, write
 
 from monai_extra_losses.bundle.dicom_segmentation import GENERIC_CATEGORY, GENERIC_TYPE
+from monai_extra_losses.bundle.inference import InferenceSetUp
 from monai_extra_losses.bundle.measurements import Measurements, longest_diameter, shape_of
 from monai_extra_losses.bundle.options import output_types
 from monai_extra_losses.bundle.run_folder import RunFolder
@@ -371,6 +373,17 @@ def test_inference_writes_all_of_a_series(trained: RunFolder, phantom_folder: Pa
     (folder / "IM999").write_bytes((folder / sorted(names_in(folder))[0]).read_bytes())
     with pytest.raises(StartUpRefused, match=r"got one of another image of that name"):
         infer(trained, tmp_path / "in", out, output_type="measurements")
+
+
+def test_regions_are_segments_of_the_label_ids_that_are_written(trained: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(trained.root, tmp_path / "run")))
+    record = dataclasses.replace(
+        RunRecord.read(run.record), regions={"whole": (1, 2), "core": (2,)}, original_labels={2: 7}
+    )
+    record.write(run.record)
+    for restored, whole in ((True, (1, 7)), (False, (1, 2))):
+        built = InferenceSetUp(bundle_root=run.root, metadata={}, restore_labels=restored)
+        assert built.written_classes == {"whole": whole, "core": whole[1:]}
 
 
 def test_a_segmentation_becomes_the_same_label(trained: RunFolder, tmp_path: Path) -> None:

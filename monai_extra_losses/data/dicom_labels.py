@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from pydicom import Dataset, dcmread
 
 from monai_extra_losses.data.dicom import LABEL_OBJECTS, images_below
-from monai_extra_losses.data.dicom_header import storage_class
+from monai_extra_losses.data.dicom_header import damage_as_sentence, storage_class
 from monai_extra_losses.data.dicom_seg import read_seg
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import composed, named
@@ -18,10 +18,8 @@ from monai_extra_losses.data.layouts import CHANNEL_FILE
 from monai_extra_losses.data.pairing import SourceCase
 from monai_extra_losses.data.quiet import quiet_pydicom
 from monai_extra_losses.data.rtstruct import read_rtstruct
-from monai_extra_losses.data.structures import DicomLabel, Note, Structure
-from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES, DicomSeries, VolumeGrid, VolumeSource, cannot_be_read
-
-_KEYWORDS = ("SOPClassUID", "SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
+from monai_extra_losses.data.structures import DicomLabel, Note, Structure, clean_name
+from monai_extra_losses.data.volume_source import VOLUME_SUFFIXES, DicomSeries, VolumeGrid, VolumeSource
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,12 @@ class _Object:
 @quiet_pydicom
 def label_objects(folder: Path) -> tuple[Path, ...]:
     """The DICOM SEG and RTSTRUCT files below a folder, by path; hidden files and volumes are passed over."""
-    return tuple(
-        file
-        for parent, folders, names in os.walk(folder)
-        for name in sorted((folders.sort(), names)[1])
-        if not name.startswith(".")
-        and not name.lower().endswith(VOLUME_SUFFIXES)
-        and storage_class(file := Path(parent) / name) in LABEL_OBJECTS
-    )
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = [Path(parent) / name for name in sorted(names) if not name.startswith(".")]
+        found += [file for file in files if not _is_volume(file) and storage_class(file) in LABEL_OBJECTS]
+    return tuple(found)
 
 
 @quiet_pydicom
@@ -69,7 +65,7 @@ def pair_by_reference(
         DatasetError: no folder of images.
     """
     problems: list[str] = []
-    if beside := sorted(path.name for path in labels.iterdir() if path.name.lower().endswith(VOLUME_SUFFIXES)):
+    if beside := sorted(path.name for path in labels.iterdir() if _is_volume(path)):
         problems.append(
             f"{labels}: expected label volumes, or DICOM SEG and RTSTRUCT objects, got both ({named(beside)}); give "
             "them as two data sets, and pool these."
@@ -121,21 +117,25 @@ def _series_folders(images: Path) -> tuple[dict[Path, tuple[str, ...]], list[str
             f"{'is a file' if images.exists() else 'does not exist'}; correct --images."
         )
     folders: dict[Path, tuple[str, ...]] = {}
-    problems = []
-    for path in sorted(images.iterdir()):
-        if path.name.startswith(".") or (path.is_file() and storage_class(path) in (None, *LABEL_OBJECTS)):
-            if path.name.lower().endswith(VOLUME_SUFFIXES):
-                problems.append(
-                    f"{path}: expected a DICOM series, to which DICOM SEG and RTSTRUCT refer, got a volume of another "
-                    "format; give the series that it was made of."
-                )
-        elif path.is_file():
+    problems: list[str] = []
+    for path in sorted(path for path in images.iterdir() if not path.name.startswith(".")):
+        if path.is_dir():
+            try:
+                uids = {_text(file, "SeriesInstanceUID") for file in images_below(path)}
+            except DatasetError as error:
+                problems += error.problems
+                continue
+            folders |= {path: tuple(sorted(uids))} if uids else {}
+        elif _is_volume(path):
+            problems.append(
+                f"{path}: expected a DICOM series, to which DICOM SEG and RTSTRUCT refer, got a volume of another "
+                "format; give the series that it was made of."
+            )
+        elif storage_class(path) not in (None, *LABEL_OBJECTS):
             problems.append(
                 f"{path}: expected a folder per DICOM series, got a DICOM file; move the files of each case to a "
                 f"folder of its own in {images}."
             )
-        elif uids := {_elements(file, "SeriesInstanceUID").get("SeriesInstanceUID") for file in images_below(path)}:
-            folders[path] = tuple(sorted(map(str, uids)))
     doubled: dict[str, list[str]] = {}
     for path, listed in folders.items():
         for uid in listed:
@@ -146,6 +146,10 @@ def _series_folders(images: Path) -> tuple[dict[Path, tuple[str, ...]], list[str
         if len(paths) > 1
     ]
     return folders, problems
+
+
+def _is_volume(file: Path) -> bool:
+    return file.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def _by_case(folders: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
@@ -160,17 +164,17 @@ def _by_case(folders: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def _object(file: Path) -> _Object:
-    elements = _elements(file, *_KEYWORDS)
     kind = LABEL_OBJECTS[storage_class(file) or ""]
-    frames = elements.get("ReferencedFrameOfReferenceSequence") or ()
-    of_frames = [
-        series
-        for frame in frames
-        for study in frame.get("RTReferencedStudySequence") or ()
-        for series in study.get("RTReferencedSeriesSequence") or ()
-    ]
-    listed = [*(elements.get("ReferencedSeriesSequence") or ()), *of_frames]
-    uids = tuple(dict.fromkeys(str(uid) for item in listed if (uid := item.get("SeriesInstanceUID"))))
+    with damage_as_sentence(file):
+        elements = _elements(file, "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
+        of_frames = [
+            series
+            for frame in elements.get("ReferencedFrameOfReferenceSequence") or ()
+            for study in frame.get("RTReferencedStudySequence") or ()
+            for series in study.get("RTReferencedSeriesSequence") or ()
+        ]
+        listed = [*(elements.get("ReferencedSeriesSequence") or ()), *of_frames]
+        uids = tuple(dict.fromkeys(str(uid) for item in listed if (uid := item.get("SeriesInstanceUID"))))
     if not uids:
         raise DatasetError(
             f"{file}: expected the {kind} to name the series that it refers to, got none; export it again, or convert "
@@ -180,10 +184,13 @@ def _object(file: Path) -> _Object:
 
 
 def _elements(file: Path, *keywords: str) -> Dataset:
-    try:
-        return dcmread(file, specific_tags=[*keywords], stop_before_pixels=True, force=True)
-    except Exception as error:  # whatever pydicom makes of damaged bytes
-        raise DatasetError(cannot_be_read(file, " ".join(str(error).split()) or type(error).__name__)) from error
+    return dcmread(file, specific_tags=[*keywords], stop_before_pixels=True, force=True)
+
+
+def _text(file: Path, keyword: str) -> str:
+    """An element of a file, empty where it has none."""
+    with damage_as_sentence(file):
+        return str(_elements(file, keyword).get(keyword) or "")
 
 
 @quiet_pydicom
@@ -204,8 +211,7 @@ def open_dicom_label(
     found, notes = _read(file, image.grid)
     wanted = {name_key(name) for name in names}
     left_out = [one.name for one in found if wanted and name_key(one.name) not in wanted]
-    uids = _elements(file, "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription")
-    series = DicomSeries(str(uids.get("SeriesInstanceUID")), str(uids.get("SeriesDescription") or ""), (file,))
+    series = DicomSeries(_text(file, "SeriesInstanceUID"), clean_name(_text(file, "SeriesDescription"), ""), (file,))
     return DicomLabel(
         path=file,
         files=(file,),
@@ -215,7 +221,7 @@ def open_dicom_label(
         overlapping=overlapping,
         shown={structure.name: structure.shown for structure in _chosen(found, wanted)},
         read=quiet_pydicom(lambda: _chosen(_read(file, image.grid)[0], wanted)),
-        instance=str(uids.get("SOPInstanceUID")),
+        instance=_text(file, "SOPInstanceUID"),
         left_out=tuple(dict.fromkeys(left_out)),
         notes=notes,
     )

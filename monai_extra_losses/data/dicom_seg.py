@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_extra_losses.data.dicom_header import damage_as_sentence
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.nifti import TOLERANCE
 from monai_extra_losses.data.structures import Note, Structure, clean_name, good_parts
-from monai_extra_losses.data.volume_source import VolumeGrid, cannot_be_read
+from monai_extra_losses.data.volume_source import VolumeGrid
 
 _FRACTIONS = "segments of fractions are taken from one half on"
 
@@ -40,10 +41,8 @@ class _Frames:
         Raises:
             DatasetError: pixels that cannot be read.
         """
-        try:
+        with damage_as_sentence(self.file):
             return self._mask(number)
-        except Exception as error:  # whatever decoders make of damaged bytes
-            raise DatasetError(_unreadable(self.file, error)) from error
 
     def _mask(self, number: int) -> NDArray[np.bool_]:
         inside = np.zeros(self.shape, bool)
@@ -83,19 +82,11 @@ def read_seg(file: Path, grid: VolumeGrid) -> tuple[list[Structure], tuple[Note,
             f"{file}: expected highdicom, which reads DICOM SEG, got none; install it: pip install highdicom, or this "
             "package with its extra [dicom]."
         ) from None
-    try:
+    with damage_as_sentence(file):
         seg = hd.seg.segread(file)
         frames = _frames(file, seg, grid)
         structures = [_structure(hd, frames, item) for item in seg.SegmentSequence if item.SegmentNumber > 0]
-    except DatasetError:
-        raise
-    except Exception as error:  # whatever highdicom makes of an object that is not as DICOM has it
-        raise DatasetError(_unreadable(file, error)) from error
     return structures, ((_FRACTIONS, file.name),) if seg.SegmentationType == "FRACTIONAL" else ()
-
-
-def _unreadable(file: Path, error: Exception) -> str:
-    return cannot_be_read(file, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _structure(hd: Any, frames: _Frames, item: Any) -> Structure:

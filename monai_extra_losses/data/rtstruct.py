@@ -9,15 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 
+from monai_extra_losses.data.dicom_header import damage_as_sentence
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.structures import Note, Structure, clean_name, good_parts
-from monai_extra_losses.data.volume_source import VolumeGrid, cannot_be_read
+from monai_extra_losses.data.volume_source import VolumeGrid
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # which even-odd filling makes the same
 _OFF_PLANE = 0.5  # slices that a contour may lie off one
 _SAME_PLANE = 0.1  # slices that contours on one may lie apart
 _GAPS = "contours are missing on slices between the first and the last of a structure, where it is taken as absent"
 _NO_AREA = "points and open contours are left out"
+
+_Contour = tuple[str, NDArray[np.float64]]  # geometric type, and (N, 3) points in mm
 
 
 def read_rtstruct(file: Path, grid: VolumeGrid) -> tuple[list[Structure], tuple[Note, ...]]:
@@ -29,14 +32,15 @@ def read_rtstruct(file: Path, grid: VolumeGrid) -> tuple[list[Structure], tuple[
     Raises:
         DatasetError: a damaged file, or contours that do not lie on the slices of the grid.
     """
-    try:
+    with damage_as_sentence(file):
         content = dcmread(file, force=True)
         names = {int(item.ROINumber): item.get("ROIName") for item in content.StructureSetROISequence}
-        items = [(int(item.ReferencedROINumber), item) for item in content.get("ROIContourSequence") or ()]
-        contours = {number: list(_points(item)) for number, item in items}
-        colors = {number: item.get("ROIDisplayColor") for number, item in items}
-    except Exception as error:  # whatever pydicom makes of damaged bytes
-        raise DatasetError(cannot_be_read(file, " ".join(str(error).split()) or type(error).__name__)) from error
+        contours: dict[int, list[_Contour]] = {}
+        colors: dict[int, Sequence[int]] = {}
+        for item in content.get("ROIContourSequence") or ():
+            number = int(item.ReferencedROINumber)
+            contours.setdefault(number, []).extend(map(_contour, item.get("ContourSequence") or ()))
+            colors[number] = [int(part) for part in item.get("ROIDisplayColor") or ()]
     structures: list[Structure] = []
     notes: list[Note] = []
     problems: list[str] = []
@@ -46,25 +50,25 @@ def read_rtstruct(file: Path, grid: VolumeGrid) -> tuple[list[Structure], tuple[
         if others := [kind for kind, _ in of_kind if kind not in _CLOSED]:
             notes.append((_NO_AREA, f"{len(others)} of {name} in {file.name}"))
         try:
-            planes = _by_plane(file, name, [points for kind, points in of_kind if kind in _CLOSED], grid)
+            planes = _by_plane(
+                file, name, [points for kind, points in of_kind if kind in _CLOSED and len(points)], grid
+            )
         except DatasetError as error:
             problems += error.problems
             continue
         if planes and (missing := sorted(set(range(min(planes), max(planes))) - planes.keys())):
             notes.append((_GAPS, f"{name} in {file.name} on {len(missing)}"))
-        color = [int(part) for part in colors.get(number) or ()]
-        structures.append(Structure(name, partial(_filled, planes, grid), good_parts(color=color)))
+        structures.append(Structure(name, partial(_filled, planes, grid), good_parts(color=colors.get(number))))
     if problems:
         raise DatasetError(problems)
     return structures, tuple(notes)
 
 
-def _points(item: Any) -> Sequence[tuple[str, NDArray[np.float64]]]:
-    """Kind and (N, 3) points, in mm, of each contour."""
-    return [
-        (str(contour.get("ContourGeometricType", "")), np.array(contour.get("ContourData") or (), float).reshape(-1, 3))
-        for contour in item.get("ContourSequence") or ()
-    ]
+def _contour(item: Any) -> _Contour:
+    points = np.array(item.get("ContourData") or (), float).reshape(-1, 3)
+    if not np.isfinite(points).all():
+        raise ValueError("points of a contour that are no numbers")
+    return str(item.get("ContourGeometricType", "")), points
 
 
 def _by_plane(

@@ -296,7 +296,7 @@ def _regions_of(declared: DeclaredSource) -> dict[str, Any]:
 
 def _of_plan(plan: LabelPlan, read: Sequence[CheckedCase]) -> dict[str, Any]:
     """The regions of a plan, and how the first DICOM object that has it shows and codes each structure."""
-    called = {name_key(name): name for name in plan.regions or plan.classes.values()}
+    called = _structure_names(plan)
     segments: dict[str, Mapping[str, Any]] = {}
     for case in read:
         for structure, shown in case.label.shown.items() if isinstance(case.label, DicomLabel) else ():
@@ -306,6 +306,11 @@ def _of_plan(plan: LabelPlan, read: Sequence[CheckedCase]) -> dict[str, Any]:
     return {"regions": regions, "segments": segments}
 
 
+def _structure_names(plan: LabelPlan) -> dict[str, str]:
+    """What is equal in equal names -> the name, of each structure of a plan."""
+    return {name_key(name): name for name in plan.regions or [name for value, name in plan.classes.items() if value]}
+
+
 def _of_objects(read: Sequence[CheckedCase], plan: LabelPlan) -> Iterable[str]:
     """What a person should know of the DICOM objects that labels were made of."""
     labels = [case.label for case in read if isinstance(case.label, DicomLabel)]
@@ -313,8 +318,8 @@ def _of_objects(read: Sequence[CheckedCase], plan: LabelPlan) -> Iterable[str]:
     if left_out:
         shown = first_of([f"{name} in {count}" for name, count in left_out.most_common()])
         yield f"{len(left_out)} structures are left out, because --names does not have them ({shown} of {len(labels)})."
-    names = {name_key(name): name for name in plan.regions or [name for value, name in plan.classes.items() if value]}
-    lacking = Counter(names[key] for label in labels for key in names.keys() - {*map(name_key, label.shown)})
+    names = _structure_names(plan)
+    lacking = Counter(names[key] for label in labels for key in sorted(names.keys() - {*map(name_key, label.shown)}))
     if lacking:
         shown = first_of([f"{name} in {count}" for name, count in lacking.most_common()])
         yield f"some objects lack a structure ({shown} of {len(labels)}), which counts as absent there."

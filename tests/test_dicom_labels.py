@@ -332,7 +332,7 @@ def test_damaged_bytes_are_read_or_refused_in_a_sentence(tmp_path: Path, kind: s
         write_rtstruct(file, {"Liver": [("CLOSED_PLANAR", square)]})
     image, whole, rng = open_volume(tmp_path / "images" / "a"), file.read_bytes(), np.random.default_rng(0)
     refusals = []
-    for number in range(60):
+    for number in range(24):
         content = bytearray(whole[: int(rng.integers(200, len(whole)))] if number % 3 == 0 else whole)
         for at in rng.integers(140, len(content), 4):
             content[at] = rng.integers(0, 256)
@@ -343,7 +343,7 @@ def test_damaged_bytes_are_read_or_refused_in_a_sentence(tmp_path: Path, kind: s
                 open_dicom_label(file, image).load()
         except DatasetError as error:
             refusals.append(str(error))
-    assert len(refusals) > 10
+    assert len(refusals) > 4
     assert all(sentence.startswith(str(file)) and sentence.endswith(".") for sentence in refusals)
 
 

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from dicom_series import PLANES, ROOT, write_series
+from marks import slow_but
 from numpy.typing import NDArray
 from rtstruct_files import Contours, write_rtstruct
 from volume_files import random_image
@@ -102,8 +103,13 @@ def label_of(folder: Path, case: str = "P") -> NDArray[Any]:
     return np.asarray(nibabel.load(folder / "out" / "labelsTr" / f"{case}.nii.gz").dataobj)
 
 
-@pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "plane"),
+    slow_but(
+        [("ball", "axial"), *((shape, "oblique") for shape in SHAPES)],
+        [(shape, plane) for shape in SHAPES for plane in PLANES],
+    ),
+)
 def test_a_shape_is_right_to_a_part_of_half_a_voxel(tmp_path: Path, shape: str, plane: str) -> None:
     prepare(sources(tmp_path, {"Thing": contours_of(shape, plane)}, plane, descending=plane == "oblique"))
     index = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1).reshape(-1, 3)

@@ -437,6 +437,41 @@ def test_the_command_takes_organ_masks(tmp_path: Path, capsys: pytest.CaptureFix
     assert second.replace('"same"', '"out"') == first
 
 
+# ---- what overlaps, as regions ------------------------------------------------------------------------------------
+
+
+def test_layers_and_masks_that_overlap_are_regions(tmp_path: Path) -> None:
+    layered = ([box(0, 4), box(2, 5)], [("Liver", 1, 0), ("tumour", 1, 1)])
+    folder = sources(tmp_path, a=layered, b=([box(0, 2), box(5, 6)], [("liver", 1, 0), ("vessel", 1, 1)]))
+    prepared = prepare(folder, regions=True)
+    assert prepared.labels == {0: "background", 1: "Liver", 2: "tumour", 3: "vessel", 4: "Liver + tumour"}
+    assert np.array_equal(written(folder, "a"), box(0, 2) + box(2, 4, 4) + box(4, 5, 2))
+    assert np.array_equal(written(folder, "b"), box(0, 2) + box(5, 6, 3))
+    found = read_case_list(folder / "out")
+    assert found.regions == {"Liver": (1, 4), "tumour": (2, 4), "vessel": (3,)}
+    with pytest.raises(
+        DatasetError, match=r"structures Liver, tumour, vessel, got an id for spleen, which no label has"
+    ):
+        prepare_dataset(
+            PrepareOptions(
+                folder / "images",
+                folder / "labels",
+                num_folds=0,
+                regions=True,
+                names={1: "liver", 2: "tumour", 3: "vessel", 4: "spleen"},
+            ),
+            folder / "other",
+        )
+
+
+def test_masks_that_overlap_are_regions(tmp_path: Path) -> None:
+    organ_masks(tmp_path / "in", {"s0": "liver kidney"})
+    write(volume(box(0, 7)), tmp_path / "in" / "s0" / "segmentations" / "body.nii.gz")
+    prepared = prepare_masks(tmp_path, organ_masks=False, regions=True)
+    assert list(prepared.labels.values())[1:] == ["body", "body + kidney", "body + liver"]
+    assert list(read_case_list(tmp_path / "out").regions or ()) == ["body", "kidney", "liver"]
+
+
 # ---- what another grid leaves out ---------------------------------------------------------------------------------
 
 

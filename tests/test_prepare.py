@@ -391,15 +391,15 @@ def test_channels_must_share_a_grid(tmp_path: Path) -> None:
     refused(tmp_path, r"a_0001\.nrrd: expected the grid of .*a_0000\.nrrd .* resample it onto that grid\.")
 
 
-def test_dicom_segmentations_as_labels(tmp_path: Path) -> None:
+def test_dicom_segmentations_that_refer_to_no_series_here(tmp_path: Path) -> None:
     make_sources(tmp_path, "ab")
-    for name in "ab":
-        (tmp_path / "labels" / f"{name}_seg.nii.gz").unlink()
     write_dicom_object(tmp_path / "labels" / "a" / "s.dcm", "1.2.840.10008.5.1.4.1.1.66.4")
-    write_dicom(volume(random_image()), tmp_path / "labels" / "b")
-    write_dicom_object(tmp_path / "labels" / "b" / "s.dcm", "1.2.840.10008.5.1.4.1.1.481.3")
-    problems = refused(tmp_path, r"got DICOM-SEG; convert it to a label volume")
-    assert "labels/b: expected label values as pixels, got s.dcm, a DICOM-SEG or RTSTRUCT; convert it" in problems[1]
+    write_dicom_object(tmp_path / "labels" / "r.dcm", "1.2.840.10008.5.1.4.1.1.481.3")
+    sentences = "\n".join(refused(tmp_path, r"has 5 problems"))
+    assert "got both (a_seg.nii.gz, b_seg.nii.gz); give them as two data sets" in sentences
+    assert "a.nrrd: expected a DICOM series, to which DICOM SEG and RTSTRUCT refer" in sentences
+    assert "s.dcm: expected the DICOM SEG to name the series that it refers to, got none" in sentences
+    assert "r.dcm: expected the RTSTRUCT to name the series" in sentences
 
 
 def test_several_series_of_a_case(tmp_path: Path) -> None:

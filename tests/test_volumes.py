@@ -267,9 +267,9 @@ STRAIGHT = volume(random_image(), DIRECTIONS["straight"])
         ),
         (
             lambda folder: write_dicom_object(folder / "s", SEGMENTATION),
-            r"expected a series of images, got DICOM-SEG; convert it to a label volume, .* segimage2itkimage of dcmqi",
+            r"expected a series of images, got DICOM SEG; monai-extra-losses prepare takes it as a label, by --labels",
         ),
-        (lambda folder: write_dicom_object(folder / "s.dcm", STRUCTURES), r"got RTSTRUCT; .* plastimatch convert"),
+        (lambda folder: write_dicom_object(folder / "s.dcm", STRUCTURES), r"got RTSTRUCT; .* prepare takes"),
     ],
 )
 def test_a_folder_that_is_no_series(tmp_path: Path, make: Callable[[Path], object], match: str) -> None:

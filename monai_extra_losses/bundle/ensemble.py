@@ -1,7 +1,6 @@
 """Several runs that segment together: which fit each other, the mean of their probabilities, their disagreement."""
 
 import copy
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from monai_extra_losses.bundle.components import half_precision
 from monai_extra_losses.bundle.networks import network_of_run
 from monai_extra_losses.bundle.options import run_folders_of_config
 from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_metadata import channel_names
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.segmenting import CaseInferer, InvertGeometryd, probabilities_of, scores_of
 from monai_extra_losses.bundle.weights import state_dict_of, trained_weights, with_weights
@@ -103,21 +103,12 @@ def refuse_unlike_runs(
 
 def _shared_value(name: str, folder: RunFolder, record: RunRecord) -> Any:
     if name == "channel_names":
-        return _channel_names(folder)
+        return channel_names(folder.metadata)
     return getattr(record, name)
 
 
 def _in_order(value: Any) -> Any:
     return list(value.items()) if isinstance(value, Mapping) else value  # which is that of the channels
-
-
-def _channel_names(folder: RunFolder) -> list[str] | None:
-    """Of the image; None where the run does not tell."""
-    try:
-        formats = json.loads(folder.metadata.read_text(encoding="utf-8"))["network_data_format"]
-        return [str(name) for name in formats["inputs"]["image"]["channel_def"].values()]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
 
 
 def _shown(value: Any) -> str:

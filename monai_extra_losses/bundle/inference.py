@@ -1,5 +1,6 @@
 """The set-up of an inference: a trained run, and the volumes to segment."""
 
+import functools
 import json
 import logging
 import os
@@ -11,20 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from monai_extra_losses.bundle.dicom_segmentation import DicomSegmentation
 from monai_extra_losses.bundle.ensemble import further_members
 from monai_extra_losses.bundle.hysteresis import hysteresis_option
+from monai_extra_losses.bundle.measurements import Measurements
 from monai_extra_losses.bundle.options import (
     as_given,
     file_or_folder,
     file_or_folder_or_none,
     flipped_axes,
     literal,
+    output_types,
     yes_or_no,
 )
 from monai_extra_losses.bundle.processes import refuse_machinery
 from monai_extra_losses.bundle.run_folder import RunFolder, longest_name, open_folder, refuse_unwritable
+from monai_extra_losses.bundle.run_metadata import channel_names
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.run_setup import problems_as_refusal
+from monai_extra_losses.bundle.segmentation_files import WritesCase
 from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, open_unfinished
 from monai_extra_losses.bundle.training import refuse_other_metadata
 from monai_extra_losses.bundle.volumes_to_segment import find_inputs, input_stamp, refuse_unlike
@@ -36,6 +42,9 @@ from monai_extra_losses.data.sides import AXES_OF_MIRRORS, bound_to_direction, l
 from monai_extra_losses.data.storage import remove_drafts, sha256
 
 logger = logging.getLogger(__name__)
+
+# Endings of the names of results.
+_RESULTS = ("_seg", "_prob", "_uncertainty", "_seg.dcm", "_measurements.json")
 
 
 class InferenceSetUp:
@@ -58,6 +67,8 @@ class InferenceSetUp:
             names of classes tell apart (`data.sides`).
         hysteresis: low and high threshold of the decision, see `HysteresisKeep`; None for one of 0.5.
         probabilities: write them too.
+        output_type: what to write beside: `dicom_seg`, an object of each DICOM series (`DicomSegmentation`),
+            `measurements` (`Measurements`), or both.
         restore_labels: write the label ids that the data set had before `prepare` gave it others.
         stitch_on: "cpu" or "device"; None: as `inference.CaseInferer` says.
         amp: half precision, as `half_precision` takes it.
@@ -86,6 +97,7 @@ class InferenceSetUp:
         test_time_flips: Any = False,
         hysteresis: Any = None,
         probabilities: Any = False,
+        output_type: Any = None,
         restore_labels: Any = True,
         stitch_on: Any = None,
         amp: Any = None,
@@ -98,6 +110,7 @@ class InferenceSetUp:
         flips = flipped_axes(test_time_flips)
         self.hysteresis = hysteresis_option("hysteresis", hysteresis)
         self.probabilities = yes_or_no("probabilities", probabilities)
+        self.output_types = output_types("output_type", output_type)
         self.stitch_on = literal(stitch_on)
         if self.stitch_on not in (None, "cpu", "device"):
             raise StartUpRefused(f'Expected stitch_on to be "cpu", "device" or null, got {stitch_on!r}.')
@@ -113,6 +126,7 @@ class InferenceSetUp:
         self._refuse_without_ensemble(model_file)
         self.output_dir = file_or_folder_or_none("output_dir", output_dir) or self.folder.root / "segmentations"
         self.failures: dict[str, str] = {}
+        self._files: dict[str, tuple[Path, ...]] = {}
         self._to_do: list[dict[str, Any]] = []
         self._finished: list[str] = []
         self._remarks: tuple[str, ...] = ()
@@ -152,7 +166,7 @@ class InferenceSetUp:
         options = json.loads(json.dumps(options, default=str))  # as the record has them
         refuse_unwritable("output_dir", self.output_dir)
         source = file_or_folder("input", input)
-        own = ("_seg", "_prob", "_uncertainty") if self.output_dir.resolve() == source.resolve() else ()
+        own = _RESULTS if self.output_dir.resolve() == source.resolve() else ()
         with problems_as_refusal():
             found = find_inputs(
                 source,
@@ -170,6 +184,7 @@ class InferenceSetUp:
         others: list[str] = []
         longest = longest_name(self.output_dir)
         remarks: dict[Path, tuple[str, ...]] = {}
+        self._files |= cases
         for name, files in cases.items():
             if (size := max(len(os.fsencode(file)) for file in self.files_of(name))) > longest:
                 self.failures[name] = (
@@ -188,6 +203,11 @@ class InferenceSetUp:
                 self._finished.append(name)
                 continue
             try:
+                if "dicom_seg" in self.output_types and not any(path.is_dir() for path in files):
+                    raise DatasetError(
+                        f"{files[0]}: expected a DICOM series for the DICOM SEG of --output_type, got another file; "
+                        "give the folder of the series, or leave dicom_seg out."
+                    )
                 remarks |= refuse_unlike(files, self.record.in_channels, self.series)
                 self._to_do.append({"image": [str(file) for file in files], "case": name})
             except DatasetError as error:
@@ -233,7 +253,29 @@ class InferenceSetUp:
     def files_of(self, case: str) -> list[str]:
         """Names of the files that a case gets."""
         asked_for = {"seg": True, "prob": self.probabilities, "uncertainty": self.uncertainty}
-        return [f"{case}_{ending}.nii.gz" for ending, is_asked in asked_for.items() if is_asked]
+        volumes = [f"{ending}.nii.gz" for ending, is_asked in asked_for.items() if is_asked]
+        return [f"{case}_{ending}" for ending in (*volumes, *self.further_files)]
+
+    @functools.cached_property
+    def further_files(self) -> dict[str, WritesCase]:
+        """Ending of the name of a further file that each case gets -> what makes it."""
+        shared: dict[str, Any] = {"cases": self._files, "series": self.series, "classes": self.written_classes}
+        segments, made_of = self.record.segments, self.made_of
+        channels = channel_names(self.folder.metadata) or ()
+        if len(channels) != self.record.in_channels:
+            channels = [f"channel_{number}" for number in range(self.record.in_channels)]
+        known: dict[str, dict[str, WritesCase]] = {
+            "dicom_seg": {"seg.dcm": DicomSegmentation(**shared, segments=segments, made_of=made_of)},
+            "measurements": {"measurements.json": Measurements(**shared, channels=channels, made_of=made_of)},
+        }
+        return {ending: writes for kind in self.output_types for ending, writes in known[kind].items()}
+
+    @property
+    def written_classes(self) -> dict[str, tuple[int, ...]]:
+        """Name of each class but the background, or of each region -> its values in the label map."""
+        written = dict(zip(self.record.labels, self.written_labels, strict=True))
+        regions = self.record.regions or {name: (value,) for value, name in self.record.labels.items() if value}
+        return {name: tuple(written[value] for value in values) for name, values in regions.items()}
 
     def open_output(self) -> None:
         """Make the output folder, and in it `unfinished`; what a killed run left half written goes."""

@@ -16,7 +16,10 @@ from monai_extra_losses.data.errors import StartUpRefused
 
 Cache = Literal["memory", "disk", "none"]
 MetricSetName = Literal["vessels", "lesions", "calibration"]
+OutputType = Literal["dicom_seg", "measurements"]
 Network = Literal["unet", "dynunet", "segresnet"]
+
+_CC3D = "connected-components-3d"
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
@@ -147,12 +150,7 @@ def metric_sets(name: str, value: Any) -> tuple[str, ...]:
     Raises:
         StartUpRefused: no such set, or a package that it needs is missing.
     """
-    given, known = literal(value), get_args(MetricSetName)
-    if isinstance(given, str):  # what a command line has for a list of names
-        given = [word.strip() for word in given.strip("[]").split(",")]
-    names = [] if given is None else given
-    if not isinstance(names, list | tuple) or not all(one in known for one in names):
-        raise StartUpRefused(f"Expected {name} to be a list of {', '.join(known)}, or null, got {value!r}.")
+    names = _names_of(name, value, get_args(MetricSetName))
     if "vessels" in names and find_spec("skimage") is None:
         raise StartUpRefused(
             f"Expected scikit-image, which {name} vessels needs, got none; install it: pip install scikit-image, or "
@@ -163,6 +161,33 @@ def metric_sets(name: str, value: Any) -> tuple[str, ...]:
             f"Expected connected-components-3d, which {name} lesions needs, got none; install it: pip install "
             "connected-components-3d, or this package with its extra [lesions]."
         )
+    return names
+
+
+def output_types(name: str, value: Any) -> tuple[str, ...]:
+    """`value` as names of kinds of files, each once.
+
+    Raises:
+        StartUpRefused: no such kind, or a package that it needs is missing.
+    """
+    names = _names_of(name, value, get_args(OutputType))
+    for module, package, kind in (("highdicom", "highdicom", "dicom_seg"), ("cc3d", _CC3D, "measurements")):
+        if kind in names and find_spec(module) is None:
+            raise StartUpRefused(
+                f"Expected {package}, which {name} {kind} needs, got none; install it: pip install {package}, or this "
+                "package with its extra [dicom]."
+            )
+    return names
+
+
+def _names_of(name: str, value: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """`value`, a name or several, as some of the known ones, each once."""
+    given = literal(value)
+    if isinstance(given, str):  # what a command line has for a list of names
+        given = [word.strip() for word in given.strip("[]").split(",")]
+    names = [] if given is None else given
+    if not isinstance(names, list | tuple) or not all(one in known for one in names):
+        raise StartUpRefused(f"Expected {name} to be a list of {', '.join(known)}, or null, got {value!r}.")
     return tuple(dict.fromkeys(names))
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai_extra_losses import config_dir
@@ -60,6 +61,15 @@ def differs_from_run(metadata: Mapping[str, Any], record: RunRecord) -> bool:
     except (LookupError, TypeError, ValueError):
         return False
     return theirs != ours or any(given % (2 * multiple) for given, multiple in multiples)
+
+
+def channel_names(file: Path) -> list[str] | None:
+    """Names of the image's channels in the metadata.json of a run; None where it does not tell."""
+    try:
+        formats = json.loads(file.read_text(encoding="utf-8"))["network_data_format"]
+        return [str(name) for name in formats["inputs"]["image"]["channel_def"].values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

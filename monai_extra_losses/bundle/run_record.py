@@ -13,6 +13,7 @@ from monai_extra_losses.bundle.pooling import Axes, product_of
 from monai_extra_losses.bundle.training_options import MOST_CHANNELS, RECORDED, RecordedOptions
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.ignore_label import value_in_memory
+from monai_extra_losses.data.segments import Segments, segment_problem
 from monai_extra_losses.data.storage import write_whole
 from monai_extra_losses.file_content import short, typed
 
@@ -60,6 +61,7 @@ class RunRecord(RecordedOptions):
         flip_axes: body axes (0, 1, 2) along which patches are mirrored; records of earlier versions mean [0].
         ignore_label: label value of voxels without annotation, none of `labels`; None: every voxel is annotated.
         partly_annotated: whether some case of the data set annotates some of the classes only.
+        segments: how DICOM shows and codes classes and regions (`data.segments`).
 
     The others are options, see `training_options.RecordedOptions`.
     """
@@ -84,6 +86,7 @@ class RunRecord(RecordedOptions):
     ignore_label: int | None = None
     partly_annotated: bool = False
     regions_class_order: tuple[int, ...] | None = None
+    segments: Segments = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -188,6 +191,11 @@ class RunRecord(RecordedOptions):
                     known >= set(self.regions_class_order) and len(self.regions_class_order) == len(self.regions or ())
                 ),
                 "a label for each region",
+            ),
+            "segments": (
+                self.segments.keys() <= {*self.labels.values(), *(self.regions or ())}
+                and not any(map(segment_problem, self.segments.values())),
+                "colours and codes of the labels",
             ),
             "in_channels": (1 <= self.in_channels <= MOST_CHANNELS, "a number of channels"),
             **{name: (e.rule[0](getattr(self, name)), e.rule[1]) for name, e in RECORDED.items() if e.rule is not None},

@@ -1,7 +1,7 @@
 """The files of segmentations: written, moved to their place when whole, and recorded."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
+from numpy.typing import NDArray
 
 from monai_extra_losses.bundle.case_report import items_of
 from monai_extra_losses.bundle.endings import end_in_a_sentence
@@ -17,6 +18,9 @@ from monai_extra_losses.bundle.segmentation_record import SegmentationRecord, cl
 from monai_extra_losses.data.errors import DatasetError
 
 logger = logging.getLogger(__name__)
+
+WritesCase = Callable[[str, NDArray[Any], Path], object]
+"""Makes a file of the name of a case and its label map of axes x, y, z."""
 
 
 class FinishedSegmentations:
@@ -32,6 +36,7 @@ class FinishedSegmentations:
         made_of: case -> its `model`, `options` and `input`, as `SegmentationRecord` has them.
         dtype: of label maps; probabilities are float32.
         overwrite: replace what was made of something else.
+        further_files: ending of a file's name after that of the case -> what makes it.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class FinishedSegmentations:
         made_of: Mapping[str, Mapping[str, Any]],
         dtype: type,
         overwrite: bool = False,
+        further_files: Mapping[str, WritesCase] | None = None,
     ) -> None:
         self.unfinished = unfinished
         self.made_of = made_of
@@ -50,6 +56,7 @@ class FinishedSegmentations:
         self.endings = dict(endings)
         self.dtype = dtype
         self.overwrite = overwrite
+        self.further_files = dict(further_files or {})
 
     def attach(self, engine: Engine) -> None:
         """Write what each of `engine`'s iterations makes; attach after the postprocessing."""
@@ -62,8 +69,12 @@ class FinishedSegmentations:
             names = {key: f"{item['case']}_{ending}.nii.gz" for key, ending in self.endings.items() if key in item}
             for key, name in names.items():
                 write_nifti(item[key], self.unfinished / name, self.dtype if key == "pred" else np.float32)
-            self._move(item["case"], list(names.values()))
-            written = " and ".join(self.endings[key] for key in names)
+            label = item["pred"].as_tensor()[0].cpu().numpy().astype(self.dtype)
+            further = {ending: f"{item['case']}_{ending}" for ending in self.further_files}
+            for ending, name in further.items():
+                self.further_files[ending](item["case"], label, self.unfinished / name)
+            self._move(item["case"], [*names.values(), *further.values()])
+            written = " and ".join([*(self.endings[key] for key in names), *further])
             logger.info(f"{item['case']}: {written} in {self.output_dir}")
 
     def _move(self, case: str, names: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 # Beside the options of which the table says so. Those of the loss are compared one by one.
-_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options", "regions_class_order"}
+_FACTS_THAT_CHANGE_ON_RESUME = {"version", "original_labels", "loss_options", "regions_class_order", "segments"}
 
 
 _RULING = ("network", "fold_seed")  # other values follow from them
@@ -116,6 +116,7 @@ class TrainingSetUp(RunSetUp):
             [case for case in summaries.cases if case.name in names],
             _earlier_run(options, folder),
         )
+        named_classes = {*summaries.labels.values(), *((case_list.regions or ()) if options.regions else ())}
         record = RunRecord(
             labels=summaries.labels,
             in_channels=len(summaries.channels),
@@ -129,6 +130,7 @@ class TrainingSetUp(RunSetUp):
             validation=tuple(case.name for case in validation),
             ignore_label=case_list.ignore_label,
             partly_annotated=partly_annotated,
+            segments={name: entry for name, entry in case_list.segments.items() if name in named_classes},
             **dataclasses.asdict(plan),
             **options.recorded,
         )

@@ -69,7 +69,7 @@ def find_inputs(
         channel_files: whether such names are channels at all, or else cases; None: with one channel, a NAME_0000
             without NAME_0001 is a case, else they are channels.
         leave_out: endings of the names that are segmentations of other volumes in the folder and none to segment, such
-            as `_seg` where the results go into the folder itself.
+            as `_seg` where the results go into the folder itself; `_seg.dcm` leaves out files of that format alone.
         results: a folder that holds no case.
 
     Raises:
@@ -83,9 +83,11 @@ def find_inputs(
     if not source.is_dir():
         regular_size(source)  # refuses named pipes and devices
         return FoundInputs({_name(source): (source,)})
-    if _is_series(source):
+    files_left_out = tuple(ending for ending in leave_out if "." in ending)
+    if _is_series(source, files_left_out):
         return FoundInputs({composed(source.resolve().name): (source,)})
-    paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    paths = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
+    paths = [path for path in paths if not path.name.endswith(files_left_out)]
     folders = [path for path in paths if path.is_dir() and (results is None or path.resolve() != results.resolve())]
     series = [path for path in folders if _holds_dicom(path)]
     volumes = [path for path in paths if not path.is_dir() and _suffix(path)]
@@ -248,6 +250,16 @@ def input_stamp(paths: Sequence[Path]) -> dict[str, list[int | str]]:
     return stamps
 
 
+def read_any(path: Path, series: str | None) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...]]:
+    """Voxels of axes x, y, z (and channel), affine and remarks of a file or DICOM folder, as `open_volume` takes it."""
+    if is_nifti(path) and not path.is_dir():
+        file = open_nifti(path)
+        return file.read(), file.affine, file.remarks
+    source = open_volume(path, series)
+    # SimpleITK's arrays have the axes z, y, x
+    return sitk.GetArrayFromImage(source.load()).T, source.grid.affine, source.remarks
+
+
 class AnyVolumeReader(NibabelReader):
     """MONAI's reader of NIfTI, for every format of `open_volume`.
 
@@ -283,7 +295,7 @@ class AnyVolumeReader(NibabelReader):
         images: list[nibabel.Nifti1Image] = []
         remarks: dict[Path, tuple[str, ...]] = {}
         for path in img:
-            voxels, affine, remarks[path] = _read_any(path, self.series)
+            voxels, affine, remarks[path] = read_any(path, self.series)
             voxels = self.values_of(path, voxels)
             grid = images[0].affine if images else affine
             if (images and voxels.shape[:3] != images[0].shape[:3]) or not is_one_grid(voxels.shape[:3], affine, grid):
@@ -327,16 +339,6 @@ class LabelIdReader(AnyVolumeReader):
         return ids.astype(_FOR_TORCH.get(ids.dtype.name, ids.dtype), copy=False)
 
 
-def _read_any(path: Path, series: str | None) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str, ...]]:
-    """Voxels of axes x, y, z (and channel), affine and remarks."""
-    if is_nifti(path) and not path.is_dir():
-        file = open_nifti(path)
-        return file.read(), file.affine, file.remarks
-    source = open_volume(path, series)
-    # SimpleITK's arrays have the axes z, y, x
-    return sitk.GetArrayFromImage(source.load()).T, source.grid.affine, source.remarks
-
-
 def _suffix(path: Path) -> str:
     return next((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), "")
 
@@ -345,9 +347,9 @@ def _name(path: Path) -> str:
     return composed(path.name if path.is_dir() else path.name[: len(path.name) - len(_suffix(path))])
 
 
-def _is_series(folder: Path) -> bool:
+def _is_series(folder: Path, leave_out: tuple[str, ...]) -> bool:
     """Whether a folder is that of one DICOM series and not of many volumes."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.endswith(leave_out)]
     volumes = [path for path in files if _suffix(path) and not path.name.startswith(".")]
     dicom = next((path for path in files if is_dicom(path)), None)
     if dicom and volumes:

@@ -446,6 +446,9 @@ def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: 
     --hysteresis "[0.25, 0.7]"    leave out what is likely nowhere
     --probabilities True          write them too
     --uncertainty True            of several runs, write how far they disagree
+    --output_type dicom_seg       of DICOM series also write NAME_seg.dcm, a DICOM SEG object; measurements:
+                                  NAME_measurements.json, volume, components, diameter and mean of each
+                                  class; dicom_seg,measurements: both
     --series TEXT                 which series of DICOM folders with several
     --channel_files False         NAME_0000, NAME_0001, ... are cases and no channels
     --restore_labels False        write the label ids of the training
@@ -460,6 +463,7 @@ def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: 
     monai-extra-losses infer --run runs/ft --input scans/ --output segmentations/
     monai-extra-losses infer --run runs/ft --input DIR --output OUT --test_time_flips True --probabilities True
     monai-extra-losses infer --run runs/a/fold_* --input DIR --output OUT --uncertainty True
+    monai-extra-losses infer --run runs/ft --input SERIES --output OUT --output_type dicom_seg,measurements
     """
     first, *others = (folder.absolute() for folder in run_folders("--run", runs))
     overrides = overrides_of(context.args)
@@ -500,6 +504,9 @@ def infer(context: click.Context, runs: tuple[Path, ...], source: Path, output: 
     metavar="ID,...",
     help='The ids, after --remap, that these cases annotate where they do not all, such as "1,3".',
 )
+@click.option(
+    "--regions", is_flag=True, help="Keep structures that overlap: each is a region, each combination a label."
+)
 @click.option("--modality", metavar="NAME", help="Name of the images' one channel, such as CT.")
 @click.option("--channel-names", metavar="NAME,...", help='Names of several channels, such as "T1,T2".')
 @click.option("--folds", type=click.IntRange(min=0), default=5, show_default=True, help="Folds to deal; 0: none.")
@@ -524,6 +531,7 @@ def prepare(
     ignore_label: int | None,
     names: str | None,
     annotated: str | None,
+    regions: bool,
     modality: str | None,
     channel_names: str | None,
     folds: int,
@@ -547,8 +555,11 @@ def prepare(
     the name of the case, and commas separate the channels; {label} in that of the labels stands for the name of a
     structure with a file of its own.
 
+    DICOM SEG and RTSTRUCT objects among the labels, anywhere below the folder, are paired with the series that they
+    refer to, whatever the files are called. --names picks their segments by name; the others are left out.
+
     3D Slicer's .seg.nrrd names its segments: where numbers and names differ between files, ids follow the names. Layers
-    and files of structures that do not overlap become one label.
+    and files of structures that do not overlap become one label; --regions keeps what overlaps.
 
     A label must lie on its image's grid, within 5 % of a voxel; --resample-labels changes nothing but the order of
     the voxels where only the axes are turned. Label ids must be 0 to n; the refusal proposes a --remap. Voxels of the
@@ -566,6 +577,7 @@ def prepare(
     monai-extra-losses prepare --images "IN/{case}/ct.nii.gz" --labels "IN/{case}/masks/{label}.nii.gz" --out DIR
     monai-extra-losses prepare --organ-masks Totalsegmentator_dataset --out DIR --modality CT
     monai-extra-losses prepare --images IN --labels SEG --out DIR --names 1:liver,2:kidney,3:spleen --annotated 1,3
+    monai-extra-losses prepare --images dicom --labels rtstruct --out DIR --names 1:liver,2:tumour
     monai-extra-losses prepare nnUNet_raw/Dataset004_Liver --out DIR
     """
     from monai_extra_losses.data.label_ids import parse_ids, parse_names, parse_remap
@@ -614,6 +626,7 @@ def prepare(
             annotated=parse_ids(annotated) if annotated is not None else None,
             organ_masks=organ_masks is not None,
             as_declared=data is not None,
+            regions=regions,
         )
         prepared = prepare_dataset(options, out, overwrite=overwrite, num_workers=workers)
     except DatasetError as error:

@@ -1,7 +1,7 @@
 """The sources of a case, read and checked: headers and voxels."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from monai_extra_losses.data.dicom_labels import open_dicom_label
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.intensities import intensity_problem
 from monai_extra_losses.data.label_ids import count_ids, refusals_of, remarks_of
-from monai_extra_losses.data.label_layers import open_label, refuse_values_without_segment
+from monai_extra_losses.data.label_layers import LayeredLabel, open_label, refuse_values_without_segment
 from monai_extra_losses.data.manifest import Stamp, stamp_of
 from monai_extra_losses.data.nifti import TOLERANCE, corner_distance_mm, is_nifti
 from monai_extra_losses.data.pairing import SourceCase
@@ -36,6 +37,7 @@ class CheckedCase:
         outside: label id -> (voxels outside the image, voxels in all), of those that another grid leaves out.
         vanished: label ids without a voxel on the image's grid, and with some on their own.
         remarks: path -> what is assumed of it, keys of `remarks.REMARKS`.
+        combinations: label id of the sources -> names of the structures in which its voxels are, where these overlap.
     """
 
     name: str
@@ -47,6 +49,7 @@ class CheckedCase:
     outside: dict[int, tuple[int, int]] = field(default_factory=dict)
     vanished: tuple[int, ...] = ()
     remarks: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    combinations: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def grid(self) -> VolumeGrid:
@@ -59,7 +62,14 @@ class CheckedCase:
         return self.label is not None and not self.label.grid.matches(self.grid)
 
 
-def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -> CheckedCase:
+def check_case(
+    case: SourceCase,
+    *,
+    series: str | None,
+    resample_labels: bool,
+    structures: Collection[str] = (),
+    overlapping: bool = False,
+) -> CheckedCase:
     """Read the headers and all voxels of a case.
 
     The voxels of an integer NIfTI image are left out: `open_volume` has read that file to its end, and it holds no NaN.
@@ -68,6 +78,8 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
         case: its files and folders.
         series: picks the DICOM series of each image; the folder of a label holds one.
         resample_labels: accept a label on another grid than its image.
+        structures: names of those to read of a DICOM SEG or RTSTRUCT; empty: all.
+        overlapping: structures may share voxels.
 
     Raises:
         DatasetError: all problems of the case at once.
@@ -75,9 +87,10 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
     problems: list[str] = []
     images, label, found = [], None, _LabelVoxels({})
     names: dict[int, str] = {}
-    for path in case.images:
+    combinations: dict[int, tuple[str, ...]] = {}
+    for path, of_image in zip(case.images, case.series or (series,) * len(case.images), strict=True):
         try:
-            images.append(image := open_volume(path, series))
+            images.append(image := open_volume(path, of_image))
             problems += _voxel_problems(image)
         except DatasetError as error:
             problems += error.problems
@@ -85,9 +98,12 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
         problems += _grid_problems(image, images[0], "resample it onto that grid")
     try:
         if case.label is not None:
-            label, names = open_label(case.label, case.masks)
+            label, names = _opened_label(case, case.label, images, structures, overlapping)
         if label is not None and len(images) == len(case.images):
             found = _checked_label(label, images[0], resample_labels)
+            if isinstance(label, LayeredLabel) and label.overlapping:
+                combinations = {value: label.combination(value) for value in found.voxels if value}
+                names = {value: " + ".join(parts) for value, parts in combinations.items()}
             refuse_values_without_segment(label.path, list(found.voxels), names)
     except DatasetError as error:
         problems += error.problems
@@ -99,8 +115,30 @@ def check_case(case: SourceCase, *, series: str | None, resample_labels: bool) -
     if label is not None:
         remarks[label.path] = (*label.remarks, *found.remarks)
     return CheckedCase(
-        case.name, tuple(images), label, found.voxels, sources, names, found.outside, found.vanished, remarks
+        case.name,
+        tuple(images),
+        label,
+        found.voxels,
+        sources,
+        names,
+        found.outside,
+        found.vanished,
+        remarks,
+        combinations,
     )
+
+
+def _opened_label(
+    case: SourceCase, path: Path, images: Sequence[VolumeSource], structures: Collection[str], overlapping: bool
+) -> tuple[VolumeSource | None, dict[int, str]]:
+    """The label of a case and its names; none where the image that it refers to could not be read."""
+    if case.refers_to is None:
+        return open_label(path, case.masks, overlapping=overlapping)
+    image = next((image for image in images if image.path == case.refers_to), None)
+    if image is None:
+        return None, {}
+    label = open_dicom_label(path, image, structures, overlapping=overlapping)
+    return label, label.names
 
 
 def _voxel_problems(image: VolumeSource) -> Iterable[str]:
@@ -125,8 +163,8 @@ def _checked_label(label: VolumeSource, image: VolumeSource, resample: bool) -> 
     """The label's voxels on the image's grid, and what that grid leaves out."""
     if label.segmentations:
         raise DatasetError(
-            f"{label.path}: expected label values as pixels, got {label.segmentations[0].name}, a DICOM-SEG or "
-            "RTSTRUCT; convert it to a label volume."
+            f"{label.path}: expected label values as pixels, got {label.segmentations[0].name}, a DICOM SEG or "
+            "RTSTRUCT, beside images; give the folder of all labels, without a pattern, as --labels."
         )
     if not resample:
         hint = "resample it onto that grid, or let --resample-labels do it"

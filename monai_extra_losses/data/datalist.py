@@ -40,6 +40,7 @@ from monai_extra_losses.data.folder_files import (
 from monai_extra_losses.data.ignore_label import split_ignore_label
 from monai_extra_losses.data.json_file import quoted, read_json
 from monai_extra_losses.data.layouts import CHANNEL_FILE, layout_hint, prepare_command, prepare_folder_command
+from monai_extra_losses.data.segments import Segments, declared_segments
 
 # (images, labels) folders looked for without a list in dataset.json; the first that exists counts.
 _TRAINING_FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -99,6 +100,7 @@ class CaseList:
             from `regions_class_order` of dataset.json, in the order of the regions. None: the network's writer decides.
         passed_over: what lies in the folder or stands in dataset.json and is not read, a sentence each.
         ignore_label: value of voxels without annotation, none of `labels`; None without (`data.ignore_label`).
+        segments: how DICOM shows and codes labels and regions, from `segments` of dataset.json (`data.segments`).
     """
 
     folder: Path
@@ -112,6 +114,7 @@ class CaseList:
     passed_over: tuple[str, ...] = ()
     ignore_label: int | None = None
     regions_class_order: tuple[int, ...] | None = None
+    segments: Segments = field(default_factory=dict)
 
     @property
     def partly_annotated(self) -> bool:
@@ -199,6 +202,9 @@ def read_case_list(folder: str | Path, *, other_formats: bool = False) -> CaseLi
         passed_over=tuple(passed_over),
         ignore_label=ignore_label,
         regions_class_order=declared_regions_order(declared, regions, declared_file),
+        segments=declared_segments(
+            declared, [*(name for value, name in labels.items() if value), *(regions or ())], declared_file
+        ),
     )
 
 

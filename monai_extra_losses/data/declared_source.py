@@ -11,6 +11,7 @@ from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of, named
 from monai_extra_losses.data.ignore_label import hint_to_ignore
 from monai_extra_losses.data.pairing import SourceCase
+from monai_extra_losses.data.segments import Segments
 
 _SHOWN = 5  # label values in one sentence
 
@@ -33,6 +34,7 @@ class DeclaredSource:
         annotated: case -> ids, of those that do not annotate all classes.
         folds: case -> fold, where the folder declares folds.
         passed_over: what is not read, a sentence each.
+        segments: how DICOM shows and codes labels and regions.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class DeclaredSource:
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
     folds: dict[str, int] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
+    segments: Segments = field(default_factory=dict)
 
     def problems(self, read: Sequence[CheckedCase]) -> Iterable[str]:
         """What contradicts dataset.json in the voxels of labels: values not declared, classes not annotated."""
@@ -104,6 +107,7 @@ def declared_source(folder: Path) -> DeclaredSource:
         },
         folds={} if apart else {case.name: case.fold for case in found.cases if case.fold is not None},
         passed_over=tuple(passed_over),
+        segments=found.segments,
     )
 
 

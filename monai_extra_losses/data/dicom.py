@@ -32,7 +32,12 @@ from monai_extra_losses.data.volume_source import (
 _DICOM_SUFFIXES = (".dcm", ".ima")
 
 
-_SEGMENTATIONS: dict[str, str] = {SegmentationStorage: "DICOM-SEG", RTStructureSetStorage: "RTSTRUCT"}
+LABEL_OBJECTS: dict[str, str] = {
+    SegmentationStorage: "DICOM SEG",
+    "1.2.840.10008.5.1.4.1.1.66.7": "DICOM SEG",  # Label Map Segmentation, which pydicom 3.0 has no name for
+    RTStructureSetStorage: "RTSTRUCT",
+}
+"""Storage class -> kind of an object that outlines structures in a series."""
 
 
 # Storage classes (DICOM PS3.4, B.5) of objects that often lie beside images and hold none.
@@ -56,8 +61,8 @@ def open_series(folder: Path, wanted: str | None) -> VolumeSource:
     if segmentations and not files:
         kinds = " and ".join(sorted(set(segmentations.values())))
         raise DatasetError(
-            f"{folder}: expected a series of images, got {kinds}; convert it to a label volume, "
-            "DICOM-SEG with segimage2itkimage of dcmqi, RTSTRUCT with plastimatch convert."
+            f"{folder}: expected a series of images, got {kinds}; monai-extra-losses prepare takes it as a label, by "
+            "--labels FOLDER, with the series that it refers to as --images FOLDER."
         )
     if not files:
         volumes = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith(VOLUME_SUFFIXES)]
@@ -111,13 +116,18 @@ def _dicom_files(folder: Path) -> tuple[dict[Path, bool], dict[Path, str], list[
         for name in sorted(names):
             file = Path(parent) / name
             storage = storage_class(file)
-            if storage in _SEGMENTATIONS:
-                segmentations[file] = _SEGMENTATIONS[storage]
+            if storage in LABEL_OBJECTS:
+                segmentations[file] = LABEL_OBJECTS[storage]
             elif _is_dicom(file, storage) and not _WITHOUT_IMAGE.fullmatch(storage or ""):
                 files[file] = storage is not None
             elif storage is None and not name.startswith("."):
                 others.append(file)
     return files, segmentations, others
+
+
+def images_below(folder: Path) -> tuple[Path, ...]:
+    """The DICOM images below a folder."""
+    return tuple(_dicom_files(folder)[0])
 
 
 @quiet_pydicom

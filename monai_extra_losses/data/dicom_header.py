@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -198,6 +199,22 @@ class _AtPixels:
             return False
         self.tag, self.length, self.start = tag, length, self._stream.tell()
         return True
+
+
+@contextlib.contextmanager
+def damage_as_sentence(file: Path) -> Iterator[None]:
+    """Whatever a library makes of damaged bytes becomes one sentence, with the name of the file.
+
+    Raises:
+        DatasetError: as it came, or of any other error.
+    """
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:
+        reason = _CONTROL.sub("?", " ".join(str(error).split())) or type(error).__name__
+        raise DatasetError(cannot_be_read(file, reason)) from error
 
 
 def read_header(file: Path, size: int) -> DicomHeader:

@@ -26,6 +26,7 @@ _FIELD = re.compile(rb"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
 _MITK = b"org.mitk.multilabel.segmentation.labelgroups:="
 _LONGEST_HEADER = 1 << 24
 _MOST_LAYERS = 255
+_MOST_OVERLAPPING = 62  # bits of a whole number
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ class LayeredLabel(VolumeSource):
     Args:
         segments: of the header, in its order; empty where it has none.
         masks: name -> file of each structure, which `files` has too.
+        overlapping: structures may share voxels: a voxel has the sum of 1, 2, 4, ... of the structures that it is in.
     """
 
     segments: tuple[Segment, ...] = ()
     masks: tuple[tuple[str, VolumeSource], ...] = ()
+    overlapping: bool = False
 
     def load(self) -> sitk.Image:
         """The label map: 1, 2, ... in the order of `names`; without names each layer has the number of its place.
@@ -62,6 +65,8 @@ class LayeredLabel(VolumeSource):
             DatasetError: voxels that cannot be read, or that belong to two structures or to none of the header; a
                 layer without names that holds more than one value.
         """
+        if self.overlapping:
+            return self._placed(self._sums())
         names = [*self.names.values()] or [f"layer {number}" for number in range(self.layers)]
         label = np.zeros(self.grid.shape[::-1], np.min_scalar_type(len(names)))
         doubled = 0
@@ -81,8 +86,26 @@ class LayeredLabel(VolumeSource):
             raise DatasetError(
                 f"{self.path}: expected structures that do not overlap, got {count} voxels in {first!r} and {second!r}"
                 f"{more}; give each voxel to one of them, the overlap a structure of its own where it is meant, and "
-                "declare `regions` for those that hold others."
+                "declare `regions` for those that hold others, or let --regions do both."
             )
+        return self._placed(label)
+
+    def combination(self, value: int) -> tuple[str, ...]:
+        """The structures in which a voxel of a value is, where they are `overlapping`."""
+        return tuple(name for number, name in self.names.items() if value >> (number - 1) & 1)
+
+    def _sums(self) -> NDArray[np.int64]:
+        if not 0 < len(self.names) <= _MOST_OVERLAPPING:
+            raise DatasetError(
+                f"{self.path}: expected 1 to {_MOST_OVERLAPPING} structures with names for --regions, got "
+                f"{len(self.names)}; choose fewer."
+            )
+        label = np.zeros(self.grid.shape[::-1], np.int64)
+        for number, inside in self._parts():
+            label[inside] |= 1 << (number - 1)
+        return label
+
+    def _placed(self, label: NDArray[Any]) -> sitk.Image:
         image = sitk.GetImageFromArray(label)
         image.SetSpacing(self.grid.spacing)
         image.SetOrigin(self.grid.origin)
@@ -115,18 +138,21 @@ class LayeredLabel(VolumeSource):
                 raise DatasetError(_without_segment(self.path, foreign))
 
 
-def open_label(path: Path, masks: Sequence[tuple[str, Path]] = ()) -> tuple[VolumeSource, dict[int, str]]:
+def open_label(
+    path: Path, masks: Sequence[tuple[str, Path]] = (), *, overlapping: bool = False
+) -> tuple[VolumeSource, dict[int, str]]:
     """Read the header of a label.
 
     Args:
         path: a file or DICOM folder as of `open_volume`, which may have layers; with `masks` the folder of these.
         masks: name -> file of each structure.
+        overlapping: structures may share voxels; then each has a layer or file of its own.
 
     Returns:
         The label, and value -> name of what it names; `LayeredLabel` where its values are those of this file alone.
 
     Raises:
-        DatasetError: as `open_volume`; masks on different grids.
+        DatasetError: as `open_volume`; masks on different grids; an `overlapping` label of one layer, or without names.
     """
     if masks:
         sources = [(name, open_volume(file)) for name, file in sorted(masks)]
@@ -138,10 +164,17 @@ def open_label(path: Path, masks: Sequence[tuple[str, Path]] = ()) -> tuple[Volu
                 )
         files = tuple(file for _, source in sources for file in source.files)
         remarks = tuple(dict.fromkeys(remark for _, source in sources for remark in source.remarks))
-        label = LayeredLabel(path, files, first.grid, sitk.sitkUInt16, remarks=remarks, masks=tuple(sources))
+        label = LayeredLabel(
+            path, files, first.grid, sitk.sitkUInt16, remarks=remarks, masks=tuple(sources), overlapping=overlapping
+        )
         return label, label.names
     source = open_volume(path, layered=True)
     segments = _segments_of(path) if path.name.lower().endswith((".nrrd", ".nhdr")) else ()
+    if overlapping and (source.layers == 1 or not segments):
+        raise DatasetError(
+            f"{path}: expected structures that may overlap, in named layers or a file each, for --regions, got a label "
+            "map; leave --regions out."
+        )
     if source.layers == 1:
         return source, {segment.value: segment.name for segment in segments}
     if source.layers > _MOST_LAYERS:
@@ -154,7 +187,7 @@ def open_label(path: Path, masks: Sequence[tuple[str, Path]] = ()) -> tuple[Volu
             "header is damaged, save the segmentation again."
         )
     fields: dict[str, Any] = {name: getattr(source, name) for name in VolumeSource.__dataclass_fields__}
-    label = LayeredLabel(**fields, segments=segments)
+    label = LayeredLabel(**fields, segments=segments, overlapping=overlapping)
     return label, label.names
 
 

@@ -26,6 +26,7 @@ class LabelPlan:
         notes: how the ids came about where that is no matter of course, a sentence each.
         annotated: ids that every case annotates; None: all.
         annotated_in: case -> ids, of the cases that annotate fewer.
+        regions: name -> ids, of structures that overlap; None where they do not.
     """
 
     new_ids: dict[str, dict[int, int]]
@@ -34,6 +35,7 @@ class LabelPlan:
     notes: tuple[str, ...] = ()
     annotated: tuple[int, ...] | None = None
     annotated_in: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] | None = None
 
     @property
     def classes(self) -> dict[int, str]:
@@ -158,14 +160,7 @@ def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str, f
         )
     if names:
         ids = {name_key(name): value for value, name in names.items() if value}
-        further = set() if further_names else ids.keys() - shown.keys()
-        for problem, keys in (("no id for", shown.keys() - ids.keys()), ("an id for", further)):
-            if keys:
-                none = "" if problem == "no id for" else ", which no label has"
-                raise DatasetError(
-                    f"expected names of the structures {_listed(shown.values())}, got {problem} "
-                    f"{_listed(shown.get(key, key) for key in keys)}{none}; correct --names."
-                )
+        refuse_other_names(shown, ids, further_names)
         if sorted(ids.values()) != list(range(1, len(ids) + 1)):
             raise DatasetError(f"expected ids 1 to {len(ids)} in the names, got {_listed(map(str, ids.values()))}.")
     else:
@@ -181,6 +176,27 @@ def _by_name(cases: Sequence[CheckedCase], names: Mapping[int, str], why: str, f
     if empty := [name for key, name in unseen.items() if key not in ids]:
         notes.append(f"{len(empty)} structures are no labels, because no case has a voxel of them ({named(empty)}).")
     return LabelPlan(new_ids, dict(sorted(labels.items())), {}, tuple(notes))
+
+
+def refuse_other_names(shown: Mapping[str, str], given: Collection[str], further_names: bool = False) -> None:
+    """Refuse names that are not those of the structures.
+
+    Args:
+        shown: key of a name -> the name, of each structure that has a voxel.
+        given: keys of the names that have an id.
+        further_names: whether some of these need no voxel.
+
+    Raises:
+        DatasetError: a structure without an id, or an id without a structure.
+    """
+    further = set() if further_names else {*given} - shown.keys()
+    for problem, keys in (("no id for", shown.keys() - {*given}), ("an id for", further)):
+        if keys:
+            none = "" if problem == "no id for" else ", which no label has"
+            raise DatasetError(
+                f"expected names of the structures {_listed(shown.values())}, got {problem} "
+                f"{_listed(shown.get(key, key) for key in keys)}{none}; correct --names."
+            )
 
 
 def _annotated_alike(plan: LabelPlan, cases: Sequence[CheckedCase], annotated: Collection[int]) -> LabelPlan:

@@ -30,7 +30,7 @@ class CaseRecord:
         group: patient; empty for a case to segment.
         fold: that the case is dealt to, or None.
         shape, spacing_mm, affine: of the image (RAS, as in NIfTI).
-        series: description and UID of each DICOM series read.
+        series: description and UID of each DICOM series read; of a DICOM SEG or RTSTRUCT also that of the instance.
         resampled: whether the label was brought onto the image's grid.
         new_ids: label ids of the source that have another id here.
         label_voxels: new id -> voxels.

@@ -225,6 +225,7 @@ def _content(case_list: CaseList, plan: _Plan, channels: Sequence[str]) -> dict[
         LABEL_NAMES: {str(value): name for value, name in plan.names.items()} if plan.order else {},
         "original_labels": {str(new): old for new, old in originals.items() if new != old},
         "annotated": annotated,
+        "segments": case_list.segments,
         **{key: former[key] for key in _CARRIED if isinstance(former.get(key), str)},
     }
     return {

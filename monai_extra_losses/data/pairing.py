@@ -32,12 +32,16 @@ class SourceCase:
         images: one per channel.
         label: None for a case to be segmented.
         masks: name -> file of each structure, where `label` is the folder of these.
+        refers_to: the image to which `label`, a DICOM SEG or RTSTRUCT, refers; None where it is no such object.
+        series: of each image, which series of its folder it is, as `open_volume` says; empty: as for all cases.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
     masks: tuple[tuple[str, Path], ...] = ()
+    refers_to: Path | None = None
+    series: tuple[str | None, ...] = ()
 
 
 def pair_by_name(images: str | Path, labels: str | Path) -> tuple[SourceCase, ...]:

@@ -208,6 +208,7 @@ def _pool(options: PoolOptions, out: Path, overwrite: bool, workers: int, progre
             plan.ignore_label,
             licence=_stated_by_all({source.name: source.licence for source in sources}),
             reference=_stated_by_all({source.name: source.reference for source in sources}),
+            segments=plan.segments,
         ),
         workers=workers,
         progress=progress,

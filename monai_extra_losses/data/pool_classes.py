@@ -8,6 +8,7 @@ from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of, named
 from monai_extra_losses.data.label_ids import name_key
 from monai_extra_losses.data.pool_sources import PoolSource
+from monai_extra_losses.data.segments import Segments
 
 _NO_CLASS = ("background", "ignore")
 _IGNORE_LABEL = 255
@@ -22,12 +23,14 @@ class ClassPlan:
         ignore_label: id of voxels without annotation, or None where no data set has such.
         new_ids: data set -> id in it -> id in the pooled one.
         notes: which labels of one data set become one class, a sentence each.
+        segments: how DICOM shows and codes the classes, as the first data set says that says so.
     """
 
     labels: dict[int, str]
     ignore_label: int | None
     new_ids: dict[str, dict[int, int]]
     notes: tuple[str, ...]
+    segments: Segments
 
 
 def parse_rename(text: str) -> dict[str, str]:
@@ -90,7 +93,29 @@ def plan_classes(sources: Sequence[PoolSource], rename: Mapping[str, str]) -> Cl
         new_ids[source.name] = own
     if problems:
         raise DatasetError(problems)
-    return ClassPlan(labels, ignore_label, new_ids, tuple(notes))
+    segments, of_segments = _segments(sources, labels, new_ids)
+    return ClassPlan(labels, ignore_label, new_ids, (*notes, *of_segments), segments)
+
+
+def _segments(
+    sources: Sequence[PoolSource], labels: Mapping[int, str], new_ids: Mapping[str, Mapping[int, int]]
+) -> tuple[Segments, list[str]]:
+    """Colours and codes of the classes, and a sentence on each that data sets give others."""
+    segments: Segments = {}
+    owners: dict[str, str] = {}
+    notes = []
+    for source in sources:
+        for value, name in source.case_list.labels.items():
+            if (entry := source.case_list.segments.get(name)) is None:
+                continue
+            into = labels[new_ids[source.name][value]]
+            if segments.setdefault(into, entry) == entry:
+                owners.setdefault(into, source.name)
+            else:
+                notes.append(
+                    f"{source.name}: {name} has another colour or code than {into} of {owners[into]}, which stays."
+                )
+    return segments, notes
 
 
 def _rename_problems(sources: Sequence[PoolSource], rename: Mapping[str, str]) -> Iterable[str]:

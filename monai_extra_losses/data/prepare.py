@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from monai_extra_losses.data.annotation import annotates
 from monai_extra_losses.data.case_sources import CheckedCase, check_case, label_on_grid
 from monai_extra_losses.data.declared_source import DeclaredSource, declared_source
+from monai_extra_losses.data.dicom_labels import label_objects, pair_by_reference
 from monai_extra_losses.data.errors import DatasetError
 from monai_extra_losses.data.folder_files import first_of
-from monai_extra_losses.data.label_ids import renumber
+from monai_extra_losses.data.label_ids import name_key, renumber
 from monai_extra_losses.data.label_plan import LabelPlan, plan_labels
 from monai_extra_losses.data.layouts import CASE, LABEL, find_files, patterns_of
 from monai_extra_losses.data.made_dataset import (
@@ -36,7 +37,9 @@ from monai_extra_losses.data.made_dataset import (
 )
 from monai_extra_losses.data.manifest import PARTS, CaseRecord, Manifest, Stamp, refuse_other_options
 from monai_extra_losses.data.pairing import SourceCase, cases_to_segment, other_files, pairs_and_problems
+from monai_extra_losses.data.region_plan import plan_regions
 from monai_extra_losses.data.remarks import remark_sentences
+from monai_extra_losses.data.structures import DicomLabel
 from monai_extra_losses.data.volume_source import VolumeSource
 
 
@@ -63,6 +66,8 @@ class PrepareOptions:
             for absent. `labels` is a pattern with `{label}` then.
         as_declared: `images` and `labels` are one folder, whose dataset.json lists or pairs the files and declares
             labels, channels, regions and what is annotated.
+        regions: structures in layers, files or DICOM objects may overlap: each is a region, and each combination of
+            them that a voxel has is a label. `names` gives the order of the regions.
     """
 
     images: Path
@@ -80,6 +85,7 @@ class PrepareOptions:
     annotated: tuple[int, ...] | None = None
     organ_masks: bool = False
     as_declared: bool = False
+    regions: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON has them."""
@@ -94,6 +100,7 @@ class PrepareOptions:
             "annotated": None if self.annotated is None else list(self.annotated),
             "organ_masks": self.organ_masks or None,
             "as_declared": self.as_declared or None,
+            "regions": self.regions or None,
         }
 
 
@@ -163,13 +170,15 @@ def prepare_dataset(
 
 def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, progress: bool) -> PreparedDataset:
     _refuse_annotation(options)
+    _refuse_regions(options)
     _refuse_overlap(options, out)
     pattern = _compiled(options.group_by)
     earlier = Manifest.read(out)
     if earlier is not None and not overwrite:
         refuse_other_options(out, options.as_json(), earlier)
     declared = declared_source(options.images) if options.as_declared else None
-    cases, unlabelled, problems = _found_cases(options, declared)
+    objects = () if declared is not None or patterns_of(options.labels) else label_objects(options.labels)
+    cases, unlabelled, problems = _found_cases(options, declared, objects)
     groups: dict[str, str] = {}
     folds: dict[str, int] = {}
     try:
@@ -183,7 +192,13 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
         problems += error.problems
     read: list[CheckedCase] = []
     everything = (*cases, *unlabelled)
-    check = partial(check_case, series=options.series, resample_labels=options.resample_labels)
+    check = partial(
+        check_case,
+        series=options.series,
+        resample_labels=options.resample_labels,
+        structures=tuple(name for value, name in options.names.items() if value),
+        overlapping=options.regions,
+    )
     for result in in_parallel(check, everything, "reading", workers, progress):
         if isinstance(result, DatasetError):
             problems += result.problems
@@ -219,26 +234,35 @@ def _prepare(options: PrepareOptions, out: Path, overwrite: bool, workers: int, 
             ignore_label,
             original_labels=original,
             annotated=list(plan.annotated or ()),
-            **({} if declared is None else _regions_of(declared)),
+            **(_of_plan(plan, read) if declared is None else _regions_of(declared)),
         ),
         workers=workers,
         progress=progress,
     )
-    folders = [folder for folder in (options.images, options.labels, options.test_images) if folder is not None]
-    others = other_files(folders) if declared is None else declared.passed_over
+    folders = [options.images, options.test_images, *([] if objects else [options.labels])]
+    others = other_files(filter(None, folders)) if declared is None else declared.passed_over
     passed_over = [f"passed over: {text}" for text in others]
     remarks = remark_sentences({path: found for case in read for path, found in case.remarks.items()})
-    notes = (*plan.notes, *_left_out([case for case in records if case.labelled]), *remarks, *passed_over)
+    notes = (
+        *plan.notes,
+        *_left_out([case for case in records if case.labelled]),
+        *_of_objects(read, plan),
+        *remarks,
+        *passed_over,
+    )
     return PreparedDataset(out, records, written, plan.labels, notes, ignore_label, plan.annotated)
 
 
 def _found_cases(
-    options: PrepareOptions, declared: DeclaredSource | None
+    options: PrepareOptions, declared: DeclaredSource | None, objects: Sequence[Path]
 ) -> tuple[tuple[SourceCase, ...], tuple[SourceCase, ...], list[str]]:
     """The cases with labels, those to segment, and what is wrong with the others."""
     if declared is not None:
         return declared.cases, declared.unlabelled, []
-    cases, problems = pairs_and_problems(options.images, options.labels)
+    if objects:
+        cases, problems = pair_by_reference(options.images, options.labels, objects, options.series)
+    else:
+        cases, problems = pairs_and_problems(options.images, options.labels)
     try:
         unlabelled = () if options.test_images is None else cases_to_segment(options.test_images, cases)
     except DatasetError as error:
@@ -247,6 +271,8 @@ def _found_cases(
 
 
 def _planned_labels(options: PrepareOptions, read: Sequence[CheckedCase]) -> LabelPlan:
+    if options.regions:
+        return plan_regions(read, options.names)
     return plan_labels(read, options.remap, options.names, options.ignore_label, options.annotated, options.organ_masks)
 
 
@@ -264,7 +290,59 @@ def _regions_of(declared: DeclaredSource) -> dict[str, Any]:
     return {
         "regions": {name: list(values) for name, values in (declared.regions or {}).items()},
         "regions_class_order": list(declared.regions_class_order or ()),
+        "segments": declared.segments,
     }
+
+
+def _of_plan(plan: LabelPlan, read: Sequence[CheckedCase]) -> dict[str, Any]:
+    """The regions of a plan, and how the first DICOM object that has it shows and codes each structure."""
+    called = _structure_names(plan)
+    segments: dict[str, Mapping[str, Any]] = {}
+    for case in read:
+        for structure, shown in case.label.shown.items() if isinstance(case.label, DicomLabel) else ():
+            if shown and (name := called.get(name_key(structure))) is not None:
+                segments.setdefault(name, shown)
+    regions = {name: list(values) for name, values in (plan.regions or {}).items()}
+    return {"regions": regions, "segments": segments}
+
+
+def _structure_names(plan: LabelPlan) -> dict[str, str]:
+    """What is equal in equal names -> the name, of each structure of a plan."""
+    return {name_key(name): name for name in plan.regions or [name for value, name in plan.classes.items() if value]}
+
+
+def _of_objects(read: Sequence[CheckedCase], plan: LabelPlan) -> Iterable[str]:
+    """What a person should know of the DICOM objects that labels were made of."""
+    labels = [case.label for case in read if isinstance(case.label, DicomLabel)]
+    left_out = Counter(" ".join(name.split()) for label in labels for name in label.left_out)
+    if left_out:
+        shown = first_of([f"{name} in {count}" for name, count in left_out.most_common()])
+        yield f"{len(left_out)} structures are left out, because --names does not have them ({shown} of {len(labels)})."
+    names = _structure_names(plan)
+    lacking = Counter(names[key] for label in labels for key in sorted(names.keys() - {*map(name_key, label.shown)}))
+    if lacking:
+        shown = first_of([f"{name} in {count}" for name, count in lacking.most_common()])
+        yield f"some objects lack a structure ({shown} of {len(labels)}), which counts as absent there."
+    notes: dict[str, list[str]] = {}
+    for label in labels:
+        for sentence, about in label.notes:
+            notes.setdefault(sentence, []).append(about)
+    yield from (f"{sentence} ({first_of(about)})." for sentence, about in notes.items())
+
+
+def _refuse_regions(options: PrepareOptions) -> None:
+    others = {
+        "--remap": options.remap,
+        "--ignore-label": options.ignore_label is not None,
+        "--annotated": options.annotated is not None,
+        "--organ-masks": options.organ_masks,
+        "a folder with dataset.json": options.as_declared,
+    }
+    if options.regions and (given := [name for name, is_given in others.items() if is_given]):
+        raise DatasetError(
+            f"expected --regions, which makes the label ids itself, without {' and '.join(given)}, got both; leave one "
+            "out."
+        )
 
 
 def _refuse_annotation(options: PrepareOptions) -> None:
@@ -380,6 +458,9 @@ def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -
     several = len(case.images) > 1
     images = [f"images{part}/{case.name}{f'_{i:04d}' if several else ''}.nii.gz" for i in range(len(case.images))]
     series = [volume.series for volume in (*case.images, case.label) if volume is not None and volume.series]
+    listed = [{"description": one.description, "uid": one.uid} for one in series]
+    if isinstance(case.label, DicomLabel):
+        listed[-1]["instance"] = case.label.instance
     return CaseRecord(
         name=case.name,
         group=group,
@@ -387,7 +468,7 @@ def _planned(case: CheckedCase, group: str, fold: int | None, plan: LabelPlan) -
         shape=list(case.grid.shape),
         spacing_mm=list(case.grid.spacing),
         affine=case.grid.affine.tolist(),
-        series=[{"description": one.description, "uid": one.uid} for one in series],
+        series=listed,
         resampled=case.resampled,
         new_ids={str(old): new_ids[old] for old in case.voxels if new_ids[old] != old},
         names={str(new_ids[old]): name for old, name in case.names.items() if old in case.voxels},

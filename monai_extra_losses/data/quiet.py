@@ -43,10 +43,10 @@ def quiet_itk() -> Iterator[None]:
 @_Shared
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Without pydicom's warnings, which name no file, and which it logs too."""
+    """Without the warnings of pydicom and highdicom, which name no file, and which pydicom logs too."""
     logger = logging.getLogger("pydicom")
     before, logger.disabled = logger.disabled, True
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom\b")
+        warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)\b")
         yield
     logger.disabled = before

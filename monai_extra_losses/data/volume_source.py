@@ -93,7 +93,7 @@ class VolumeSource:
         grid: where its voxels lie.
         pixel_type: SimpleITK's number of the type that the voxels are read as.
         series: of a DICOM folder.
-        segmentations: DICOM-SEG and RTSTRUCT files that lie beside the series.
+        segmentations: DICOM SEG and RTSTRUCT files that lie beside the series.
         nifti: of a NIfTI file its header.
         remarks: what is assumed where the header says nothing or two things, keys of `remarks.REMARKS`.
         layers: values per voxel; more than one only where `open_volume` was asked for them.

@@ -1,9 +1,11 @@
-"""MONAI's names for the classes here that equal MONAI's: changing the import is the migration, but for two calls.
+"""MONAI's names for the classes here that equal MONAI's: changing the import is the migration, but for three calls.
 
 `DiceFocalLoss(softmax=True)` has a focal loss of the softmax here, where that of MONAI 1.6.1 is one of sigmoids;
 MONAI's sum is `CompoundLoss([DiceLoss(softmax=True), FocalLoss()])`. `GeneralizedDiceLoss` smooths after its weights
 are scaled, where MONAI's smoothing swamps small weights; without smoothing (`smooth_nr=smooth_dr=0`) both are equal.
-These two have other values for most data; the departures in rarer cases, where MONAI is wrong, stand in each class's
+`DiceCELoss(sigmoid=True)` of several channels has a
+cross-entropy of each channel, where MONAI's is that of a softmax. These three have other values for most data; the
+departures in rarer cases, where MONAI is wrong, stand in each class's
 docstring.
 
 Plain aliases: MONAI's config parser looks short names up among definitions, and finds MONAI's own.

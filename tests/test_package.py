@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import pkgutil
 import re
@@ -269,13 +270,22 @@ def test_the_documentation_names_the_drop_ins_that_give_another_number() -> None
     scores, labels = torch.randn(2, 3, 8, 8, 8), torch.randint(0, 3, (2, 1, 8, 8, 8))
     labels[:, :, :7] = 0
     others = set()
-    for name in drop_in.__all__:
-        options = {"to_onehot_y": True, "use_softmax" if name == "FocalLoss" else "softmax": True}
+    for name, activation in itertools.product(drop_in.__all__, ("softmax", "sigmoid")):
+        activated = {} if name == "FocalLoss" and activation == "sigmoid" else {activation: True}
+        options = {"to_onehot_y": True} | ({"use_softmax": True} if name == "FocalLoss" and activated else activated)
         theirs, ours = (getattr(module, name)(**options)(scores, labels).item() for module in (monai.losses, drop_in))
         if ours != pytest.approx(theirs, rel=1e-6):
             others.add(name)
-    text = MIGRATING.read_text().partition("Two usual calls give other numbers")[2].partition("\n\n")[0]
-    assert others == set(re.findall(r"`(\w+Loss)\b", text)) == {"DiceFocalLoss", "GeneralizedDiceLoss"}
+    text = MIGRATING.read_text().partition("Three usual calls give other numbers")[2].partition("\n\n")[0]
+    assert (
+        others
+        == set(re.findall(r"`(\w+Loss)\b", text))
+        == {
+            "DiceCELoss",
+            "DiceFocalLoss",
+            "GeneralizedDiceLoss",
+        }
+    )
 
 
 def test_the_lines_of_the_documentation_swap_the_loss_of_another_bundle(

@@ -77,9 +77,9 @@ What that means in practice (no legal advice):
   application or image that ships the packages has to carry them.
 - **LGPL-3.0-or-later**: `edt`, which every installation has, and `connected-components-3d` of the extra `[lesions]`.
   Both are imported as modules of their own, unchanged, so the licence of this package and of your code stays what it
-  is. Who passes them on, inside an application or a container image, gives their licence and their source or where it
-  is, and leaves it possible to exchange them for another version; that asks for care where an application is frozen
-  into one file.
+  is. Whoever passes them on, inside an application or a container image, gives their licence and their source or where
+  it is, and leaves it possible to exchange them for another version; that asks for care where an application is
+  frozen into one file.
 - **MPL-2.0**: `tqdm`. Changes of its own files are to be published; the rest of a program is not touched.
 - torch, numpy and scipy carry further libraries in their wheels. The licence texts lie in each `*.dist-info` folder;
   builds of torch for CUDA also install libraries of NVIDIA under NVIDIA's terms.

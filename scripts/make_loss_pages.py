@@ -163,7 +163,7 @@ def loss_page(cls: str, root: Path) -> str:
     text, about, name = loss_text(cls), facts()["losses"][cls], page_name(cls)
     head = [f"Family: {about['family']}", f"`--loss {text.key}`" if text.key else "no key for `--loss`"]
     head.append(f"In MONAI: {about['monai']}")
-    parts = [WRITTEN, f"# {cls}", " · ".join(head), prose(text.summary, cls)]
+    parts = [WRITTEN, f"# {cls}", " · ".join(head), prose(text.summary, cls), *about_key(cls, text.key)]
     parts += ["## Formula", *(f"```math\n{line}\n```" for line in about["math"]), symbol_list(about["symbols"])]
     if (root / PAGES / "pictures" / f"{name}.svg").exists():
         parts.append(f"![{picture_text(name, root)}](pictures/{name}.svg)")
@@ -178,6 +178,35 @@ def loss_page(cls: str, root: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def about_key(cls: str, key: str | None) -> Iterator[str]:
+    """What `--loss` trains where it is more than the class, and the overlay that serves it."""
+    config = loss_config(key, cls) if key else {}
+    parts = config.get("losses") if cls != "CompoundLoss" else None
+    if parts:
+        summands = [
+            f"{weight:g} × `{part['_target_'].rpartition('.')[2]}`"
+            for (_, part), weight in zip(_named(parts), config["weights"], strict=True)
+        ]
+        own = next(at for at, part in _named(parts) if part["_target_"].endswith(f".{cls}"))
+        yield (
+            f"`--loss {key}` trains a sum of which this is a part: {' + '.join(summands)}. Its options are "
+            f"`--loss::losses::{own}::NAME` there."
+        )
+    if key in OVERLAYS:
+        overlay, page, what = OVERLAYS[key]
+        yield f"In the bundle add `--with {overlay}`, which {what} ([how to](../how_to/{page}.md))."
+
+
+def _named(parts: Any) -> Iterable[tuple[Any, Mapping[str, Any]]]:
+    return parts.items() if isinstance(parts, Mapping) else enumerate(parts)
+
+
+OVERLAYS = {
+    "component_dice_ce": ("lesions", "small_lesions", "finds the components once per volume"),
+    "blob_dice_ce": ("lesions", "small_lesions", "finds the components once per volume"),
+    "skeleton_recall": ("vessels", "vessels", "makes the skeletons once per volume"),
+    "surface": ("boundary_maps", "millimetres", "measures the distances once per volume"),
+}
 EQUAL = (
     "In value and gradient to 1e-6, as a test proves; C is the number of channels. The options by which a target is "
     "read are left out."

@@ -845,7 +845,7 @@ def nnunet_trainers(listed: bool) -> None:
         click.echo("\n".join(trainer_names()))
         return
     if importlib.util.find_spec("nnunetv2") is None:
-        click.echo("# nnU-Net is not installed here: pip install 'monai-extra-losses[nnunet]'")
+        click.echo("nnU-Net is not installed here; it comes with the extra [nnunet] of this package.", err=True)
     click.echo("# nnUNetv2_train DATA CONFIGURATION FOLD -tr nnUNetTrainer_LOSS, LOSS of `monai-extra-losses list`")
     folders = [folder for folder in os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep) if folder]
     folders += [str(trainer_folder())] * (str(trainer_folder()) not in folders)

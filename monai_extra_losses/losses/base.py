@@ -57,7 +57,8 @@ class SegmentationLoss(nn.Module):
         other_act: another activation, given the whole input. With none of the three the input is probabilities.
         reduction: "mean", "sum" or "none"; the class says over what.
         weight: one number >= 0, or one per class; the class says how it enters.
-        ignore_index: label whose voxels are as if deleted: a sentinel (255, -1) or a class. With a target of C
+        ignore_index: label whose voxels are as if deleted: a sentinel (255, -1) or a class. (Where a loss reads
+            neighbours or distances they belong to no class, and keep their place.) With a target of C
             channels, the voxels of that channel are ignored.
         sync_batch: add the sums over the processes of torch.distributed, so that N ranks give the value, and after
             DistributedDataParallel's averaging the gradient, of one rank with all their samples. Without an initialised
@@ -67,8 +68,11 @@ class SegmentationLoss(nn.Module):
     predicted the more it costs, with a gradient. `absent_class="skip"`, of the losses that are a mean over classes,
     leaves it out. The rule has its limits where a formula does not allow it:
 
-    - `SurfaceLoss` costs nothing for it, nor do `HausdorffLoss` and `LogHausdorffLoss` up to a probability of 0.5, as
-      in MONAI: there is no boundary to measure from. `HausdorffERLoss` costs nothing for what its erosions remove.
+    - `SurfaceLoss` costs nothing for it, nor do `HausdorffLoss` and `LogHausdorffLoss` up to a probability of 0.5, or
+      where it fills the volume, as in MONAI: there is no boundary to measure from. `HausdorffERLoss` costs nothing for
+      what its erosions remove, and `SurfaceDiceLoss` for what has no rim.
+    - `FusedGeneralizedDiceLoss` of a single channel costs nothing for it, as in MONAI; `AverageCalibrationLoss` leaves
+      it out by default.
     - `TopKLoss` reads k per cent of the voxels, `LovaszLoss` the largest error, the hinge losses what is within their
       margin: what is beyond that costs no more.
     - `NoiseRobustDiceLoss` costs more for more voxels, but less for surer ones: sum p^gamma / sum p^2.

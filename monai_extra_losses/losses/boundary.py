@@ -518,7 +518,7 @@ class ShapeAwareLoss(_DistanceCrossEntropy):
         >>> bool(loss(right, labels) < loss(right.roll(1, 2), labels))
         True
 
-    Reference: after Al Arif et al. 2017, doi:10.1007/978-3-319-66182-7_2.
+    Reference: after Al Arif et al. 2017, doi:10.1007/978-3-319-74113-0_2.
     """
 
     @torch.no_grad()

@@ -144,7 +144,7 @@ class FusedTverskyLoss(RegionLoss):
 
 
 class FocalTverskyLoss(RegionLoss):
-    """Focal Tversky loss: the Tversky loss of each class, raised to a power that stresses hard classes.
+    """Focal Tversky loss: the Tversky loss of each class to a power, which stresses classes that are nearly right.
 
     (1 - TI)^(1/gamma), TI = (TP + s) / (TP + alpha FP + beta FN + s), per class, then the mean.
 

@@ -427,11 +427,20 @@ def measured(root: Path) -> dict[str, list[dict[str, str]]]:
     for file in sorted((root / "benchmarks").glob("*.csv")):
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                if not wanted <= row.keys() or row["baseline"] not in ("MONAI", "textbook"):
+                if not wanted <= row.keys() or row["baseline"] not in BESIDE:
                     continue
                 if row["allocator"] == "keep" and row.get("busy", "0") == "0":
                     found.setdefault(row["loss"].partition(",")[0], []).append(row | {"file": file.name})
     return found
+
+
+BESIDE = {
+    "MONAI": "MONAI's class",
+    "textbook": "a plain torch function of the same formula",
+    "softmax": "a softmax and its backward, without a loss",
+    "FusedDiceLoss": "`FusedDiceLoss`",
+    "FusedDiceCELoss": "`FusedDiceCELoss`",
+}
 
 
 def measured_parts(cls: str, root: Path) -> Iterator[str]:
@@ -443,11 +452,11 @@ def measured_parts(cls: str, root: Path) -> Iterator[str]:
         named = cls in (root / "docs/performance.md").read_text(encoding="utf-8")
         yield "See [Time and memory](../performance.md)." if named else "Not measured."
         return
-    other = "MONAI's class" if rows[0]["baseline"] == "MONAI" else "a plain torch function of the same formula"
+    others = dict.fromkeys(row["baseline"] for row in rows)
     yield (
-        f"Of a step, forward and backward of the loss alone, beside {other}: time, the median ratio of ours to "
-        "the other; memory, the peak beside the logits as a multiple of them, the gradient included. Shapes "
-        "are batch x channels x voxels."
+        f"Of a step, forward and backward of the loss alone, beside {' or '.join(BESIDE[other] for other in others)}: "
+        "time, the median ratio of ours to the other; memory, the peak beside the logits as a multiple of them, the "
+        "gradient included. Shapes are batch x channels x voxels."
     )
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
@@ -455,17 +464,20 @@ def measured_parts(cls: str, root: Path) -> Iterator[str]:
     for where, of_machine in groups.items():
         yield measured_table(of_machine)
         files = sorted({row["file"] for row in of_machine})
-        yield f"{where}; {source(files, 'bench_losses.py')}"
+        yield f"{where}; {source(files, 'bench_boundary.py' if files == ['boundary.csv'] else 'bench_losses.py')}"
 
 
-def measured_table(rows: Iterable[Mapping[str, str]]) -> str:
+def measured_table(rows: Sequence[Mapping[str, str]]) -> str:
+    several = len({row["baseline"] for row in rows}) > 1
     cells = []
     for row in rows:
         option = row["loss"].partition(", ")[2]
         shape = f"{row['shape']}{f', `{option}`' if option else ''}"
         memory = (f"{float(row[f'{whose}_memory']):.2f}" for whose in ("ours", "baseline"))
-        cells.append([shape, row["dtype"], row["threads"], f"{float(row['time_ratio']):.2f}", *memory])
-    return table(["shape", "logits", "threads", "time", "memory", "memory of the other"], cells)
+        beside = [BESIDE[row["baseline"]]] if several else []
+        cells.append([shape, row["dtype"], row["threads"], *beside, f"{float(row['time_ratio']):.2f}", *memory])
+    columns = ["shape", "logits", "threads", *(["beside"] if several else []), "time", "memory", "memory of the other"]
+    return table(columns, cells)
 
 
 def measured_apart(cls: str, root: Path) -> Iterator[str]:

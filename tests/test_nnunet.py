@@ -3,6 +3,7 @@
 `make test-nnunet` runs all of it, in an environment of its own: nnU-Net needs torchvision.
 """
 
+import importlib.util
 import json
 import os
 import shlex
@@ -216,7 +217,7 @@ def test_partly_annotated_samples_are_merged() -> None:
 def lines_of(*arguments: str) -> list[str]:
     result = CliRunner().invoke(commands, ["nnunet-trainers", *arguments])
     assert result.exit_code == 0, result.output
-    return result.output.splitlines()
+    return result.stdout.splitlines()
 
 
 def test_the_command_prints_a_line_for_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +230,13 @@ def test_the_command_prints_a_line_for_the_shell(monkeypatch: pytest.MonkeyPatch
     assert shlex.split(lines_of()[-1])[1] == f"nnUNet_extTrainer=/mine{os.pathsep}{trainer_folder()}"
     monkeypatch.setenv("nnUNet_extTrainer", "/mine")
     assert shlex.split(lines_of()[-1])[1] == f"nnUNet_extTrainer=/mine{os.pathsep}{trainer_folder()}"
+
+
+def test_what_is_missing_is_said_beside_the_lines_for_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = CliRunner().invoke(commands, ["nnunet-trainers"])
+    assert result.stderr == "nnU-Net is not installed here; it comes with the extra [nnunet] of this package.\n"
+    assert "not installed" not in result.stdout
 
 
 def test_the_command_lists_the_trainers() -> None:

@@ -512,7 +512,7 @@ def test_a_name_given_as_a_list_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--loss", "tverski"], "There is no loss 'tverski' (did you mean 'tversky'?); known are dice_ce, dice,"),
+        (["--loss", "tverski"], "There is no loss 'tverski' (did you mean 'tversky'?); `monai-extra-losses list`"),
         (["--epoch", "3"], "There is no option 'epoch' (did you mean 'epochs'?)."),
         (["--optimizer::weight_decai", "0"], "'weight_decai' of optimizer (did you mean 'weight_decay'?); known are"),
         (["--loss", "tversky", "--loss::alfa", "1"], "'alfa' of losses::tversky (did you mean 'alpha'?); known are"),

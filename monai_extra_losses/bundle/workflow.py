@@ -252,8 +252,8 @@ def _with_loss_of_table(name: str, table: Mapping[str, Any], overrides: Mapping[
         )
     if name not in table:
         raise StartUpRefused(
-            f"There is no loss {name!r}{nearest_name(name, table)}; known are {', '.join(table)}, and a class of "
-            "your own as module.Class."
+            f"There is no loss {name!r}{nearest_name(name, table)}; `monai-extra-losses list` prints them all, and a "
+            "class of your own is named as module.Class."
         )
     of_table = {
         f"{_TABLE}::{name}{key.removeprefix('loss')}" if key.startswith("loss::") else key: value

@@ -32,6 +32,7 @@ from monai_extra_losses.cli.loss_pages import (
     loss_config,
     loss_options_of,
     loss_text,
+    notes_that_hold,
     python_text,
     train_command,
 )
@@ -291,23 +292,6 @@ def refuses_none(cls: str) -> bool:
     except TypeError:  # it must be given something, or has no reduction
         pass
     return False
-
-
-def notes_that_hold(notes: Iterable[str], options: set[str], said: set[str]) -> Iterator[str]:
-    """Notes of a class, then of its bases, without sentences about what it has not, or what was said already."""
-    said = set(said)
-    for note in notes:
-        sentences = re.split(r"(?<=[.;]) (?=[`\"A-Z])", note)
-        subjects = [re.match(r"`\w+`|\"\w+\"", sentence) for sentence in sentences]
-        names = [subject[0] if subject else "" for subject in subjects]
-        kept = [
-            sentence
-            for sentence, name in zip(sentences, names, strict=True)
-            if name not in said and (not name.startswith("`") or name.strip("`") in options)
-        ]
-        said |= {name for name in names if name}
-        if kept:
-            yield " ".join(kept)
 
 
 def option_table(cls: type, options: Iterable[LossOption], page: str = "") -> str:

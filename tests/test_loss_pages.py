@@ -131,3 +131,11 @@ def test_showing_imports_neither_torch_nor_monai() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert answer.stdout.splitlines()[-1] == "[]"
     assert monai_extra_losses.__name__ in answer.stdout
+
+
+def test_a_page_says_nothing_of_options_that_the_loss_has_not_and_nothing_twice() -> None:
+    assert "`weight` multiplies" not in " ".join(loss_page("unified_focal").split())
+    assert "`weight` multiplies" in " ".join(loss_page("focal_tversky").split())
+    surface = loss_page("generalized_surface")
+    assert surface.count('"none" gives') == 1
+    assert "(B, 1, 1, ..)" in surface

@@ -150,7 +150,7 @@ def loss_page(name: str) -> str:
         chosen = [option for option in options if option.own is own]
         if chosen:
             lines += ["", *_heading(title), *_option_lines(chosen)]
-    for note in text.notes:
+    for note in notes_that_hold(text.notes, {option.name for option in options}):
         lines += ["", *_filled(note)]
     lines += ["", *_heading("Configuration"), *_configuration(key, cls)]
     lines += ["", *_heading("Reference"), *_filled(text.reference)]
@@ -177,6 +177,29 @@ def base_options(base: str) -> list[LossOption]:
         LossOption("" if name == "**options" else name, defaults.get(name), meaning, own=True)
         for name, meaning in _sources()[base].described.items()
     ]
+
+
+def notes_that_hold(notes: Iterable[str], options: set[str], said: Iterable[str] = ()) -> Iterator[str]:
+    """Notes of a class, then of its bases, without sentences about what it has not, or what was said already.
+
+    Args:
+        notes: of `LossText`.
+        options: names of those that the class has.
+        said: subjects to leave out, an option or a reduction, as the sentences begin: `weight`, "none".
+    """
+    said = set(said)
+    for note in notes:
+        sentences = re.split(r"(?<=[.;]) (?=[`\"A-Z])", note)
+        subjects = [re.match(r"`\w+`|\"\w+\"", sentence) for sentence in sentences]
+        names = [subject[0] if subject else "" for subject in subjects]
+        kept = [
+            sentence
+            for sentence, name in zip(sentences, names, strict=True)
+            if name not in said and (not name.startswith("`") or name.strip("`") in options)
+        ]
+        said |= {name for name in names if name}
+        if kept:
+            yield " ".join(kept)
 
 
 def loss_options_of(cls: str) -> list[LossOption]:

@@ -1,5 +1,6 @@
 """Segmentations of DICOM series as DICOM SEG objects (DICOM PS3.3, A.51), which highdicom makes."""
 
+import dataclasses
 import logging
 import re
 import warnings
@@ -50,6 +51,7 @@ _LONGEST_TEXT = 64  # characters of the value representation LO
 _SERIES_NUMBERS = 1000  # above those of the images
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DicomSegmentation:
     """Writes a case of a DICOM series as a DICOM SEG object: binary, a segment per class or region.
 
@@ -64,20 +66,11 @@ class DicomSegmentation:
         made_of: case -> its `model`, as `SegmentationRecord` has it.
     """
 
-    def __init__(
-        self,
-        *,
-        cases: Mapping[str, Sequence[Path]],
-        series: str | None,
-        classes: Mapping[str, Sequence[int]],
-        segments: Segments,
-        made_of: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        self.cases = cases
-        self.series = series
-        self.classes = classes
-        self.segments = segments
-        self.made_of = made_of
+    cases: Mapping[str, Sequence[Path]]
+    series: str | None
+    classes: Mapping[str, Sequence[int]]
+    segments: Segments
+    made_of: Mapping[str, Mapping[str, Any]]
 
     @quiet_pydicom
     def __call__(self, case: str, label: NDArray[Any], file: Path) -> None:

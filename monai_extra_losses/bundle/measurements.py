@@ -1,5 +1,6 @@
 """What a segmentation measures: volume, components, longest diameter and mean intensity of each class."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydicom import dcmread
 
 from monai_extra_losses.bundle.volumes_to_segment import read_any
 from monai_extra_losses.data.quiet import quiet_pydicom
+from monai_extra_losses.data.volume_source import VolumeSource
 from monai_extra_losses.data.volumes import open_volume
 from monai_extra_losses.ops.components import connected_components
 from monai_extra_losses.versions import version_of
@@ -21,6 +23,7 @@ _PAIRS_AT_ONCE = 1 << 22
 _UIDS = ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Measurements:
     """Writes what is measured of a case's label map as JSON.
 
@@ -32,20 +35,11 @@ class Measurements:
         made_of: case -> its `model`, as `SegmentationRecord` has it.
     """
 
-    def __init__(
-        self,
-        *,
-        cases: Mapping[str, Sequence[Path]],
-        series: str | None,
-        classes: Mapping[str, Sequence[int]],
-        channels: Sequence[str],
-        made_of: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        self.cases = cases
-        self.series = series
-        self.classes = classes
-        self.channels = channels
-        self.made_of = made_of
+    cases: Mapping[str, Sequence[Path]]
+    series: str | None
+    classes: Mapping[str, Sequence[int]]
+    channels: Sequence[str]
+    made_of: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, case: str, label: NDArray[Any], file: Path) -> None:
         """Write what a label map of axes x, y, z on the grid of the case measures."""
@@ -60,14 +54,15 @@ class Measurements:
             }
             ids = values[0] if len(values) == 1 else list(values)
             measured[name] = {"label": ids, **shape_of(inside, axes), "mean_intensity": means}
+        sources = _sources(files, self.series)
         content = {
             "format": _FORMAT,
             "case": case,
             "classes": measured,
-            "image": [_shown(path, self.series) for path in files],
+            "image": [_shown(path, sources.get(path)) for path in files],
             "model": self.made_of[case]["model"],
             "versions": {package: version_of(package) for package in _PACKAGES},
-            **_identifiers(files, self.series),
+            **_identifiers(next(iter(sources.values()), None)),
         }
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -153,11 +148,16 @@ def _channels(files: Sequence[Path], series: str | None) -> tuple[list[NDArray[A
 
 
 @quiet_pydicom
-def _shown(path: Path, series: str | None) -> Any:
+def _sources(files: Sequence[Path], series: str | None) -> dict[Path, VolumeSource]:
+    """The DICOM series among the files, each by its folder."""
+    return {path: open_volume(path, series) for path in files if path.is_dir()}
+
+
+@quiet_pydicom
+def _shown(path: Path, source: VolumeSource | None) -> Any:
     """A file, or a series with its identifiers."""
-    if not path.is_dir():
+    if source is None:
         return str(path)
-    source = open_volume(path, series)
     uids = [_uid(file, "SOPInstanceUID") for file in source.files]
     return {
         "folder": str(path),
@@ -167,10 +167,9 @@ def _shown(path: Path, series: str | None) -> Any:
 
 
 @quiet_pydicom
-def _identifiers(files: Sequence[Path], series: str | None) -> dict[str, str | None]:
-    """The identifiers of the first DICOM series, None where there is none."""
-    folder = next((path for path in files if path.is_dir()), None)
-    first = None if folder is None else open_volume(folder, series).files[0]
+def _identifiers(source: VolumeSource | None) -> dict[str, str | None]:
+    """The identifiers of a DICOM series, None where there is none."""
+    first = None if source is None else source.files[0]
     names = ("series_instance_uid", "study_instance_uid", "frame_of_reference_uid")
     return {name: _uid(first, keyword) if first else None for name, keyword in zip(names, _UIDS, strict=True)}
 

@@ -69,8 +69,9 @@ class FinishedSegmentations:
             names = {key: f"{item['case']}_{ending}.nii.gz" for key, ending in self.endings.items() if key in item}
             for key, name in names.items():
                 write_nifti(item[key], self.unfinished / name, self.dtype if key == "pred" else np.float32)
-            label = item["pred"].as_tensor()[0].cpu().numpy().astype(self.dtype)
             further = {ending: f"{item['case']}_{ending}" for ending in self.further_files}
+            if further:
+                label = item["pred"].as_tensor()[0].cpu().numpy().astype(self.dtype)
             for ending, name in further.items():
                 self.further_files[ending](item["case"], label, self.unfinished / name)
             self._move(item["case"], [*names.values(), *further.values()])

@@ -20,6 +20,7 @@ from monai_extra_losses.compare.trial import (
     ComparisonFolder,
     command_of,
     configs_of,
+    measuring_options_of,
     options_of,
 )
 from monai_extra_losses.data.advice import lesion_classes
@@ -89,7 +90,7 @@ def check_plan(plan: ComparisonPlan) -> None:
     for trial in _one_of_each_loss(plan):
         files = config_files((*configs_of(plan), *trial.loss.overlays))
         checked_overrides(ConfigParser.load_config_files(files), {"bundle_root": "", **options_of(plan, trial)})
-    measuring_rules(**{name: value for name, value in plan.options.items() if name in OF_EVALUATIONS})
+    measuring_rules(**measuring_options_of(plan))
 
 
 def open_comparison(out: Path, plan: ComparisonPlan) -> ComparisonFolder:

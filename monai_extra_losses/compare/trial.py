@@ -86,10 +86,15 @@ def options_of(plan: ComparisonPlan, trial: Trial) -> dict[str, Any]:
     return {**shared, **trial.values, "loss": trial.loss.name, **of_loss, "fold": trial.fold, "seed": trial.seed}
 
 
+def measuring_options_of(plan: ComparisonPlan) -> dict[str, Any]:
+    """Those options of a comparison that say how its evaluations measure."""
+    return {name: value for name, value in plan.options.items() if name in OF_EVALUATIONS}
+
+
 def evaluation_options_of(plan: ComparisonPlan) -> dict[str, Any]:
     """Options of the evaluation of every trial."""
-    of_all = {name: value for name, value in plan.options.items() if name in OF_EVALUATIONS}
-    return of_all if plan.test_dir is None else {"dataset_dir": plan.test_dir, "split": "all", **of_all}
+    rules = measuring_options_of(plan)
+    return rules if plan.test_dir is None else {"dataset_dir": plan.test_dir, "split": "all", **rules}
 
 
 def run_trial(out: Path, name: str) -> None:

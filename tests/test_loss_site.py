@@ -32,6 +32,12 @@ def test_every_loss_has_a_page() -> None:
     assert len({make_loss_pages.page_name(name) for name in NAMES}) == len(NAMES)
 
 
+def test_the_navigation_has_every_loss_in_the_order_of_the_table() -> None:
+    table = re.findall(r"^\| \[`\w+`\]\((\w+)\.md\)", (ROOT / "docs" / "losses" / "index.md").read_text(), re.M)
+    pages = re.findall(r'"losses/(\w+)\.md"', (ROOT / "zensical.toml").read_text())
+    assert pages == ["index", "options", *table]
+
+
 def test_the_pages_are_as_their_sources_say() -> None:
     assert make_loss_pages.stale_pages(ROOT) == [], "run python scripts/make_loss_pages.py"
 

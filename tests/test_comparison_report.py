@@ -131,6 +131,28 @@ def test_where_lower_is_better_the_verdicts_turn() -> None:
     assert said[2].startswith("tversky is worse than dice_ce by ")
 
 
+def with_an_unsteady_loss(*luck: float) -> Finding:
+    """A comparison of five losses, whose last has trainings that are so far from the first."""
+    scores = finding_of("dice_ce,a,b,c,d").scores
+    values = scores.values.copy()
+    values[4] += (np.array(luck) + values[0].mean() - values[4].mean(axis=1))[:, None]
+    return compare_losses(dataclasses.replace(scores, values=values), draws=DRAWS)
+
+
+def test_of_an_unsteady_loss_the_trainings_are_said() -> None:
+    finding = with_an_unsteady_loss(-0.06, -0.21, -0.25)
+    first, last = finding.replicate_means[0], finding.replicate_means[4]
+    *ends, of_first, to = number_in(
+        r"d is worse than dice_ce: its trainings gave # to #, those of dice_ce # to #, too far apart to say by how "
+        r"much \(60 cases, 3 seeds\)\.",
+        next(sentence for sentence in conclusions(finding) if sentence.startswith("d is")),
+    )
+    assert ends == [round(last.min(), 3), round(last.max(), 3)]
+    assert [of_first, to] == [round(first.min(), 3), round(first.max(), 3)]
+    not_clear = conclusions(with_an_unsteady_loss(-0.2, -0.2, 0.0))[-1]
+    assert not_clear.startswith("Whether d is better or worse than dice_ce is not clear: its trainings gave 0.")
+
+
 def test_a_loss_that_ties_with_the_first_may_still_be_behind_the_best() -> None:
     finding = finding_of()
     first, second, third = finding.scores.losses
@@ -399,6 +421,18 @@ def test_what_is_claimed_is_told_from_ties() -> None:
     )
     assert b < c < a
     assert b < zero[0] < a
+
+
+def test_a_loss_far_from_the_others_does_not_squeeze_them_together() -> None:
+    near, far = finding_of("dice_ce,a,b,c"), with_an_unsteady_loss(-0.3, -0.5, -0.7)
+    for draw in (forest_plot, noise_plot):
+        usual, cut = (Page(draw(finding)) for finding in (near, far))
+        widths = [max(float(one["width"] or "") for one in page.of("rect")[:3]) for page in (usual, cut)]
+        assert widths[1] > 0.5 * widths[0]
+        assert not usual.of("polygon")
+        assert cut.of("polygon")
+        assert all(0 <= float(one["cx"] or "") <= 460 for one in cut.of("circle"))
+    assert len(Page(noise_plot(far)).of("circle")) == 4 * 3
 
 
 def test_the_noise_plot_has_a_circle_per_training() -> None:

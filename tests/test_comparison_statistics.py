@@ -11,7 +11,7 @@ from scipy import stats
 from simulate_comparison import SCENARIOS, simulate
 
 from monai_extra_losses.compare.results import ComparedMetric, PairedScores
-from monai_extra_losses.compare.statistics import COVERAGE, Difference, compare_losses
+from monai_extra_losses.compare.statistics import COVERAGE, Difference, compare_losses, p_below_ceiling
 
 DICE = ComparedMetric("dice", "Dice", higher_is_better=True, main=True)
 HD95 = ComparedMetric("hd95_mm", "HD95 (mm)", higher_is_better=False)
@@ -321,6 +321,79 @@ def test_a_loss_that_is_unsteady_is_judged_by_its_own_noise() -> None:
         "l5 varies more from seed to seed than the others do: its own noise judges its differences.",
     )
     assert steady.warnings == ()
+
+
+def with_luck(*luck: float, losses: int = 6, metric: ComparedMetric = DICE) -> PairedScores:
+    """Steady scores whose last loss has these trainings, less than the others' mean by so much."""
+    values = random_scores(losses=losses).values
+    values[-1] += (np.array(luck) - values[-1].mean(axis=1) + values[:-1].mean())[:, None]
+    return scores_of(values if metric.higher_is_better else 1 - values, metric)
+
+
+@pytest.mark.parametrize("metric", [DICE, HD95])
+def test_a_loss_that_is_unsteady_and_always_far_behind_is_worse(metric: ComparedMetric) -> None:
+    finding = compare_losses(with_luck(-0.06, -0.21, -0.25, metric=metric))
+    one = finding.pairs["l5", "l0"]
+    assert one.low < 0 < one.high  # Student's t(2) would believe anything
+    assert abs(one.mean) < one.noise
+    assert (one.verdict, one.by_ceiling) == ("worse", True)
+    turned = finding.pairs["l0", "l5"]
+    assert (turned.verdict, turned.by_ceiling) == ("better", True)
+    assert "l5" not in finding.top
+
+
+@pytest.mark.parametrize(
+    ("luck", "verdict"),
+    [
+        ((-0.1, -0.1, 0.001), "unclear"),  # one training as good as the others: the next may be so, too
+        ((-0.1, 0.0, 0.1), "tie"),  # the mean of the others
+        ((0.1, 0.2, 0.3), "unclear"),  # there is no floor to bet on
+    ],
+)
+def test_a_loss_that_is_unsteady_and_not_always_behind_is_not_told(
+    luck: tuple[float, float, float], verdict: str
+) -> None:
+    finding = compare_losses(with_luck(*luck))
+    for pair in (("l5", "l0"), ("l0", "l5")):
+        assert (finding.pairs[pair].verdict, finding.pairs[pair].by_ceiling) == (verdict, False)
+    if verdict == "unclear" and luck[0] < 0:
+        assert "l5" not in finding.top
+
+
+def test_two_unsteady_losses_are_not_told_from_each_other() -> None:
+    values = with_luck(-0.06, -0.21, -0.25, losses=7).values
+    values[5] += np.array([-0.4, -0.2, -0.5])[:, None]
+    finding = compare_losses(scores_of(values))
+    assert finding.pairs["l6", "l5"].verdict == "unclear"
+    assert {finding.pairs[name, "l0"].verdict for name in ("l5", "l6")} == {"worse"}
+
+
+def test_the_cases_must_agree_that_an_unsteady_loss_is_worse() -> None:
+    """Behind in every training, but in one case of five alone."""
+    values = random_scores(losses=6, cases=5).values
+    values[5] += np.array([-0.3, -1.0, -1.3])[:, None] * np.array([1, 0, 0, 0, 0])
+    one = compare_losses(scores_of(values)).pairs["l5", "l0"]
+    assert one.verdict in ("tie", "unclear")
+
+
+def test_the_p_value_of_the_ceiling_is_the_product_of_the_shortfalls() -> None:
+    trainings = np.array([0.8, 0.65, 0.6])
+    assert p_below_ceiling(trainings, 0.86, 0.88) == pytest.approx(0.02**3 / (0.08 * 0.23 * 0.28))
+    assert p_below_ceiling(trainings + 0.3, 0.86, 0.88) == 1
+    assert p_below_ceiling(np.array([0.87, 0.87]), 0.86, 0.88) == 1
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+def test_the_p_value_of_the_ceiling_keeps_its_level(share: float, trainings: int) -> None:
+    """Trainings that fail with this probability, and else reach the ceiling nearly; their true mean is tested."""
+    rng = np.random.default_rng(0)
+    failed = rng.random((4000, trainings)) < share
+    drawn = np.where(failed, 0.5, 0.879)
+    mean = share * 0.5 + (1 - share) * 0.879
+    p = np.array([p_below_ceiling(row, mean, 0.88) for row in drawn])
+    for level in (0.2, 0.05, 0.01):
+        assert (p <= level).mean() <= level + 3 * math.sqrt(level * (1 - level) / len(p))
 
 
 def test_draws_are_those_of_their_seed() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -31,6 +32,8 @@ _MARGIN = 8.0
 _ROW = 38.0
 """Height of a loss: a line of text, and below it what is drawn."""
 
+_BEYOND = "; arrows: beyond the axis"
+
 _BELOW = 40.0
 """Height of the axis below a figure."""
 
@@ -43,20 +46,25 @@ def noise_plot(finding: Finding) -> str:
     losses = finding.scores.losses
     first = float(finding.means[0])
     low, high = first - finding.noise, first + finding.noise
-    scale = Scale.around([*finding.replicate_means.ravel().tolist(), low, high], _MARGIN, WIDTH - _MARGIN)
+    near = _near(finding.replicate_means.tolist(), first)
+    scale = Scale.around([*near, low, high], _MARGIN, WIDTH - _MARGIN)
     strips = _strips(len(losses))
+    cut = np.isfinite(finding.replicate_means).sum() > len(near)
     parts = [
         _noise_band(scale, low, high, 0, len(losses)),
-        horizontal_axis(scale, strips, measure_of(finding.scores)),
+        horizontal_axis(scale, strips, f"{measure_of(finding.scores)}{_BEYOND * bool(cut)}"),
     ]
     if math.isfinite(first):
         parts += [line(scale(first), top, scale(first), end, class_="zero") for top, end in strips]
     for row, (name, mean, replicates) in enumerate(zip(losses, finding.means, finding.replicate_means, strict=True)):
         middle = _ROW * row + 28
-        parts.append(_row_text(row, name, shown(float(mean), finding)))
         known = [float(value) for value in replicates if math.isfinite(value)]
-        parts += [dot(scale(value), middle, 4.5, class_="seed") for value in known]
-        if math.isfinite(mean):
+        within = [value for value in known if scale.holds(value)]
+        spread = f" ({shown(min(known), finding)} to {shown(max(known), finding)})" if len(within) < len(known) else ""
+        parts.append(_row_text(row, name, f"{shown(float(mean), finding)}{spread}"))
+        parts += [dot(scale(value), middle, 4.5, class_="seed") for value in within]
+        parts += _arrows(scale, known, middle, class_="arrow")
+        if math.isfinite(mean) and scale.holds(float(mean)):
             parts.append(line(scale(float(mean)), middle - 8, scale(float(mean)), middle + 8, class_="mean"))
     of = measure_of(finding.scores)
     return figure(
@@ -67,12 +75,13 @@ def noise_plot(finding: Finding) -> str:
 def forest_plot(finding: Finding) -> str:
     """Differences to the first loss with their intervals, and the band of the noise."""
     known = [one for one in finding.differences if math.isfinite(one.mean)]
-    values = [value for one in known for value in (one.low, one.high)]
-    bands = [noise for one in known for noise in (-one.noise, one.noise)]
-    scale = Scale.around([*values, *bands, 0.0], _MARGIN, WIDTH - _MARGIN)
+    rows = [(one.low, one.high, -one.noise, one.noise) for one in known]
+    near = _near(rows, 0.0)
+    scale = Scale.around([*near, 0.0], _MARGIN, WIDTH - _MARGIN)
     strips = _strips(len(finding.differences))
     side = "right" if finding.scores.metric.higher_is_better else "left"
     title = f"difference to {shortened(finding.scores.losses[0], 150)} ({side} is better)"
+    title += _BEYOND * (sum(math.isfinite(value) for row in rows for value in row) > len(near))
     parts = [
         *(_noise_band(scale, -one.noise, one.noise, row, 1) for row, one in enumerate(finding.differences)),
         horizontal_axis(scale, strips, title),
@@ -92,7 +101,8 @@ def _forest_row(row: int, one: Difference, scale: Scale, finding: Finding) -> st
         "g",
         _row_text(row, one.loss, f"{shown(one.mean, finding, sign=True)} ({interval})"),
         line(scale(one.low), middle, scale(one.high), middle, class_="interval"),
-        dot(scale(one.mean), middle, 5.0),
+        dot(scale(one.mean), middle, 5.0) if scale.holds(one.mean) else "",
+        *_arrows(scale, (one.low, one.mean, one.high), middle, class_="filled"),
         class_=one.verdict,
     )
 
@@ -204,6 +214,35 @@ def dashes(place: int) -> str | None:
 def _dot_class(place: int) -> str:
     """Filled, and hollow for those that have a colour of another loss."""
     return "hollow" if place // COLOURS % 2 else "filled"
+
+
+def _near(rows: Sequence[Sequence[float]], middle: float) -> list[float]:
+    """The values that an axis is made for: all, but those of rows that reach four times as far as the half and more.
+
+    Args:
+        rows: values of each loss.
+        middle: from where they reach.
+    """
+    known = [[value for value in row if math.isfinite(value)] for row in rows]
+    reaches = [max((abs(value - middle) for value in row), default=0.0) for row in known]
+    ordered = sorted(reaches)
+    upper = ordered[(len(ordered) - 1) // 2 :]
+    limit = next((near for near, far in pairwise(upper) if 0 < 4 * near < far), math.inf)
+    return [value for row, reach in zip(known, reaches, strict=True) if reach <= limit for value in row]
+
+
+def _arrows(scale: Scale, values: Sequence[float], y: float, **attributes: object) -> list[str]:
+    """At each end of a scale an arrow, where a value lies beyond it."""
+    outward = {
+        end: way
+        for value in values
+        if not scale.holds(value)
+        for end, way in [(scale.first, -1) if value < scale.low else (scale.last, 1)]
+    }
+    return [
+        element("polygon", points=_points([(x + 6 * way, y), (x, y - 6), (x, y + 6)]), **attributes)
+        for x, way in outward.items()
+    ]
 
 
 def _strips(rows: int) -> list[tuple[float, float]]:

@@ -49,10 +49,11 @@ svg .axis { fill: var(--soft); font-size: 12.5px; }
 .zero { stroke: var(--text); stroke-width: 1.2; }
 .seed { fill: none; stroke: var(--link); stroke-width: 1.8; }
 .mean { stroke: var(--text); stroke-width: 2; }
+.arrow { fill: var(--link); }
 .interval { stroke: currentColor; stroke-width: 2.4; }
-.better { color: var(--better); } .worse { color: var(--worse); } .tie { color: var(--soft); }
+.better { color: var(--better); } .worse { color: var(--worse); } .tie, .unclear { color: var(--soft); }
 .better circle, .worse circle, .filled { fill: currentColor; }
-.tie circle, .hollow { fill: var(--page); stroke: currentColor; stroke-width: 2; }
+.tie circle, .unclear circle, .hollow { fill: var(--page); stroke: currentColor; stroke-width: 2; }
 .share { fill: var(--link); }
 .curve { fill: none; stroke: currentColor; stroke-width: 2.2; stroke-linejoin: round; }
 .spread { fill: currentColor; opacity: 0.22; }

@@ -36,6 +36,11 @@ def conclusions(finding: Finding) -> list[str]:
         said.append(_none_beats_the_first(finding))
     said += [_against(one, finding) for one in (*better, *worse)]
     said += _of_the_tied([one.loss for one in tied], finding)
+    said += [
+        f"Whether {one.loss} is better or worse than {first} is not clear: {_trainings_of(one, finding)} "
+        f"({counts_of(one, finding.scores)})."
+        for one in _with_verdict(finding, "unclear")
+    ]
     if apart:
         said.append(f"Not comparable to {first}, because no two cases are defined for both: {listed(apart)}.")
     return said
@@ -224,8 +229,22 @@ def _none_beats_the_first(finding: Finding) -> str:
 
 
 def _against(one: Difference, finding: Finding) -> str:
+    if one.by_ceiling:
+        return (
+            f"{one.loss} is {one.verdict} than {one.other}: {_trainings_of(one, finding)}, too far apart to say by how "
+            f"much ({counts_of(one, finding.scores)})."
+        )
     by = _amount(one, finding, before="95 % interval ", after=f"; {counts_of(one, finding.scores)}")
     return f"{one.loss} is {one.verdict} than {one.other} by {by}."
+
+
+def _trainings_of(one: Difference, finding: Finding) -> str:
+    """The lowest and the highest training of both losses, in words."""
+    ends = []
+    for name in (one.loss, one.other):
+        means = finding.replicate_means[finding.scores.losses.index(name)]
+        ends.append(" to ".join(shown(float(end), finding) for end in (np.nanmin(means), np.nanmax(means))))
+    return f"its trainings gave {ends[0]}, those of {one.other} {ends[1]}"
 
 
 def _of_the_tied(tied: Sequence[str], finding: Finding) -> list[str]:

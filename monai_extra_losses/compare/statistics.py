@@ -18,7 +18,7 @@ from scipy import stats
 
 from monai_extra_losses.compare.results import PairedScores
 
-Verdict = Literal["better", "worse", "tie"]
+Verdict = Literal["better", "worse", "tie", "unclear"]
 
 COVERAGE: Mapping[int, float] = MappingProxyType({12: 0.602, 30: 0.835, 60: 0.946, 200: 0.988})
 """Number of cases -> share of intervals that hold the true difference between two losses of which one fails in one case
@@ -44,7 +44,9 @@ class Difference:
         p_holm: the same after Holm's correction for all comparisons that it stands among.
         false_claim: probability that the true difference has the other sign, 0 to 0.5 and about 0.5 for none; the share
             of draws, so that 0 is less than one draw.
-        verdict: on `loss`: a tie, unless the mean is outside the band and the interval excludes 0.
+        verdict: on `loss`: a tie, unless the mean is outside the band and the interval excludes 0. Of an unsteady loss
+            see `compare_losses`: "unclear" is no tie.
+        by_ceiling: whether the verdict rests on how good a training can be, so that the interval may hold 0.
         cases: number that both losses define in all of `replicates`.
         replicates: number that both losses have.
     """
@@ -61,6 +63,7 @@ class Difference:
     verdict: Verdict
     cases: int
     replicates: int
+    by_ceiling: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,12 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
     its differences. With few seeds the test misses many that are; of those more differences are claimed than `level`
     says.
 
+    Its own band may be wider than the scale of the metric: Student's t(2) believes that trainings which gave 0.62, 0.66
+    and 0.81 may as well give 1.1. So an unsteady loss that its band ties with a steady one is tested once more, without
+    a normal distribution: by `p_below_ceiling`, where the ceiling is the best training of all losses and the luck of
+    one. It is worse if that p is at most α / 2 and the interval over the cases excludes 0. Else it is "unclear" if the
+    difference is larger than the band of the steady losses; what lies within that is a tie.
+
     The interval of a difference is that of a two-level bootstrap. Cases are drawn jointly for all losses, over the mean
     over the replicates of each case. Added is the level of the seeds: S deviations of a replicate from the mean of its
     loss, drawn from the pool and times √(S / (S - 1)), averaged for each loss, and times √(df / χ²(df)) in each draw.
@@ -157,10 +166,10 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
     case_draws = _means_of_drawn_cases(np.stack([*of_cases, *(one.gap for one in couples)], axis=1), draws, rng)
     seed_draws = _seed_draws(noise, draws, len(scores.replicates), rng)
     loss_draws = case_draws[:, : len(blocks)] + seed_draws / np.sqrt(np.maximum(replicates, 1))
-    judged = [
-        _difference(scores, couple, couple.drawn(own_draws, seed_draws), noise, alpha)
-        for couple, own_draws in zip(couples, case_draws[:, len(blocks) :].T, strict=True)
-    ]
+    judged = []
+    for couple, own_draws in zip(couples, case_draws[:, len(blocks) :].T, strict=True):
+        one = _difference(scores, couple, couple.drawn(own_draws, seed_draws), noise, alpha)
+        judged.append(_placed(one, couple, scores, own_draws, (pool, noise[couple.loss], noise[couple.other]), alpha))
     pairs = {(one.loss, one.other): one for pair in _with_holm(judged) for one in (pair, _turned(pair))}
     return Finding(
         scores=scores,
@@ -351,6 +360,73 @@ def _difference(
     return Difference(*names, mean, low, high, band, p, p, _false_claim(mean, drawn), verdict, len(gap), replicates)
 
 
+def p_below_ceiling(trainings: NDArray[np.float64], mean: float, ceiling: float) -> float:
+    """P-value of the hypothesis that trainings have this mean, or a higher one, if none can be above the ceiling.
+
+    The shortfalls U - x of trainings from the ceiling U are then positive, with a mean of U - m at most. So the
+    expectation of the product of all (U - x) / (U - m) is 1 at most, and by Markov's inequality the product exceeds
+    1 / p with a probability of p at most, whatever the distribution and however few the trainings. Betting on a bounded
+    mean: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86, 1-27.
+
+    Args:
+        trainings: (S) means of a loss; higher is better.
+        mean: m, below the ceiling.
+        ceiling: U, at least the best training.
+    """
+    shortfalls = ceiling - trainings
+    if not (shortfalls > 0).all():
+        return 1.0
+    return min(1.0, float(np.prod((ceiling - mean) / shortfalls)))
+
+
+def _placed(
+    one: Difference,
+    couple: _Couple,
+    scores: PairedScores,
+    case_draws: NDArray[np.float64],
+    noise: tuple[_SeedNoise, _SeedNoise, _SeedNoise],
+    alpha: float,
+) -> Difference:
+    """A difference that the noise of an unsteady loss ties: worse by the ceiling, unclear, or a tie after all.
+
+    Args:
+        one: as its band and interval judge it.
+        couple: of it.
+        scores: of all losses.
+        case_draws: of its mean over the cases alone.
+        noise: of the steady losses, of `one.loss` and of `one.other`.
+        alpha: as in `compare_losses`.
+    """
+    pool, *own = noise
+    unsteady = [row for row, its in zip((couple.loss, couple.other), own, strict=True) if its is not pool]
+    if not unsteady or one.verdict != "tie" or math.isnan(one.mean):
+        return one
+    if len(unsteady) == 1:
+        sign = 1 if scores.metric.higher_is_better else -1
+        of_it = sign if unsteady[0] == couple.loss else -sign  # a negative difference to the other is worse
+        limit = np.nanquantile(of_it * case_draws, 1 - alpha / 2)
+        if limit < 0 and _p_of_couple(couple, sign * scores.values, unsteady[0], pool, alpha) <= alpha / 2:
+            return dataclasses.replace(
+                one, verdict="worse" if unsteady[0] == couple.loss else "better", by_ceiling=True
+            )
+    clear = abs(one.mean) <= pool.band(pool, one.replicates, alpha)
+    return one if clear else dataclasses.replace(one, verdict="unclear")
+
+
+def _p_of_couple(couple: _Couple, values: NDArray[np.float64], unsteady: int, pool: _SeedNoise, alpha: float) -> float:
+    """`p_below_ceiling` of an unsteady loss, of values (L, S, N) that are higher the better.
+
+    The ceiling is above the best training of all by the luck of one, and the mean of the steady loss is taken as low as
+    its luck allows, both at the level of the bands.
+    """
+    steady = couple.other if unsteady == couple.loss else couple.loss
+    means = values[:, :, couple.block.cases].mean(axis=2)
+    replicates = list(couple.block.replicates)
+    ceiling = np.nanmax(means) + pool.band(pool, 2, alpha)
+    mean = means[steady, replicates].mean() - pool.band(pool, 2 * len(replicates), alpha)
+    return p_below_ceiling(means[unsteady, replicates], float(mean), float(ceiling))
+
+
 def _wilcoxon(gap: NDArray[np.float64]) -> float:
     """Two-sided p; the normal approximation where sizes are equal, for which SciPy permutes the signs of few cases."""
     if not gap.any():
@@ -374,7 +450,7 @@ def _false_claim(mean: float, drawn: NDArray[np.float64]) -> float:
 
 def _turned(one: Difference) -> Difference:
     """The same, of the other loss."""
-    verdicts: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "tie": "tie"}
+    verdicts: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
     return dataclasses.replace(
         one,
         loss=one.other,
@@ -382,7 +458,7 @@ def _turned(one: Difference) -> Difference:
         mean=-one.mean,
         low=-one.high,
         high=-one.low,
-        verdict=verdicts[one.verdict],
+        verdict=verdicts.get(one.verdict, one.verdict),
     )
 
 

@@ -36,6 +36,10 @@ class Scale:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.first + share * (self.last - self.first)
 
+    def holds(self, value: float) -> bool:
+        """Whether a value is a number between the ends."""
+        return self.low <= value <= self.high
+
     @property
     def ticks(self) -> list[float]:
         """Round values between the ends."""

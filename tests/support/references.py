@@ -491,6 +491,7 @@ def structural_similarity(
     for n, c in np.ndindex(*x.shape[:2]):
         keep = w[n, 0] > 0
         e = np.abs(normalised_in_window(np.where(keep, g[n, c], 0)) - normalised_in_window(np.where(keep, p[n, c], 0)))
+        e = np.where(keep, e, 0)  # an ignored voxel has neighbours that differ, and is not the largest
         f = (e > threshold * e.max()) & keep
         plain = (w[n, 0] * entropy[n, c]).sum() / w[n, 0].sum()
         structure = (e * f * w[n, 0] * entropy[n, c]).sum() / f.sum() if f.any() else 0.0

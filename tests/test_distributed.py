@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from loss_list import ENTRIES, LOSSES, told
+from loss_list import ENTRIES, LOSSES, LossEntry, told
 from rank_cases import (
     RANK_CASES,
     SITUATIONS,
@@ -128,13 +128,31 @@ def test_a_compiled_loss_adds_up_over_the_ranks_in_one_graph(of_each_rank: list[
 
 
 @pytest.mark.parametrize("entry", [entry for entry in LOSSES if entry.syncs], ids=lambda entry: entry.name)
-def test_the_data_needs_sync_batch(entry: Any) -> None:
+def test_the_data_needs_sync_batch(entry: LossEntry) -> None:
     """The mean over the ranks of their own values is another number, and so is the gradient."""
     case = RANK_CASES[entry.name][f"{entry.activations[0]}, classes, mean"]
     alone = entry.make(ignore_index=255, **({"batch": True} if entry.accepts("batch") else {}))
     model, data = network(), case.data
     of_ranks = [alone(model(part.images), part.labels) for part in map(data.of, UNEVEN)]
     assert abs(torch.stack(of_ranks).mean() - case(model, data)) > 1e-3
+
+
+# Why the mean over ranks is not the loss of all, of losses that refuse `sync_batch`; docs/how_to/many_gpus.md says so.
+NO_MEAN_OF_RANKS = {
+    "AverageCalibrationLoss": "an absent class leaves the mean",
+    "LogHausdorffLoss": "the logarithm of the mean",
+    "SkeletonRecallLoss": "a class without a skeleton leaves the mean",
+}
+
+
+@pytest.mark.parametrize("entry", [entry for entry in LOSSES if not entry.syncs], ids=lambda entry: entry.name)
+def test_a_loss_that_refuses_is_the_mean_of_equal_ranks(entry: LossEntry) -> None:
+    data = SITUATIONS["classes"]()
+    scores, labels = network()(data.images), data.labels.masked_fill(data.labels == 255, 0)
+    loss = entry.make()
+    of_ranks = [loss(scores[samples], labels[samples]) for samples in (slice(0, 2), slice(2, 4))]
+    off = (torch.stack(of_ranks).mean() - loss(scores, labels)).abs()
+    assert off > 1e-4 if entry.name in NO_MEAN_OF_RANKS else off < 1e-12
 
 
 def test_every_loss_that_can_add_up_is_among_the_cases() -> None:

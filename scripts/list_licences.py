@@ -53,6 +53,7 @@ FOR = {
     "mypy": "types",
     "pytest": "tests",
     "pytest-xdist": "tests in several processes",
+    "hypothesis": "calls of losses that the tests draw",
     "build": "wheel and sdist",
     "hatchling": "wheel and sdist",
     "twine": "check of wheel and sdist",
@@ -80,7 +81,8 @@ What that means in practice (no legal advice):
   is. Whoever passes them on, inside an application or a container image, gives their licence and their source or where
   it is, and leaves it possible to exchange them for another version; that asks for care where an application is
   frozen into one file.
-- **MPL-2.0**: `tqdm`. Changes of its own files are to be published; the rest of a program is not touched.
+- **MPL-2.0**: `tqdm`, and `hypothesis` of the tests. Changes of their own files are to be published; the rest of a
+  program is not touched.
 - torch, numpy and scipy carry further libraries in their wheels. The licence texts lie in each `*.dist-info` folder;
   builds of torch for CUDA also install libraries of NVIDIA under NVIDIA's terms.
 

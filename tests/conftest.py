@@ -16,11 +16,18 @@ if not torch.cuda.is_available():
     # Read when triton is imported, by whichever import comes first: its kernels then run on the CPU.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from hypothesis import HealthCheck, Phase, settings
 from matplotlib.figure import Figure
 from monai.bundle import ComponentLocator, ConfigParser
 
 from monai_extra_losses import config_dir
 from monai_extra_losses.data import write_phantom
+
+# The same few calls each time; HYPOTHESIS_PROFILE=long draws many, and others each time.
+_DRAWN: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=60, derandomize=True, phases=[Phase.generate], **_DRAWN)
+settings.register_profile("long", max_examples=5000, print_blob=True, **_DRAWN)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core of its own; so have the processes it starts.

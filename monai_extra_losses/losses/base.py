@@ -62,7 +62,10 @@ class SegmentationLoss(nn.Module):
             channels, the voxels of that channel are ignored.
         sync_batch: add the sums over the processes of torch.distributed, so that N ranks give the value, and after
             DistributedDataParallel's averaging the gradient, of one rank with all their samples. Without an initialised
-            process group it does nothing.
+            process group it does nothing. A loss that refuses it is that of the samples of its process: the mean over
+            the ranks is another number than the loss of all where ranks have other numbers of samples, or of what
+            enters the mean (voxels that count, classes that are present), with `batch=True`, and of `LogHausdorffLoss`,
+            the logarithm of a mean.
 
     Absent classes: a class without a voxel in the target costs 0 where none of it is predicted, and the more of it is
     predicted the more it costs, with a gradient. `absent_class="skip"`, of the losses that are a mean over classes,

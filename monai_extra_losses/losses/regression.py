@@ -20,7 +20,8 @@ class RegressionLoss(SegmentationLoss):
     Args:
         include_background: False drops channel 0 of the result.
         sigmoid, softmax, other_act: activation of the input; none: it is the prediction.
-        reduction: "mean" over voxels and channels that count, "sum", or "none", the (B, C', *spatial) map.
+        reduction: "mean" over voxels and channels that count, "sum", or "none", the (B, C', *spatial) map. There is no
+            `sync_batch`: where a mask leaves ranks other numbers of voxels, the mean over them is another number.
 
     Shapes: input and target (B, C, *spatial) with 1, 2 or 3 spatial axes; mask (B, 1, *spatial), bool or float weights.
 

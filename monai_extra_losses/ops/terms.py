@@ -523,4 +523,4 @@ def _largest_other(scores: Tensor) -> Tensor:
 
 
 def _safe_log(p: Tensor) -> Tensor:
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return p.clamp_min(torch.finfo(torch.float32).tiny).log()  # in float64 too: one p, one value

@@ -491,6 +491,7 @@ def structural_similarity(
     for n, c in np.ndindex(*x.shape[:2]):
         keep = w[n, 0] > 0
         e = np.abs(normalised_in_window(np.where(keep, g[n, c], 0)) - normalised_in_window(np.where(keep, p[n, c], 0)))
+        e = np.where(keep, e, 0)  # an ignored voxel has neighbours that differ, and is not the largest
         f = (e > threshold * e.max()) & keep
         plain = (w[n, 0] * entropy[n, c]).sum() / w[n, 0].sum()
         structure = (e * f * w[n, 0] * entropy[n, c]).sum() / f.sum() if f.any() else 0.0
@@ -684,7 +685,6 @@ def average_calibration(
     x: Array, g: Array, activation: str, w: Array, *, bins: int = 20, soft: bool = False, absent_class: str = "skip"
 ) -> float:
     p, values = activated(x, activation), []
-    centres = (np.arange(bins) + 0.5) / bins
     for n, c in np.ndindex(*p.shape[:2]):
         own, true, weight = p[n, c].ravel(), g[n, c].ravel(), w[n, 0].ravel()
         if weight.sum() == 0 or (absent_class == "skip" and (weight * true).sum() == 0):
@@ -693,8 +693,8 @@ def average_calibration(
         for b in range(bins):
             inside = (own > b / bins) & (own <= (b + 1) / bins) | ((b == 0) & (own == 0))
             if soft and bins > 1:
-                near = own.clip(centres[0], centres[-1])
-                inside = np.maximum(0, 1 - np.abs(near - centres[b]) * bins)
+                place = (own * bins - 0.5).clip(0, bins - 1)  # in bins: beyond the outer centres no other has a share
+                inside = np.maximum(0, 1 - np.abs(place - b))
             share = weight * inside
             if share.sum() > 0:
                 terms.append(abs((share * own).sum() - (share * true).sum()) / share.sum())

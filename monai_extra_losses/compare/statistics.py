@@ -8,7 +8,7 @@ here: a test over the cases of one training each calls the luck of two seeds a d
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, Self
 
@@ -94,7 +94,8 @@ class Finding:
         differences: of every other loss to the first.
         pairs: (loss, other) -> difference, in both orders; `p_holm` is over all pairs.
         ranks: of all losses.
-        top: the loss with the best mean, and those that are tied with it, the better first. The best is the luckiest
+        top: the loss with the best mean, and those that are tied with it, the better first; without unsteady losses
+            of which it is unclear whether they are better than the best steady one. The best is the luckiest
             too: of ten equal losses, one is missing here more often than `level` says (`all_top` of
             benchmarks/comparison_simulation.csv).
         warnings: sentences.
@@ -179,7 +180,9 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
         differences=tuple(_with_holm([pairs[name, scores.losses[0]] for name in scores.losses[1:]])),
         pairs=pairs,
         ranks=_rank_stability(scores, loss_draws, ~np.isnan(means)),
-        top=_top(scores, means, pairs),
+        top=_top(
+            scores, means, pairs, {name for name, own in zip(scores.losses, noise, strict=True) if own is not pool}
+        ),
         warnings=tuple(_warnings(scores, blocks, shared, pool, noise)),
     )
 
@@ -508,10 +511,16 @@ def _rank_stability(scores: PairedScores, loss_draws: NDArray[np.float64], known
 
 
 def _top(
-    scores: PairedScores, means: NDArray[np.float64], pairs: Mapping[tuple[str, str], Difference]
+    scores: PairedScores,
+    means: NDArray[np.float64],
+    pairs: Mapping[tuple[str, str], Difference],
+    unsteady: Collection[str],
 ) -> tuple[str, ...]:
     order = np.argsort(-means if scores.metric.higher_is_better else means, kind="stable")
     names = [scores.losses[row] for row in order if not math.isnan(means[row])]
+    best = next((name for name in names if name not in unsteady), None)
+    if best is not None:
+        names = [name for name in names if name == best or pairs[name, best].verdict != "unclear"]
     tied = [
         name
         for name in names[1:]

@@ -1421,6 +1421,26 @@ def test_every_part_of_a_compound_loss_names_what_one_channel_ignores() -> None:
     assert {warning.filename for warning in caught} == {__file__}
 
 
+@pytest.mark.parametrize(
+    ("options", "channels", "ignored"),
+    [
+        ({"softmax": True, "to_onehot_y": True, "include_background": False, "weight": [3.0]}, 2, True),
+        ({"sigmoid": True, "weight": 2.0}, 1, True),
+        ({"sigmoid": True}, 1, False),
+        ({"softmax": True, "to_onehot_y": True, "weight": [1.0, 3.0]}, 2, False),
+    ],
+)
+def test_a_weight_of_one_class_is_said_to_be_ignored(
+    options: dict[str, Any], channels: int, ignored: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    data = torch.rand(1, channels, 4, 4), torch.ones(1, 1, 4, 4)
+    value = FusedDiceLoss(**options)(*data)
+    assert [str(one.message) for one in recwarn] == ["one class counts, `weight` ignored."] * ignored
+    if ignored:
+        assert recwarn[0].filename == __file__
+        assert value == FusedDiceLoss(**{**options, "weight": None})(*data)
+
+
 def test_an_activation_is_taken_once_for_all_parts() -> None:
     calls = []
 

@@ -34,6 +34,13 @@ def is_first_process() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
+def wait_for_all_processes() -> None:
+    """Wait until each process of a distributed run is here; alone there is nothing to wait for."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
 def device_of_process() -> torch.device:
     """The GPU of this process in a distributed run, or the CPU.
 

@@ -218,8 +218,8 @@ class ResultsFolder:
         """Delete the tables and pictures of an evaluation, and nothing else."""
         pictures = (*self.overlays.glob("*.png"), *self.root.glob("overlay_*.png"))
         for path in (
-            self.record,  # first: it says that the others are whole
-            self.cases_csv,
+            self.cases_csv,  # first: it says that the others are whole
+            self.record,
             self.summary_csv,
             self.lesions_csv,
             self.lesions_png,
@@ -241,11 +241,18 @@ def refuse_unwritable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written; writes nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "no permission" if existing.is_dir() else "a file, not a folder"
         raise StartUpRefused(
-            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: {reason}); "
-            "choose another one."
+            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: "
+            f"{_why_unwritable(existing)}); choose another one."
         )
+
+
+def _why_unwritable(existing: Path) -> str:
+    if not existing.is_dir():
+        return "a file, not a folder"
+    if sys.platform != "win32" and os.statvfs(existing).f_flag & os.ST_RDONLY:
+        return "read-only file system"
+    return "no permission"
 
 
 def open_folder(option: str, folder: Path) -> None:

@@ -69,7 +69,8 @@ class TrainingRecord:
         """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row, and before the
         checkpoints, which no row may be missing of.
         """
-        end_in_a_sentence(engine, self.folder.root)
+        for one in (engine, self.evaluator):
+            end_in_a_sentence(one, self.folder.root)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)

@@ -6,9 +6,11 @@ work. Steps are those by which a file takes its place: the package writes a draf
 
 import contextlib
 import csv
+import importlib
 import io
 import multiprocessing
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -23,6 +25,8 @@ from typing import Any
 
 import torch
 
+import monai_extra_losses.bundle
+import monai_extra_losses.report
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.cli.entry import main as command
 
@@ -182,6 +186,9 @@ class Bench:
     number: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        for package in (monai_extra_losses.bundle, monai_extra_losses.report):
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{package.__name__}.{module.name}")
         self.root.mkdir(parents=True, exist_ok=True)
         self.data = self.root / "data"
         if not self.data.exists():
@@ -276,14 +283,26 @@ def contents(folder: Path, *, without: str = r"tensorboard|log\.txt|\.lock") -> 
 
 @dataclass
 class Tally:
-    """Cases tried and survived, by the fault."""
+    """Cases tried and survived, by the fault.
+
+    Args:
+        seed: of what is drawn.
+        every: try one of so many cases.
+    """
 
     seed: int = 0
+    every: int = 1
     tried: dict[str, int] = field(default_factory=dict)
     lost: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
+        self.seen = self.seed
+
+    def takes(self) -> bool:
+        """Whether the next case is one to try."""
+        self.seen += 1
+        return self.seen % self.every == 0
 
     def add(self, fault: str, case: str, problem: str | None) -> None:
         """Count a case; `problem` says why it is lost."""

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,12 @@ import pytest
 import torch
 from runs import table, train
 
+from monai_extra_losses.bundle.processes import lost_process_sentence, lost_processes_as_sentences
 from monai_extra_losses.bundle.resuming import checkpoint_of, mend
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.tensor_files import CHECKSUMS, write_tensors
 from monai_extra_losses.bundle.weights import read_checkpoint
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2, "epochs": 3, "val_interval": 1}
 
@@ -277,3 +281,56 @@ def test_model_and_checkpoint_may_be_damaged_together(
     assert "it is made anew of previous.pt" in said
     assert "goes on after epoch 2." in said
     assert_same(run, whole)
+
+
+# ---- a lost process ----
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:551] Connection closed by peer [::1]:52"),
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Read error: Connection reset by peer"),
+        RuntimeError("Timed out waiting 1800000ms for recv operation to complete"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0"),
+        torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
+    ],
+)
+def test_a_process_that_others_wait_for_in_vain_is_one_sentence(error: Exception) -> None:
+    words = r"Expected all 2 processes to go on, got one that ended or stands still \(.*\); .* --resume True\."
+    with pytest.raises(TrainingStopped, match=words), lost_processes_as_sentences():
+        raise RuntimeError("Failed to evaluate") from error
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("connection closed")])
+def test_another_error_of_several_processes_stays_what_it_is(error: Exception) -> None:
+    assert lost_process_sentence(error) is None
+
+
+def test_a_process_alone_has_lost_no_other() -> None:
+    assert lost_process_sentence(RuntimeError("Connection closed by peer")) is None
+
+
+# ---- the real thing ----
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc.")
+@pytest.mark.parametrize(
+    ("group", "every"),
+    [("kills", 1), ("saving", 3), ("checkpoints", 5), ("disks", 4), ("read_only", 3), ("data", 11), ("processes", 5)],
+)
+def test_commands_survive_what_is_done_to_them(tmp_path: Path, group: str, every: int) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+    words = ["--out", str(tmp_path), "--only", group, "--every", str(every), "--kills", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -357,6 +357,8 @@ def data_files(bench: Bench, tally: Tally) -> None:
     shutil.rmtree(data, ignore_errors=True)
     shutil.copytree(bench.data, data)
     record = RunRecord.read(bench.whole.record)
+    in_two = RunFolder(bench.root / "whole_in_two")  # loader processes draw other patches
+    bench.done(*bench.training(in_two.root, overwrite=True, num_workers=2))
     for accident, (folder, happens) in ACCIDENTS.items():
         for part in ("training", "validation"):
             file = data / folder / f"{getattr(record, part)[0]}.nii.gz"
@@ -367,21 +369,20 @@ def data_files(bench: Bench, tally: Tally) -> None:
                 run = bench.fresh(f"{accident} {part} {cache} {workers}")
                 install = at_rename("after", "last.pt", 1, partial(happens, file))
                 options = {"cache": cache, "num_workers": workers}
+                wanted = in_two if workers else bench.whole
                 ended = bench.done(*bench.training(run, data, **options), install=install)
                 file.write_bytes(whole[0])
                 os.utime(file, ns=(whole[1].st_atime_ns, whole[1].st_mtime_ns))
                 case = f"{accident}, {part}, --cache {cache}, --num_workers {workers}"
                 if cache == "memory":
-                    tally.add(
-                        "a file breaks, held in memory", case, _said(ended) or difference(RunFolder(run), bench.whole)
-                    )
+                    tally.add("a file breaks, held in memory", case, _said(ended) or difference(RunFolder(run), wanted))
                     continue
                 problem = ended.problem(file.name, folder)
                 again = bench.done(*bench.training(run, data, resume=True, **options))
                 tally.add(
                     "a file breaks in mid-training",
                     case,
-                    problem or _said(again) or difference(RunFolder(run), bench.whole),
+                    problem or _said(again) or difference(RunFolder(run), wanted),
                 )
 
 

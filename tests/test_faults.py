@@ -6,17 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import table, train
+from runs import evaluate, table, train
 
 from monai_extra_losses.bundle.processes import lost_process_sentence, lost_processes_as_sentences
 from monai_extra_losses.bundle.resuming import checkpoint_of, mend
-from monai_extra_losses.bundle.run_folder import RunFolder
+from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder, refuse_unwritable
 from monai_extra_losses.bundle.tensor_files import CHECKSUMS, write_tensors
 from monai_extra_losses.bundle.weights import read_checkpoint
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
@@ -228,6 +229,40 @@ def test_a_save_that_is_tried_again_forgets_no_checksum(run: RunFolder, monkeypa
             with pytest.raises(Killed):
                 write_tensors(state, run.last, kept_as=run.previous)
     assert read_checkpoint(run.last)["epoch"] == 3
+
+
+@pytest.mark.parametrize("file", ["summary.csv", "evaluation.json", "cases.csv"])
+def test_an_evaluation_killed_while_it_writes_is_made_by_the_same_call(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == file:
+            raise Killed
+        return replace(self, target)
+
+    out = ResultsFolder(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(Killed):
+            evaluate(whole, output_dir=str(out.root), overlays=False)
+    assert not out.cases_csv.exists()
+    evaluate(whole, output_dir=str(out.root), overlays=False)
+    assert all(path.exists() for path in (out.cases_csv, out.summary_csv, out.record))
+    with pytest.raises(StartUpRefused, match=r"cases\.csv exists; replace it by --overwrite True"):
+        evaluate(whole, output_dir=str(out.root), overlays=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no statvfs.")
+@pytest.mark.parametrize(("flag", "reason"), [(os.ST_RDONLY, "read-only file system"), (0, "no permission")])
+def test_a_folder_that_cannot_be_written_has_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int, reason: str
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_flag=flag))
+    with pytest.raises(StartUpRefused, match=rf"--out to be a folder that can be written, got .*: {reason}\); choose"):
+        refuse_unwritable("--out", tmp_path / "new")
 
 
 # ---- the model ----

@@ -315,6 +315,7 @@ def test_a_checkpoint_without_what_it_needs_is_one_sentence(
     state = {name: value for name, value in {**state, **change}.items() if value is not None}
     torch.save(state, copy_of.last)
     copy_of.checksums.unlink(missing_ok=True)
+    copy_of.previous.unlink()
     words = rf"last\.pt: expected a checkpoint of a training, got .*{sentence}.*; bring back .* --overwrite True\."
     with pytest.raises(StartUpRefused, match=words):
         train(phantom_folder, copy_of.root, epochs=3, resume=True, **TINY)

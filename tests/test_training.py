@@ -113,19 +113,19 @@ def test_a_training_killed_in_its_first_epoch_begins_anew(
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    def die_at_last(state: Any, path: Path) -> None:
+    def die_at_last(state: Any, path: Path, **more: Any) -> None:
         if path.name == "last.pt":
             die()
-        save(state, path)
+        save(state, path, **more)
 
-    save = training_record._save_whole
+    save = training_record.write_tensors
     options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
     with monkeypatch.context() as patch:
         where: dict[str, tuple[Any, str, Any]] = {
             "in the first step": (handlers.FiniteLossGuard, "_look", die),
             "before the table": (training_record.TrainingRecord, "_write_epoch", die),
             "before the model": (training_record.RunCheckpoints, "_save", die),
-            "before the checkpoint": (training_record, "_save_whole", die_at_last),
+            "before the checkpoint": (training_record, "write_tensors", die_at_last),
         }
         patch.setattr(*where[killed])
         with pytest.raises(KeyboardInterrupt):
@@ -143,6 +143,7 @@ def test_a_model_without_its_checkpoint_is_never_trained_over(
 ) -> None:
     run = RunFolder(shutil.copytree(uninterrupted.root, tmp_path / "run"))
     run.last.unlink()
+    run.previous.unlink()
     options = {"epochs": 4, "val_interval": 1, "resume": True, **TINY}
 
     def refused() -> None:

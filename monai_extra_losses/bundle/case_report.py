@@ -93,7 +93,7 @@ class CaseReport:
         metrics: names of sets of further metrics, see `further_metrics`.
         lesion_rule: of the set `lesions`; None: the default.
         hysteresis: thresholds by which the predictions were decided; for the legend.
-        record: of what is measured, written when all is; None: there is none.
+        record: of what is measured, written when all is, before cases.csv; None: there is none.
     """
 
     def __init__(
@@ -188,12 +188,12 @@ class CaseReport:
         if not is_first_process():
             return
         legend = Legend(self.surface_tolerance_mm, self.hysteresis, overlap_of(engine))
-        write_tables(self.folder, rows, objects, list(self.labels.values()), self.metric_sets, legend)
-        if self.overlays:
-            copies = ", ".join(str(path) for path in self._copy_overlays(rows))
-            logger.info(f"Pictures: {self.folder.overlays}; {copies}")
+        copies = self._copy_overlays(rows) if self.overlays else []
         if self.record is not None:
             self.record.with_windows(getattr(engine, "inferer", None)).write(self.folder.record)
+        write_tables(self.folder, rows, objects, list(self.labels.values()), self.metric_sets, legend)
+        if self.overlays:
+            logger.info(f"Pictures: {self.folder.overlays}; {', '.join(map(str, copies))}")
 
     def _copy_overlays(self, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
         """The pictures of the best, the median and the worst case by mean Dice, where one sees them first."""

@@ -72,7 +72,7 @@ def write_tables(
     metric_sets: Sequence[MetricSet],
     legend: Legend,
 ) -> None:
-    """Write the tables of all cases, and print them.
+    """Write the tables of all cases, and print them. cases.csv is the last file of an evaluation: where it is, all are.
 
     Args:
         folder: of the tables.
@@ -91,7 +91,6 @@ def write_tables(
     ]
     summary = summarise(rows, labels, (*CASE_METRICS, *names))
     cells = [{k: v if isinstance(v, str) else csv_cell(v) for k, v in row.items()} for row in rows]
-    write_whole(folder.cases_csv, csv_text((*pooled, *CASE_COLUMNS, *names), cells))
     write_whole(
         folder.summary_csv,
         csv_text(
@@ -99,15 +98,16 @@ def write_tables(
             [{k: csv_cell(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary],
         ),
     )
+    further = [chosen.write(folder, own) for chosen, own in zip(metric_sets, objects, strict=True)]
+    write_whole(folder.cases_csv, csv_text((*pooled, *CASE_COLUMNS, *names), cells))
     tables = [text_table(summary)]
     for chosen, own in zip(metric_sets, objects, strict=True):
         tables += [_table_of(summary, chosen), chosen.further_table(labels, own)]
     shown = "\n\n".join(table for table in tables if table)
     logger.info(f"{shown}\n{legend.text(metric_sets, partly=len(rows) < len(labels) * len(cases))}")
     logger.info(f"Tables: {folder.cases_csv}, {folder.summary_csv}")
-    for chosen, own in zip(metric_sets, objects, strict=True):
-        if said := chosen.write(folder, own):
-            logger.info(said)
+    for said in filter(None, further):
+        logger.info(said)
 
 
 def summarise(

@@ -1,15 +1,17 @@
-"""How an engine ends where the storage takes no more."""
+"""How an engine ends where the storage takes no more, or another process is gone."""
 
 from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from monai_extra_losses.data.errors import WritingFailed
+from monai_extra_losses.bundle.processes import lost_process_sentence
+from monai_extra_losses.data.errors import TrainingStopped, WritingFailed
 from monai_extra_losses.data.storage import storage_sentence
 
 
 def end_in_a_sentence(engine: Engine, place: Path) -> None:
-    """Let `engine` say what the storage refused, and not with a traceback; nor what it raises anyhow, a second time.
+    """Let `engine` say what the storage refused, or that another process is gone, and not with a traceback; nor what it
+    raises anyhow, a second time.
 
     Args:
         engine: any.
@@ -20,6 +22,9 @@ def end_in_a_sentence(engine: Engine, place: Path) -> None:
         sentence = storage_sentence(error, place) if isinstance(error, Exception) else None
         if sentence is not None:
             raise WritingFailed(sentence) from None
+        lost = lost_process_sentence(error) if isinstance(error, Exception) else None
+        if lost is not None:
+            raise TrainingStopped(lost) from None
         raise error
 
     engine.add_event_handler(Events.EXCEPTION_RAISED, raise_as_sentence)

@@ -128,7 +128,6 @@ class PooledEvaluation:
         overlap = options.get("overlap")
         windows = "" if overlap is None else f" (windows overlap by {overlap:g})"
         legend = Legend(options["surface_tolerance_mm"], options["hysteresis"], windows, self._about_runs())
-        write_tables(self.output, rows, objects, first.labels, sets, legend)
         EvaluationRecord(
             runs=sum((record.runs for record in records), ()),
             models=sum((record.models for record in records), ()),
@@ -136,6 +135,7 @@ class PooledEvaluation:
             cases=sum((record.cases for record in records), ()),
             options=options,
         ).write(self.output.record)
+        write_tables(self.output, rows, objects, first.labels, sets, legend)
         release_lock(self.output.lock)
 
     def _record_of(self, run: RunToPool) -> EvaluationRecord:

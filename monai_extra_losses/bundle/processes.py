@@ -1,14 +1,28 @@
 """Which process and device this is, in a distributed run or alone."""
 
+import contextlib
+import datetime
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 
 from monai_extra_losses.bundle.options import whole_number
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
+
+# Of one process for the others. It may validate a large volume more than they, or read its data from a slower disk. A
+# process that died is known at once: its connections close, and torchrun ends the others within 30 s.
+_LONGEST_WAIT = datetime.timedelta(minutes=30)
+
+# What gloo, NCCL and torch's store say of a process that is gone or stands still.
+_LOST = re.compile(
+    r"connection (?:was (?:likely )?)?(?:closed|reset)|broken pipe|connection refused|socket closed|"
+    r"timed out waiting|watchdog|remote process exited|network error|failed to recv|store->get",
+    re.IGNORECASE,
+)
 
 
 def refuse_machinery(device: Any, num_workers: Any) -> None:
@@ -32,6 +46,47 @@ def is_first_process() -> bool:
     """Whether this process writes files: rank 0 of a distributed training, or the only process."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def wait_for_all_processes() -> None:
+    """Wait until each process of a distributed run is here; alone there is nothing to wait for."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def lost_process_sentence(error: BaseException) -> str | None:
+    """The sentence for an error that another process of a distributed run left to this one; None for any other."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() < 2:
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        said = (str(cause).strip().splitlines() or [""])[0].partition(". ")[0]
+        if isinstance(cause, distributed.DistError) or (isinstance(cause, RuntimeError) and _LOST.search(said)):
+            return (
+                f"Expected all {distributed.get_world_size()} processes to go on, got one that ended or stands still "
+                f"({said}); look for what it said, or in the system's log for one that was killed. What was finished "
+                "before is whole; a training goes on with --resume True."
+            )
+        cause = cause.__cause__
+    return None
+
+
+@contextlib.contextmanager
+def lost_processes_as_sentences() -> Iterator[None]:
+    """Ends the program with a sentence where another process of a distributed run is gone.
+
+    Raises:
+        TrainingStopped: with what torch says of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = lost_process_sentence(error)
+        if sentence is None:
+            raise
+        raise TrainingStopped(sentence) from None
 
 
 def device_of_process() -> torch.device:
@@ -76,7 +131,8 @@ def join_processes(device: Any) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend=backend, timeout=_LONGEST_WAIT)
     # ignite makes a process group when first asked for a rank. All processes must do that together: a handler that is
     # built on rank 0 alone would wait for the others for ever.
     idist.sync()

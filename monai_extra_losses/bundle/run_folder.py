@@ -45,8 +45,13 @@ class RunFolder:
         return self.root / "models" / "last.pt"
 
     @property
+    def previous(self) -> Path:
+        """What last.pt was an epoch before, for a last.pt that is damaged; `resuming.checkpoint_of`."""
+        return self.root / "models" / "previous.pt"
+
+    @property
     def checksums(self) -> Path:
-        """Of model.pt and last.pt; `tensor_files.record_checksum`."""
+        """Of model.pt, last.pt and previous.pt; `tensor_files.record_checksum`."""
         return self.root / "models" / "checksums.json"
 
     @property
@@ -113,13 +118,18 @@ class RunFolder:
         """Folder of prepared volumes, for a cache on disk."""
         return self.root / "cache"
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume, damaged or not."""
+        return self.last.exists() or self.previous.exists()
+
     def existing_run(self) -> Path | None:
         """A file that shows that somebody trained here, or None."""
-        return next((path for path in (self.last, self.model, self.training_csv) if path.exists()), None)
+        shown_by = (self.last, self.previous, self.model, self.training_csv)
+        return next((path for path in shown_by if path.exists()), None)
 
     def stopped_in_first_epoch(self) -> bool:
         """Whether the files are those of a training that ended before its first checkpoint, with nothing to keep."""
-        if self.last.exists() or self.summary.exists() or not self.training_csv.exists():
+        if self.has_checkpoint() or self.summary.exists() or not self.training_csv.exists():
             return False
         try:
             return all(row["epoch"] == "1" for row in read_training_csv(self.training_csv))
@@ -133,17 +143,21 @@ class RunFolder:
 
     def remove_drafts(self) -> None:
         """Delete what killed trainings left half written."""
-        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment, self.metadata)
-        remove_drafts(*models, self.checksums, self.training_csv, self.summary, self.curves)
+        remove_drafts(*self._files())
 
     def remove_run(self) -> None:
         """Delete the files that a training and its evaluation write, and nothing else."""
-        models = (self.model, self.last, self.record, self.datalist, self.config, self.environment, self.metadata)
-        for path in (*models, self.checksums, self.training_csv, self.curves, self.summary, self.results.log):
+        for path in (*self._files(), self.results.log):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
         self.results.remove()
+
+    def _files(self) -> tuple[Path, ...]:
+        """Those that a training writes as drafts; first what a resume would go on from."""
+        weights = (self.last, self.previous, self.model, self.checksums)
+        facts = (self.record, self.datalist, self.config, self.environment, self.metadata)
+        return (*weights, *facts, self.training_csv, self.curves, self.summary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +218,8 @@ class ResultsFolder:
         """Delete the tables and pictures of an evaluation, and nothing else."""
         pictures = (*self.overlays.glob("*.png"), *self.root.glob("overlay_*.png"))
         for path in (
-            self.record,  # first: it says that the others are whole
-            self.cases_csv,
+            self.cases_csv,  # first: it says that the others are whole
+            self.record,
             self.summary_csv,
             self.lesions_csv,
             self.lesions_png,
@@ -227,11 +241,18 @@ def refuse_unwritable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written; writes nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "no permission" if existing.is_dir() else "a file, not a folder"
         raise StartUpRefused(
-            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: {reason}); "
-            "choose another one."
+            f"Expected {option} to be a folder that can be written, got {folder} ({existing}: "
+            f"{_why_unwritable(existing)}); choose another one."
         )
+
+
+def _why_unwritable(existing: Path) -> str:
+    if not existing.is_dir():
+        return "a file, not a folder"
+    if sys.platform != "win32" and os.statvfs(existing).f_flag & os.ST_RDONLY:
+        return "read-only file system"
+    return "no permission"
 
 
 def open_folder(option: str, folder: Path) -> None:

@@ -46,7 +46,7 @@ def refuse_run_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that cannot be written, or that holds a run which is neither to go on nor to be replaced."""
     refuse_unwritable("bundle_root (--run)", folder.root)
     found = folder.existing_run()
-    if resume and found and not folder.last.exists() and not folder.stopped_in_first_epoch():
+    if resume and found and not folder.has_checkpoint() and not folder.stopped_in_first_epoch():
         raise StartUpRefused(f"Expected {folder.last} to resume from, got none; train again with --overwrite True.")
     if found and not resume and not overwrite:
         raise StartUpRefused(

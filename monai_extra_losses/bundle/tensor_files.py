@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from monai_extra_losses.data.errors import StartUpRefused
-from monai_extra_losses.data.storage import sha256, write_whole
+from monai_extra_losses.data.errors import FileRefused
+from monai_extra_losses.data.storage import sha256, whole_file, write_whole, writing
 
 CHECKSUMS = "checksums.json"
 """Beside files of tensors: file name -> the SHA-256 that it may have."""
@@ -25,28 +25,51 @@ def record_checksum(draft: Path, path: Path) -> None:
     """Record the checksum of a file that is about to take the place of `path`.
 
     Those of the last few files of that name stay known, so that a process that is killed before or after the file is
-    moved leaves one whose checksum is recorded.
+    moved leaves one whose checksum is recorded. So does that of a file which had none.
     """
     known = _checksums(path.parent)
-    known[path.name] = [sha256(draft), *known.get(path.name, ())][:_KEPT]
+    earlier = known.get(path.name) or ([sha256(path)] if path.is_file() else [])
+    known[path.name] = list(dict.fromkeys([sha256(draft), *earlier]))[:_KEPT]
     write_whole(path.parent / CHECKSUMS, json.dumps(known, indent=1) + "\n")
 
 
-def refuse_changed(file: Path, hint: str) -> None:
+def write_tensors(content: Mapping[str, Any], path: Path, *, kept_as: Path | None = None) -> None:
+    """Save tensors so that neither a reader nor a killed process ever leaves half of them, and record their checksum.
+
+    Args:
+        content: what `torch.save` takes.
+        path: of the file.
+        kept_as: what becomes of the file that was in `path`; None: it goes.
+
+    Raises:
+        WritingFailed: the storage does not take it; what was in `path` is there, or in `kept_as`.
+    """
+    with whole_file(path) as draft:
+        with draft.open("wb") as stream:  # through Python's file, for torch's own does not say that the disk is full
+            torch.save(content, stream)
+        record_checksum(draft, path)
+        if kept_as is not None and path.exists():
+            with writing(kept_as):
+                path.replace(kept_as)
+
+
+def refuse_changed(file: Path, hint: str, *, written_as: str | None = None) -> None:
     """Refuse a file that is not one that the training wrote; one without a checksum beside it passes.
 
     Args:
-        file: model.pt or last.pt of a run.
+        file: of tensors, of a run.
         hint: what to do; ends the sentence.
+        written_as: the name that the file had when its checksum was recorded; None: the one that it has.
 
     Raises:
-        StartUpRefused: another file, or a damaged one.
+        FileRefused: another file, or a damaged one.
     """
-    known = _checksums(file.parent).get(file.name)
+    known = _checksums(file.parent).get(written_as or file.name)
     if known is not None and file.is_file() and sha256(file) not in known:
-        raise StartUpRefused(
+        raise FileRefused(
             f"Expected {file} as the training wrote it, got a damaged or another file (its checksum is not that in "
-            f"{CHECKSUMS} beside it); {hint}."
+            f"{CHECKSUMS} beside it)",
+            hint,
         )
 
 

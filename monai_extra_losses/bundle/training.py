@@ -24,7 +24,8 @@ from monai_extra_losses.bundle.loss_trial import (
     weight_ramps,
 )
 from monai_extra_losses.bundle.networks import NETWORKS, plan_network, refuse_unfit_options
-from monai_extra_losses.bundle.processes import is_first_process, refuse_processes
+from monai_extra_losses.bundle.processes import is_first_process, refuse_processes, wait_for_all_processes
+from monai_extra_losses.bundle.resuming import checkpoint_of, lost_model, mend
 from monai_extra_losses.bundle.run_folder import (
     RunFolder,
     describe_environment,
@@ -41,9 +42,8 @@ from monai_extra_losses.bundle.run_setup import (
     problems_as_refusal,
     refuse_run_folder,
 )
-from monai_extra_losses.bundle.tensor_files import refuse_changed
 from monai_extra_losses.bundle.training_options import TABLE, TrainingOptions
-from monai_extra_losses.bundle.weights import read_checkpoint, state_dict_of
+from monai_extra_losses.bundle.weights import state_dict_of
 from monai_extra_losses.data.annotation import annotates
 from monai_extra_losses.data.checks import check_cases, refuse_empty_labels
 from monai_extra_losses.data.datalist import CaseList, LabelledCase, count_folds, split_cases
@@ -147,25 +147,26 @@ class TrainingSetUp(RunSetUp):
             # the data say it above
             warnings.filterwarnings("ignore", message="PartialLabelLoss takes every class as annotated")
             _refuse_loss(loss, record, check=options.check_loss)
-        self.nothing_to_do = False
-        if continued := options.resume and folder.last.exists():
-            recorded, checkpoint = RunRecord.read(folder.record), read_checkpoint(folder.last)
+        self.nothing_to_do = self._to_mend = False
+        checkpoint = None
+        if options.resume and folder.has_checkpoint():
+            recorded = RunRecord.read(folder.record)
             _refuse_other_run(recorded, record)
-            if checkpoint["epoch"] > recorded.epochs:
+        if options.resume and (checkpoint := checkpoint_of(folder)) is not None:
+            epoch = checkpoint.content["epoch"]
+            if epoch > recorded.epochs:
                 raise StartUpRefused(
-                    f"{folder.last}: expected a checkpoint of the {recorded.epochs} epochs of {folder.record}, got one "
-                    f"of epoch {checkpoint['epoch']}; bring back the file as it was, or train again with --overwrite "
-                    "True."
+                    f"{checkpoint.file}: expected a checkpoint of the {recorded.epochs} epochs of {folder.record}, got "
+                    f"one of epoch {epoch}; bring back the file as it was, or train again with --overwrite True."
                 )
             read_training_csv(folder.training_csv)  # refused now
-            self.nothing_to_do = _is_finished(checkpoint, record)
-            if folder.model.exists():
-                refuse_changed(folder.model, "bring back that of this run, or train again with --overwrite True")
-                state_dict_of(folder.model, folder.model.name)  # refused now
+            self.nothing_to_do = _is_finished(checkpoint.content, record)
+            model_is_lost = lost_model(folder, checkpoint) is not None  # refused now
+            self._to_mend = model_is_lost or checkpoint.problem is not None
         super().__init__(folder, record, training, validation, options.resume)
         self.metadata = metadata_of_run(metadata, record, summaries.channels)
         # a resumed training has its own weights
-        self.pretrained = None if continued else record.pretrained
+        self.pretrained = None if checkpoint is not None else record.pretrained
         if self.pretrained is not None:
             state_dict_of(self.pretrained)  # refused now
 
@@ -179,6 +180,7 @@ class TrainingSetUp(RunSetUp):
 
     def open_run(self) -> None:
         """Make the run folder and write its record; one process of a distributed training does it."""
+        wait_for_all_processes()  # what this one changes the others have looked at
         if not is_first_process():
             return
         open_folder("bundle_root (--run)", self.folder.model.parent)
@@ -192,9 +194,11 @@ class TrainingSetUp(RunSetUp):
             self.folder.remove_run()
         open_folder("bundle_root (--run)", self.folder.results.root)
         log_to(self.folder.results.log, append=self.resume)
+        if self._to_mend:
+            mend(self.folder)
         if self.nothing_to_do:
             return
-        if self.resume and not self.folder.last.exists():
+        if self.resume and not self.folder.has_checkpoint():
             begun = stopped or self.folder.record.exists()
             why = "the training there ended before its first checkpoint" if begun else "no training was begun there"
             logger.info(f"Nothing to resume in {self.folder.root}, starting at epoch 1: {why}")
@@ -203,6 +207,9 @@ class TrainingSetUp(RunSetUp):
         write_whole(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
         datalist = {"training": self.training_cases, "validation": self.validation_cases}
         write_whole(self.folder.datalist, json.dumps(datalist, indent=2, ensure_ascii=False) + "\n")
+        self._say_what_is_trained()
+
+    def _say_what_is_trained(self) -> None:
         for text in self.passed_over:
             logger.info(f"Passed over: {text}")
         logger.info(
@@ -248,7 +255,7 @@ def _is_finished(checkpoint: Mapping[str, Any], record: RunRecord) -> bool:
 def _earlier_run(options: TrainingOptions, folder: RunFolder) -> RunRecord | None:
     """The record of the run whose weights are gone on with, in the folder or beside the weights to start from."""
     file = folder.record
-    if not (options.resume and folder.last.exists()):
+    if not (options.resume and folder.has_checkpoint()):
         if options.pretrained is None:
             return None
         file = Path(options.pretrained).with_name(file.name)

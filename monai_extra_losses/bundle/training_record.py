@@ -6,7 +6,6 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,10 +16,11 @@ from monai.optimizers import WarmupCosineSchedule
 from monai_extra_losses.bundle.endings import end_in_a_sentence
 from monai_extra_losses.bundle.handlers import loss_of_output
 from monai_extra_losses.bundle.processes import is_first_process
+from monai_extra_losses.bundle.resuming import checkpoint_of
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import read_training_csv
-from monai_extra_losses.bundle.tensor_files import record_checksum
-from monai_extra_losses.bundle.weights import read_checkpoint, without_training_heads
+from monai_extra_losses.bundle.tensor_files import write_tensors
+from monai_extra_losses.bundle.weights import without_training_heads
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.storage import whole_file, write_whole
 from monai_extra_losses.losses.weighted_sum import CompoundLoss
@@ -69,7 +69,8 @@ class TrainingRecord:
         """Record `engine`'s epochs; attach after the validation, whose result belongs to the same row, and before the
         checkpoints, which no row may be missing of.
         """
-        end_in_a_sentence(engine, self.folder.root)
+        for one in (engine, self.evaluator):
+            end_in_a_sentence(one, self.folder.root)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
@@ -245,7 +246,7 @@ class RunCheckpoints:
             return
         best = self.evaluator.state
         if best.best_metric_epoch == engine.state.epoch:
-            _save_whole(without_training_heads(self.network.state_dict()), self.folder.model)
+            write_tensors(without_training_heads(self.network.state_dict()), self.folder.model)
         state = {
             "epoch": engine.state.epoch,
             "best_metric": float(best.best_metric),
@@ -259,12 +260,13 @@ class RunCheckpoints:
         }
         if (scaler := getattr(engine, "scaler", None)) is not None:
             state["scaler"] = scaler.state_dict()
-        _save_whole(state, self.folder.last)
+        write_tensors(state, self.folder.last, kept_as=self.folder.previous)
 
     def _restore(self, trainer: Engine) -> None:
-        if not self.folder.last.exists():
+        checkpoint = checkpoint_of(self.folder)
+        if checkpoint is None:
             return
-        state = read_checkpoint(self.folder.last)
+        state = checkpoint.content
         try:
             self.network.load_state_dict(state["network"])
             self.loss.load_state_dict(state["loss"])
@@ -273,7 +275,7 @@ class RunCheckpoints:
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise StartUpRefused(
-                f"{self.folder.last}: expected a checkpoint of this network, loss and optimizer, got another "
+                f"{checkpoint.file}: expected a checkpoint of this network, loss and optimizer, got another "
                 f"({first}); "
                 "resume with the options of the first start."
             ) from None
@@ -285,7 +287,7 @@ class RunCheckpoints:
             scaler.load_state_dict(state["scaler"])
         trainer.state.epoch = state["epoch"]
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
-        logger.info(f"Going on after epoch {state['epoch']} of {self.folder.last}")
+        logger.info(f"Going on after epoch {state['epoch']} of {checkpoint.file}")
 
     def _restore_schedule(self, state: dict[str, Any]) -> None:
         if not isinstance(self.lr_scheduler, WarmupCosineSchedule):
@@ -295,14 +297,6 @@ class RunCheckpoints:
         self.lr_scheduler.load_state_dict({**state, "t_total": self.lr_scheduler.t_total})
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_lr(), strict=True):
             group["lr"] = rate
-
-
-def _save_whole(state: Mapping[str, Any], path: Path) -> None:
-    # through Python's file, for torch's own does not say that the disk is full
-    with whole_file(path) as draft:
-        with draft.open("wb") as stream:
-            torch.save(state, stream)
-        record_checksum(draft, path)
 
 
 def listed_dice(names: Sequence[str], dice: Sequence[float]) -> str:

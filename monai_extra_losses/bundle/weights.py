@@ -16,12 +16,12 @@ from monai_extra_losses.bundle.processes import is_first_process
 from monai_extra_losses.bundle.run_folder import RunFolder
 from monai_extra_losses.bundle.run_record import RunRecord
 from monai_extra_losses.bundle.tensor_files import damage, not_finite, refuse_changed
-from monai_extra_losses.data.errors import StartUpRefused
+from monai_extra_losses.data.errors import FileRefused, StartUpRefused
 from monai_extra_losses.file_content import short, typed
 
 logger = logging.getLogger(__name__)
 
-# what is in last.pt
+# what is in last.pt and previous.pt
 _CHECKPOINT: dict[str, Any] = {
     "epoch": int,
     "best_metric": float,
@@ -61,9 +61,9 @@ def first_line(error: Exception) -> str:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The content of last.pt; another or a damaged one is refused with a sentence."""
+    """The content of last.pt or previous.pt; another or a damaged one is refused with a sentence."""
     train_again = "train again with --overwrite True"
-    refuse_changed(file, f"bring back that of this run, or {train_again}")
+    refuse_changed(file, f"bring back that of this run, or {train_again}", written_as="last.pt")
     content = _content_of(file, file.name, train_again)
     problem = None if isinstance(content, dict) else f"{type(content).__name__} content"
     for name, hint in _CHECKPOINT.items():
@@ -72,9 +72,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if problem is None and content["epoch"] < 1:
         problem = f"epoch {short(content['epoch'])}"
     if problem is not None:
-        raise StartUpRefused(
-            f"{file}: expected a checkpoint of a training, got {problem}; bring back the file as it was, or "
-            f"{train_again}."
+        raise FileRefused(
+            f"{file}: expected a checkpoint of a training, got {problem}",
+            f"bring back the file as it was, or {train_again}",
         )
     _refuse_not_finite(content["network"], file, file.name, train_again)
     return dict(content)
@@ -93,16 +93,15 @@ def _problem_of(name: str, hint: Any, content: Mapping[str, Any]) -> str | None:
 def _content_of(file: str | Path, name: str, hint: str) -> Any:
     try:
         if (problem := damage(file)) is not None:
-            raise StartUpRefused(
-                f"Expected {name} to be a whole file, got {file}, which is damaged: {problem}; {hint}."
-            )
+            raise FileRefused(f"Expected {name} to be a whole file, got {file}, which is damaged: {problem}", hint)
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StartUpRefused(f"Expected {name} to be a file of weights, got {file}, which does not exist.") from None
     except _UNREADABLE as error:
-        raise StartUpRefused(
+        raise FileRefused(
             f"Expected {name} to be a file of tensors alone, got {file}, which torch does not load with "
-            f"weights_only=True ({first_line(error)}); {hint}."
+            f"weights_only=True ({first_line(error)})",
+            hint,
         ) from None
 
 
@@ -122,9 +121,10 @@ def state_dict_of(file: str | Path, name: str = "pretrained") -> dict[str, torch
 def _refuse_not_finite(tensors: Mapping[str, Any], file: str | Path, name: str, hint: str) -> None:
     broken = not_finite(tensors)
     if broken:
-        raise StartUpRefused(
+        raise FileRefused(
             f"Expected {name} to hold finite numbers, got {file} with NaN or infinity in {len(broken)} of "
-            f"{len(tensors)} tensors ({broken[0]} the first); {hint}."
+            f"{len(tensors)} tensors ({broken[0]} the first)",
+            hint,
         )
 
 

@@ -24,7 +24,7 @@ import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
 
 from monai_extra_losses.bundle.error_text import first_cause, nearest_name, said_of
-from monai_extra_losses.bundle.processes import is_first_process
+from monai_extra_losses.bundle.processes import is_first_process, lost_processes_as_sentences
 from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.data.errors import StartUpRefused
 from monai_extra_losses.data.storage import storage_errors_as_sentences, write_whole
@@ -67,6 +67,7 @@ class SegmentationWorkflow(ConfigWorkflow):
         StartUpRefused: an unknown option or loss, with the nearest known name; a class that cannot be imported, or is
             no loss; a package of an extra that is missing; an expression, a reference or a macro that leads to nothing.
         WritingFailed: by `initialize`, `run` and `finalize`; the storage took no more.
+        TrainingStopped: by these; another process of a distributed run is gone.
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
@@ -88,7 +89,7 @@ class SegmentationWorkflow(ConfigWorkflow):
         for key, text in self._given.items():
             _refuse_dead_end(key, text, self.parser)
         try:
-            with storage_errors_as_sentences(), self._expressions_as_sentences():
+            with storage_errors_as_sentences(), lost_processes_as_sentences(), self._expressions_as_sentences():
                 initialized = super().initialize()
                 self._write_config()
             return initialized
@@ -104,12 +105,12 @@ class SegmentationWorkflow(ConfigWorkflow):
 
     def run(self) -> Any:
         """Run it."""
-        with storage_errors_as_sentences(), self._expressions_as_sentences():
+        with storage_errors_as_sentences(), lost_processes_as_sentences(), self._expressions_as_sentences():
             return super().run()
 
     def finalize(self) -> Any:
         """End it."""
-        with storage_errors_as_sentences():
+        with storage_errors_as_sentences(), lost_processes_as_sentences():
             return super().finalize()
 
     @contextlib.contextmanager

@@ -47,6 +47,19 @@ class StartUpRefused(SystemExit):
     """
 
 
+class FileRefused(StartUpRefused):
+    """A file that a run must not use.
+
+    Args:
+        problem: what was expected and what is there, a sentence without its full stop.
+        hint: what to do.
+    """
+
+    def __init__(self, problem: str, hint: str) -> None:
+        self.problem = problem
+        super().__init__(f"{problem}; {hint}.")
+
+
 class CasesFailed(SystemExit):
     """A run that did what it could: the interpreter prints what failed to stderr and exits with 1."""
 

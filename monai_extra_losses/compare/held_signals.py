@@ -22,13 +22,13 @@ def held_signals() -> Iterator[Callable[[float], None]]:
     at the end, after an error too. Other threads than the main one, which no signal reaches, hold nothing.
     """
     waiting: list[int] = []
-    came = 0
+    holds = True
     before: dict[int, Callable[[int, Any], Any]] = {}
 
     def hold(number: int, frame: Any) -> None:
-        nonlocal came
-        came += 1
-        if came == 1:
+        nonlocal holds
+        if holds:
+            holds = False
             waiting.append(number)
         else:
             before[number](number, frame)
@@ -41,15 +41,16 @@ def held_signals() -> Iterator[Callable[[float], None]]:
             number = waiting.pop()
             before[number](number, None)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if callable(handler):  # neither left to the system nor ignored
-                before[number] = handler
-                signal.signal(number, hold)
     try:
+        if threading.current_thread() is threading.main_thread():
+            for one in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(one)
+                if callable(handler):  # neither left to the system nor ignored
+                    before[one] = handler
+                    signal.signal(one, hold)
         yield sleep
     finally:
+        holds = False  # where a signal comes now, a handler that is not put back yet hands it on
         for number, handler in before.items():
             signal.signal(number, handler)
         sleep(0)

@@ -34,7 +34,7 @@ import nibabel
 import numpy as np
 
 from monai_extra_losses.cli import main as command_line
-from monai_extra_losses.data.nifti import open_nifti
+from monai_extra_losses.data.nifti import is_one_grid, open_nifti
 
 _SECONDS = 60
 _MEMORY = 2 << 30
@@ -356,6 +356,18 @@ def _wrongly_read(file: Path) -> str | None:
     return None if np.allclose(ours.affine, reference.affine, rtol=1e-6) else f"{file.name}: another affine"
 
 
+def _wrongly_segmented(images: Path, out: Path) -> str | None:
+    """The first volume without a label map on its grid; None: there is none."""
+    for file in images.iterdir():
+        source, result = open_nifti(file), out / f"{file.name.partition('.')[0]}_seg.nii.gz"
+        if not result.exists():
+            return f"{file.name}: no label map"
+        segmented = open_nifti(result)
+        if segmented.shape != source.shape[:3] or not is_one_grid(source.shape[:3], segmented.affine, source.affine):
+            return f"{file.name}: a label map on another grid"
+    return None
+
+
 def _arguments(command: str, place: Path, data: Path, run: Path) -> list[str]:
     out = str(place / "out")
     return {
@@ -427,6 +439,8 @@ def try_case(group: Group, command: str, seed: str, place: Path, run: Path) -> s
         return _refused_rightly(code, printed, [damaged.name, data.name, names[0].partition(".")[0]])
     if "Traceback" in printed:
         return f"a traceback beside success: {printed.strip().splitlines()[-1]}"
+    if command == "infer" and (wrong := _wrongly_segmented(data / "imagesTr", place / "out")):
+        return wrong
     return None if group.of_json else _wrongly_read(damaged)
 
 

@@ -356,9 +356,13 @@ def _wrongly_read(file: Path) -> str | None:
     return None if np.allclose(ours.affine, reference.affine, rtol=1e-6) else f"{file.name}: another affine"
 
 
-def _wrongly_segmented(images: Path, out: Path) -> str | None:
-    """The first volume without a label map on its grid; None: there is none."""
+def _wrongly_segmented(images: Path, out: Path, printed: str) -> str | None:
+    """The first volume without a label map on its grid, or what was passed over without a word; None: there is none."""
     for file in images.iterdir():
+        if not file.is_file():
+            if file.name not in printed:
+                return f"{file.name}: passed over without a word"
+            continue
         source, result = open_nifti(file), out / f"{file.name.partition('.')[0]}_seg.nii.gz"
         if not result.exists():
             return f"{file.name}: no label map"
@@ -439,9 +443,9 @@ def try_case(group: Group, command: str, seed: str, place: Path, run: Path) -> s
         return _refused_rightly(code, printed, [damaged.name, data.name, names[0].partition(".")[0]])
     if "Traceback" in printed:
         return f"a traceback beside success: {printed.strip().splitlines()[-1]}"
-    if command == "infer" and (wrong := _wrongly_segmented(data / "imagesTr", place / "out")):
+    if command == "infer" and (wrong := _wrongly_segmented(data / "imagesTr", place / "out", printed)):
         return wrong
-    return None if group.of_json else _wrongly_read(damaged)
+    return None if group.of_json or not damaged.is_file() else _wrongly_read(damaged)
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

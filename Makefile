@@ -11,7 +11,7 @@ LOSS ?= dice_ce
 # Two processes of one thread each use two cores better than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-nnunet lint docs bench dist clean
+.PHONY: demo test test-all test-nnunet lint docs audit bench dist clean
 
 # pip talks, because a first installation takes minutes: PyTorch for GPUs is gigabytes.
 define install
@@ -64,6 +64,10 @@ docs: $(FOR_TESTS)
 	$(BIN)/python scripts/list_licences.py --check
 	PYTHONPATH=scripts $(BIN)/zensical build --clean --strict
 	$(BIN)/python scripts/check_site.py site
+
+# Needs the network: what is known of the versions of constraints.txt.
+audit: $(FOR_TESTS)
+	$(BIN)/python scripts/audit.py
 
 bench: $(FOR_TESTS)
 	$(BIN)/python benchmarks/bench_losses.py

@@ -51,6 +51,7 @@ FOR = {
     "latex2mathml": "formulas of the documentation",
     "ruff": "lint, format",
     "mypy": "types",
+    "pip-audit": "known vulnerabilities of the dependencies",
     "pytest": "tests",
     "pytest-xdist": "tests in several processes",
     "hypothesis": "calls of losses that the tests draw",

@@ -24,7 +24,13 @@ from monai_extra_losses.compare.comparison import check_plan, number_list, open_
 from monai_extra_losses.compare.local import FAILED, FINISHED, last_line, run_locally
 from monai_extra_losses.compare.plan import ComparisonPlan, LossChoice, Trial, read_grid, read_losses
 from monai_extra_losses.compare.results import MEAN
-from monai_extra_losses.compare.trial import ComparisonFolder, configs_of, options_of, run_trial
+from monai_extra_losses.compare.trial import (
+    ComparisonFolder,
+    configs_of,
+    evaluation_options_of,
+    options_of,
+    run_trial,
+)
 from monai_extra_losses.data.errors import StartUpRefused
 
 QUICK: dict[str, Any] = {"epochs": 1, "num_folds": 3, "channels": [4, 8, 16]}
@@ -143,6 +149,25 @@ def test_a_plan_that_cannot_begin_is_refused(phantom_folder: Path, change: dict[
     given = {"dataset_dir": str(phantom_folder), "losses": read_losses("dice_ce"), "folds": (0,), "seeds": (0,)}
     with pytest.raises(StartUpRefused, match=said):
         check_plan(ComparisonPlan(**{**given, **change}))
+
+
+def test_names_of_files_reach_the_trials_as_they_are(
+    phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI's parser would evaluate the one, and make `::` of the `#` in the other."""
+    data, weights = tmp_path / "a#1", "$import os"
+    data.symlink_to(phantom_folder)
+    (tmp_path / weights).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("monai_extra_losses.cli.comparing.run_comparison", lambda *_: sys.exit(0))
+    words = ["compare", "--data", "a#1", "--test", "a#1", "--losses", "dice_ce,tversky", "--pretrained", weights]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--out", "out"])
+    assert ended.value.code == 0
+    plan = ComparisonPlan.read(ComparisonFolder(tmp_path / "out").plan)
+    options = options_of(plan, plan.trials[0])
+    assert (options["dataset_dir"], options["pretrained"]) == (data, tmp_path / weights)
+    assert evaluation_options_of(plan)["dataset_dir"] == data
 
 
 def test_numbers_of_folds() -> None:

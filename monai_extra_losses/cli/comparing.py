@@ -68,7 +68,8 @@ def _plan(
     config_file: tuple[Path, ...],
     **_: Any,
 ) -> ComparisonPlan:
-    shared = ({} if epochs is None else {"epochs": epochs}) | options
+    given = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in options.items()}
+    shared = ({} if epochs is None else {"epochs": epochs}) | given
     metrics = metric_sets("metrics", shared.pop("metrics")) if "metrics" in shared else metrics_for(data)
     return ComparisonPlan(
         dataset_dir=str(data.absolute()),

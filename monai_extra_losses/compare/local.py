@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from monai_extra_losses.compare.held_signals import held_signals
+
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
 _POLL_SECONDS = 0.2
@@ -45,25 +47,26 @@ def run_locally(
     places = _places(jobs, gpus)
     waiting, taken = list(names), dict[str, int]()
     told = 0.0
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                name = waiting.pop(0)
-                taken[name] = min(set(range(jobs)) - set(taken.values()))
-                running[name] = _started(command(name), log(name), places[taken[name]])
-                states[name] = RUNNING
-                told = 0.0
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    states[name] = FAILED if process.returncode else FINISHED
-                    del running[name], taken[name]
+    with held_signals() as sleep:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    name = waiting.pop(0)
+                    taken[name] = min(set(range(jobs)) - set(taken.values()))
+                    running[name] = _started(command(name), log(name), places[taken[name]])
+                    states[name] = RUNNING
                     told = 0.0
-            if time.monotonic() - told > 1:
-                on_change(states)
-                told = time.monotonic()
-            time.sleep(_POLL_SECONDS)
-    finally:
-        _stop(running.values())
+                for name, process in list(running.items()):
+                    if process.poll() is not None:
+                        states[name] = FAILED if process.returncode else FINISHED
+                        del running[name], taken[name]
+                        told = 0.0
+                if time.monotonic() - told > 1:
+                    on_change(states)
+                    told = time.monotonic()
+                sleep(_POLL_SECONDS)
+        finally:
+            _stop(running.values())
     on_change(states)
     return states
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_extra_losses.compare.held_signals import held_signals
 from monai_extra_losses.compare.local import FAILED, FINISHED, RUNNING, WAITING
 from monai_extra_losses.compare.slurm_job import AFTER_THE_TRIAL, TrialJob, add_line, start_line
 from monai_extra_losses.compare.slurm_options import SlurmOptions
@@ -26,6 +27,7 @@ _MOST_TIMEOUTS = 20  # of one trial; each goes on where the last one stopped
 _LOOKS_UNTIL_GONE = 2  # a network file system shows trial.json late
 _SECONDS_TO_CANCEL = 120
 _SECONDS_TO_ANSWER = 60
+_SECONDS_TO_A_SIGNAL = 0.2
 # Of a job that waits for a person.
 _HOLDING_REASONS = re.compile(
     "JobHeld|held|BadConstraints|Invalid|NotAllowed|PartitionNodeLimit|PartitionTimeLimit|DependencyNeverSatisfied"
@@ -65,13 +67,14 @@ def run_on_slurm(
         StartUpRefused: no submitit, no SLURM, or one that does not take the jobs.
     """
     refuse_without_slurm()
-    jobs = _Jobs(out.absolute(), options)
-    jobs.cancel_unrecorded()
-    queued = jobs.queued()
-    left = [name for name in names if not jobs.is_finished(name) and jobs.ids.get(name) not in queued]
-    if left:
-        jobs.submit(left, command)
-    return _states_at_the_end(jobs, names, on_change, poll_seconds)
+    with held_signals() as sleep:
+        jobs = _Jobs(out.absolute(), options, sleep)
+        jobs.cancel_unrecorded()
+        queued = jobs.queued()
+        left = [name for name in names if not jobs.is_finished(name) and jobs.ids.get(name) not in queued]
+        if left:
+            jobs.submit(left, command)
+        return _states_at_the_end(jobs, names, on_change, poll_seconds)
 
 
 def _states_at_the_end(
@@ -84,7 +87,7 @@ def _states_at_the_end(
     try:
         on_change(states)
         while open_names := [name for name in names if states[name] in (WAITING, RUNNING)]:
-            time.sleep(poll_seconds)
+            jobs.sleep(poll_seconds)
             try:
                 queued = jobs.queued()
             except StartUpRefused as error:  # it may be back at the next look
@@ -122,10 +125,12 @@ class _Jobs:
     Args:
         out: folder of the comparison.
         options: of the jobs.
+        sleep: for so many seconds, or until a signal comes.
     """
 
-    def __init__(self, out: Path, options: SlurmOptions) -> None:
+    def __init__(self, out: Path, options: SlurmOptions, sleep: Callable[[float], None]) -> None:
         self.out = out
+        self.sleep = sleep
         self.options = options
         self.folder = out / "slurm"
         self.record = self.folder / "jobs.json"
@@ -150,7 +155,7 @@ class _Jobs:
             StartUpRefused: SLURM does not answer.
         """
         found = {}
-        answer = _answer("squeue", "--me", "--array", "--noheader", f"--name={self.job_name}", "--format=%i|%T|%r")
+        answer = self._answer("squeue", "--me", "--array", "--noheader", f"--name={self.job_name}", "--format=%i|%T|%r")
         for line in answer.splitlines():
             job, state, reason = line.strip().split("|", 2)
             waits = state == "PENDING" or "REQUEUE" in state or "HOLD" in state or state == "SPECIAL_EXIT"
@@ -165,13 +170,13 @@ class _Jobs:
         end = time.monotonic() + _SECONDS_TO_CANCEL
         while unknown := set(self.queued()) - set(self.ids.values()):
             with contextlib.suppress(StartUpRefused):  # one that has just ended
-                _answer("scancel", *sorted(unknown))
+                self._answer("scancel", *sorted(unknown))
             if time.monotonic() > end:
                 raise StartUpRefused(
                     f"Expected SLURM to end job {sorted(unknown)[0]}, which an earlier call left, got it still there "
                     f"after {_SECONDS_TO_CANCEL} s; call again when it is gone."
                 )
-            time.sleep(1)
+            self.sleep(1)
 
     def submit(self, names: Sequence[str], command: Callable[[str], list[str]]) -> None:
         """Submit trials as one array, in their order, and write the ids down.
@@ -196,11 +201,41 @@ class _Jobs:
         self.ids |= {name: job.job_id for name, job in zip(names, submitted, strict=True)}
         write_whole(self.record, json.dumps(self.ids, indent=2) + "\n")
 
+    def _answer(self, *command: str) -> str:
+        """What a command of SLURM prints.
+
+        Raises:
+            StartUpRefused: it fails.
+        """
+        end = time.monotonic() + _SECONDS_TO_ANSWER
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                try:
+                    said, errors = self._said_by(process, end)
+                except BaseException:
+                    process.kill()
+                    raise
+        except (OSError, subprocess.SubprocessError) as error:
+            raise _no_answer(command[0], str(error)) from None
+        if process.returncode:
+            raise _no_answer(command[0], errors or f"exit code {process.returncode}")
+        return said
+
+    def _said_by(self, process: "subprocess.Popen[str]", end: float) -> tuple[str, str]:
+        """Output and errors; a controller that is busy answers late, and a signal is not to wait for it."""
+        while True:
+            try:
+                return process.communicate(timeout=_SECONDS_TO_A_SIGNAL)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > end:
+                    raise subprocess.TimeoutExpired(process.args, _SECONDS_TO_ANSWER) from None
+                self.sleep(0)
+
     def note_end(self, name: str) -> None:
         """Say in the log of a trial how SLURM ended its job, where the trial itself could not."""
         job, log = self.ids[name], self.log(name)
         with contextlib.suppress(StartUpRefused):  # forgotten after some minutes
-            found = re.search(r"\bJobState=(\S+)", _answer("scontrol", "--oneliner", "show", "job", job))
+            found = re.search(r"\bJobState=(\S+)", self._answer("scontrol", "--oneliner", "show", "job", job))
             state = found[1] if found else "unknown"
             if not log.exists() or start_line(job) not in log.read_text(encoding="utf-8", errors="replace"):
                 add_line(
@@ -248,17 +283,8 @@ def refuse_without_slurm() -> None:
         )
 
 
-def _answer(*command: str) -> str:
-    """What a command of SLURM prints.
-
-    Raises:
-        StartUpRefused: it fails.
-    """
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS_TO_ANSWER).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        said = " ".join(str(getattr(error, "stderr", None) or error).split())
-        raise StartUpRefused(f"Expected an answer from {command[0]}, got: {said}.") from None
+def _no_answer(command: str, said: str) -> StartUpRefused:
+    return StartUpRefused(f"Expected an answer from {command}, got: {' '.join(said.split())}.")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder
+from monai_extra_losses.bundle.training_options import FILE_OPTIONS
 from monai_extra_losses.compare.local import end_with_stdin
 from monai_extra_losses.compare.plan import ComparisonPlan, Trial
 from monai_extra_losses.data.errors import DatasetError, StartUpRefused, WritingFailed
@@ -83,7 +84,8 @@ def options_of(plan: ComparisonPlan, trial: Trial) -> dict[str, Any]:
     of_loss = {f"loss::{name}": value for name, value in trial.loss.options.items()}
     of_all = {name: value for name, value in plan.options.items() if name not in OF_EVALUATIONS}
     shared = {"dataset_dir": plan.dataset_dir, "fold_seed": 0, "metrics": list(plan.metrics), **of_all}
-    return {**shared, **trial.values, "loss": trial.loss.name, **of_loss, "fold": trial.fold, "seed": trial.seed}
+    chosen = {"loss": trial.loss.name, **of_loss, "fold": trial.fold, "seed": trial.seed}
+    return _with_paths({**shared, **trial.values, **chosen})
 
 
 def measuring_options_of(plan: ComparisonPlan) -> dict[str, Any]:
@@ -94,7 +96,13 @@ def measuring_options_of(plan: ComparisonPlan) -> dict[str, Any]:
 def evaluation_options_of(plan: ComparisonPlan) -> dict[str, Any]:
     """Options of the evaluation of every trial."""
     rules = measuring_options_of(plan)
-    return rules if plan.test_dir is None else {"dataset_dir": plan.test_dir, "split": "all", **rules}
+    return rules if plan.test_dir is None else _with_paths({"dataset_dir": plan.test_dir, "split": "all", **rules})
+
+
+def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Names of files, text in the plan, as paths: MONAI's parser would evaluate or change some text."""
+    names = {key: Path(value) for key, value in options.items() if key in FILE_OPTIONS and isinstance(value, str)}
+    return options | names
 
 
 def run_trial(out: Path, name: str) -> None:

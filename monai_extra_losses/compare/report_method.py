@@ -23,8 +23,8 @@ STATISTICS = (
     "else is a tie.",
     "A loss with a band of its own is also worse than a steady one if its trainings could hardly have that one's mean, "
     "had none been better than the best training of all losses by more than the luck of one (a test without a normal "
-    "distribution, at the same level). If that is open, and the difference larger than the band of the others, the "
-    "verdict is unclear.",
+    "distribution, at the same level). If that is open, and the difference larger than the band of the others and than "
+    "that of the cases, the verdict is unclear.",
     "The probability of a false claim is the share of draws in which the difference has the other sign. Wilcoxon's "
     "signed-rank test over the cases, with Holm's correction beside it, knows nothing of the noise of the seeds and "
     "decides nothing here.",

@@ -126,8 +126,9 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
     Its own band may be wider than the scale of the metric: Student's t(2) believes that trainings which gave 0.62, 0.66
     and 0.81 may as well give 1.1. So an unsteady loss that its band ties with a steady one is tested once more, without
     a normal distribution: by `p_below_ceiling`, where the ceiling is the best training of all losses and the luck of
-    one. It is worse if that p is at most α / 2 and the interval over the cases excludes 0. Else it is "unclear" if the
-    difference is larger than the band of the steady losses; what lies within that is a tie.
+    one. It is worse if that p is at most α / 2. So tested is a difference that is larger than the band of the steady
+    losses and whose interval over the cases alone excludes 0; it is "unclear" if the test finds nothing, or both losses
+    are unsteady, or the unsteady one is ahead. Any other is a tie.
 
     The interval of a difference is that of a two-level bootstrap. Cases are drawn jointly for all losses, over the mean
     over the replicates of each case. Added is the level of the seeds: S deviations of a replicate from the mean of its
@@ -404,16 +405,14 @@ def _placed(
     unsteady = [row for row, its in zip((couple.loss, couple.other), own, strict=True) if its is not pool]
     if not unsteady or one.verdict != "tie" or math.isnan(one.mean):
         return one
-    if len(unsteady) == 1:
-        sign = 1 if scores.metric.higher_is_better else -1
-        of_it = sign if unsteady[0] == couple.loss else -sign  # a negative difference to the other is worse
-        limit = np.nanquantile(of_it * case_draws, 1 - alpha / 2)
-        if limit < 0 and _p_of_couple(couple, sign * scores.values, unsteady[0], pool, alpha) <= alpha / 2:
-            return dataclasses.replace(
-                one, verdict="worse" if unsteady[0] == couple.loss else "better", by_ceiling=True
-            )
-    clear = abs(one.mean) <= pool.band(pool, one.replicates, alpha)
-    return one if clear else dataclasses.replace(one, verdict="unclear")
+    low, high = np.nanquantile(case_draws, [alpha / 2, 1 - alpha / 2])
+    if abs(one.mean) <= pool.band(pool, one.replicates, alpha) or low <= 0 <= high:
+        return one
+    sign = 1 if scores.metric.higher_is_better else -1
+    behind = couple.loss if sign * one.mean < 0 else couple.other
+    if unsteady == [behind] and _p_of_couple(couple, sign * scores.values, behind, pool, alpha) <= alpha / 2:
+        return dataclasses.replace(one, verdict="worse" if behind == couple.loss else "better", by_ceiling=True)
+    return dataclasses.replace(one, verdict="unclear")
 
 
 def _p_of_couple(couple: _Couple, values: NDArray[np.float64], unsteady: int, pool: _SeedNoise, alpha: float) -> float:

@@ -340,6 +340,7 @@ def test_a_loss_that_is_unsteady_and_always_far_behind_is_worse(metric: Compared
     turned = finding.pairs["l0", "l5"]
     assert (turned.verdict, turned.by_ceiling) == ("better", True)
     assert "l5" not in finding.top
+    assert finding.ranks.shares[5, 5] == 1  # in every draw the last
 
 
 @pytest.mark.parametrize(

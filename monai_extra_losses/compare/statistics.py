@@ -167,11 +167,14 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
 
     case_draws = _means_of_drawn_cases(np.stack([*of_cases, *(one.gap for one in couples)], axis=1), draws, rng)
     seed_draws = _seed_draws(noise, draws, len(scores.replicates), rng)
-    loss_draws = case_draws[:, : len(blocks)] + seed_draws / np.sqrt(np.maximum(replicates, 1))
     judged = []
     for couple, own_draws in zip(couples, case_draws[:, len(blocks) :].T, strict=True):
         one = _difference(scores, couple, couple.drawn(own_draws, seed_draws), noise, alpha)
         judged.append(_placed(one, couple, scores, own_draws, (pool, noise[couple.loss], noise[couple.other]), alpha))
+    unsteady = {row for row, own in enumerate(noise) if own is not pool}
+    for row in unsteady:  # in ranks; with Student's tails a loss that always fails would be first now and then
+        seed_draws[:, [row]] = noise[row].draws((draws, 1, len(scores.replicates)), rng, tails=False)
+    loss_draws = case_draws[:, : len(blocks)] + seed_draws / np.sqrt(np.maximum(replicates, 1))
     pairs = {(one.loss, one.other): one for pair in _with_holm(judged) for one in (pair, _turned(pair))}
     return Finding(
         scores=scores,
@@ -181,9 +184,7 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
         differences=tuple(_with_holm([pairs[name, scores.losses[0]] for name in scores.losses[1:]])),
         pairs=pairs,
         ranks=_rank_stability(scores, loss_draws, ~np.isnan(means)),
-        top=_top(
-            scores, means, pairs, {name for name, own in zip(scores.losses, noise, strict=True) if own is not pool}
-        ),
+        top=_top(scores, means, pairs, unsteady),
         warnings=tuple(_warnings(scores, blocks, shared, pool, noise)),
     )
 
@@ -286,14 +287,16 @@ class _SeedNoise:
             freedom = both**2 / (self.variance**2 / self.freedom + other.variance**2 / other.freedom)
         return float(stats.t.isf(alpha / 2, freedom)) * math.sqrt(both / replicates)
 
-    def draws(self, shape: tuple[int, int, int], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Noise of a mean times √(its replicates), for a shape (draws, L, S) -> (draws, L)."""
+    def draws(
+        self, shape: tuple[int, int, int], rng: np.random.Generator, *, tails: bool = True
+    ) -> NDArray[np.float64]:
+        """Noise of a mean times √(its replicates), with Student's tails, for a shape (draws, L, S) -> (draws, L)."""
         draws, losses, replicates = shape
         if not self.freedom:
             return np.zeros((draws, losses))
         picked = self.deviations[rng.integers(len(self.deviations), size=shape)]
-        tails = np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(draws, 1)))
-        return np.asarray(picked.mean(axis=2) * math.sqrt(replicates) * tails)
+        drawn = np.asarray(picked.mean(axis=2) * math.sqrt(replicates))
+        return drawn * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(draws, 1))) if tails else drawn
 
 
 def _noise_of_losses(values: NDArray[np.float64], blocks: Sequence[_Block]) -> tuple[_SeedNoise, list[_SeedNoise]]:
@@ -513,11 +516,11 @@ def _top(
     scores: PairedScores,
     means: NDArray[np.float64],
     pairs: Mapping[tuple[str, str], Difference],
-    unsteady: Collection[str],
+    unsteady: Collection[int],
 ) -> tuple[str, ...]:
     order = np.argsort(-means if scores.metric.higher_is_better else means, kind="stable")
     names = [scores.losses[row] for row in order if not math.isnan(means[row])]
-    best = next((name for name in names if name not in unsteady), None)
+    best = next((scores.losses[row] for row in order if row not in unsteady and not math.isnan(means[row])), None)
     if best is not None:
         names = [name for name in names if name == best or pairs[name, best].verdict != "unclear"]
     tied = [

@@ -148,7 +148,7 @@ def curves_plot(
     """
     height = 230.0
     every = list(curves.values())
-    across = Scale.around([epoch for curve in every for epoch in curve.epochs], _LEFT, WIDTH - _MARGIN)
+    across = Scale.around([epoch for curve in every for epoch in curve.epochs], _LEFT, WIDTH - 2 * _MARGIN)
     upward = Scale.around([value for c in every for value in (*c.lows, *c.highs)], height, 6.0)
     parts = [vertical_axis(upward, _LEFT, WIDTH - _MARGIN), horizontal_axis(across, [(6.0, height)], "epoch")]
     for name in spread:

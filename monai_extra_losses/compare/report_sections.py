@@ -65,7 +65,8 @@ def differences_section(analysis: Analysis) -> str:
         f"Differences to {analysis.losses[0]}",
         paragraph(
             "A line is a 95 % interval over cases and seeds, for all comparisons together, the grey band the noise of "
-            "the seeds. Filled: better or worse, beyond the band and with an interval without 0. Hollow: a tie, or not clear."
+            "the seeds. Filled: better or worse, beyond the band and with an interval without 0, or by the ceiling for "
+            "unsteady losses (below). Hollow: a tie, or not clear."
         ),
         _grid(_forest(own) for own in means if own.differences),
         *folded,

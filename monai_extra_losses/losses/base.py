@@ -215,7 +215,11 @@ class SegmentationLoss(nn.Module):
         for option, default in (("softmax", False), ("to_onehot_y", False), ("include_background", True)):
             if alone and getattr(self, option, default) is not default:
                 warnings.warn(f"single channel prediction, `{option}={not default}` ignored.", stacklevel=stacklevel)
-        if self._buffers.get("class_weight") is not None and data.scores.shape[1] - self.weighs_kept < 2:
+        if (
+            not torch.compiler.is_compiling()  # which cannot warn in one graph
+            and self._buffers.get("class_weight") is not None
+            and data.scores.shape[1] - self.weighs_kept < 2
+        ):
             warnings.warn("one class counts, `weight` ignored.", stacklevel=stacklevel)
         labels = self.to_onehot_y and not alone
         check_shapes(data, labels=labels, spatial=self._spatial, target_gradient=self.target_gradient)

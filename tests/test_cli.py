@@ -279,7 +279,7 @@ def test_more_processes_than_cases_are_refused(
     phantom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: tuple[str, ...]
 ) -> None:
     backends = []
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(backends))
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)

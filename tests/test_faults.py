@@ -1,5 +1,6 @@
 """A training whose files were damaged, or that was killed while it saved, goes on from what is whole."""
 
+import io
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from monai_extra_losses.bundle.resuming import checkpoint_of, mend
 from monai_extra_losses.bundle.run_folder import ResultsFolder, RunFolder, refuse_unwritable
 from monai_extra_losses.bundle.tensor_files import CHECKSUMS, write_tensors
 from monai_extra_losses.bundle.weights import read_checkpoint
+from monai_extra_losses.cli.endings import stops_in_a_sentence
 from monai_extra_losses.data.errors import StartUpRefused, TrainingStopped
 
 TINY: dict[str, Any] = {"channels": [4, 8], "num_res_units": 0, "batch_size": 2, "epochs": 3, "val_interval": 1}
@@ -355,6 +357,25 @@ def test_a_process_alone_has_lost_no_other() -> None:
 
 
 # ---- the real thing ----
+
+
+def test_a_stop_while_a_checkpoint_is_written_is_a_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch.save ends its archive on the way out, which fails, and its error would hide the signal."""
+
+    class Stopped(io.RawIOBase):
+        def write(self, data: Any) -> int:
+            raise KeyboardInterrupt
+
+    def save() -> None:
+        try:
+            torch.save({"weight": torch.zeros(1000)}, Stopped())
+        except RuntimeError as error:  # as MONAI hands it on
+            raise RuntimeError("Failed to evaluate the expression") from error
+
+    with pytest.raises(SystemExit) as ended, stops_in_a_sentence(lambda: "Go on."):
+        save()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nStopped by Ctrl-C. Go on.\n"
 
 
 @pytest.mark.slow

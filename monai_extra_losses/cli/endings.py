@@ -29,12 +29,27 @@ def stops_in_a_sentence(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     try:
         with _sigterm_raises(), _threads_in_a_sentence(), storage_errors_as_sentences():
             yield
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except (KeyboardInterrupt, _Terminated, Exception) as error:
+        stop = _stop_behind(error)
+        if stop is None:
+            raise
         by_person = isinstance(stop, KeyboardInterrupt)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one of the processes that torchrun started says it
             print(f"\nStopped by {'Ctrl-C' if by_person else 'SIGTERM'}. {how_to_go_on()}".rstrip(), file=sys.stderr)
         exec("")  # forgets that Ctrl-C went through eval(), as MONAI's expressions do, else Python kills itself by it
         raise SystemExit(128 + (signal.SIGINT if by_person else signal.SIGTERM)) from None
+
+
+def _stop_behind(error: BaseException) -> BaseException | None:
+    """The signal that an error is, or came of: torch.save, stopped while it writes, says that the file is not whole."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt | _Terminated):
+            return cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 CONFIGS = {
-    **dict.fromkeys(("train", "doctor", "compare", "demo"), ("train", "losses")),
-    "evaluate": ("train", "losses", "evaluate"),
+    **dict.fromkeys(("train", "doctor", "demo"), ("train", "losses")),
+    **dict.fromkeys(("compare", "evaluate"), ("train", "losses", "evaluate")),  # a comparison evaluates, too
     "infer": ("inference",),
 }
 CHECKS: dict[str, Callable[[str, Any], Any]] = {

@@ -170,7 +170,7 @@ def compare_losses(scores: PairedScores, *, draws: int = 2000, level: float = 0.
     judged = []
     for couple, own_draws in zip(couples, case_draws[:, len(blocks) :].T, strict=True):
         one = _difference(scores, couple, couple.drawn(own_draws, seed_draws), noise, alpha)
-        judged.append(_placed(one, couple, scores, own_draws, (pool, noise[couple.loss], noise[couple.other]), alpha))
+        judged.append(_placed(one, couple, scores, own_draws, noise, pool, alpha))
     unsteady = {row for row, own in enumerate(noise) if own is not pool}
     for row in unsteady:  # in ranks; with Student's tails a loss that always fails would be first now and then
         seed_draws[:, [row]] = noise[row].draws((draws, 1, len(scores.replicates)), rng, tails=False)
@@ -391,7 +391,8 @@ def _placed(
     couple: _Couple,
     scores: PairedScores,
     case_draws: NDArray[np.float64],
-    noise: tuple[_SeedNoise, _SeedNoise, _SeedNoise],
+    noise: Sequence[_SeedNoise],
+    pool: _SeedNoise,
     alpha: float,
 ) -> Difference:
     """A difference that the noise of an unsteady loss ties: worse by the ceiling, unclear, or a tie after all.
@@ -401,11 +402,11 @@ def _placed(
         couple: of it.
         scores: of all losses.
         case_draws: of its mean over the cases alone.
-        noise: of the steady losses, of `one.loss` and of `one.other`.
+        noise: of each loss.
+        pool: that of the steady ones.
         alpha: as in `compare_losses`.
     """
-    pool, *own = noise
-    unsteady = [row for row, its in zip((couple.loss, couple.other), own, strict=True) if its is not pool]
+    unsteady = [row for row in (couple.loss, couple.other) if noise[row] is not pool]
     if not unsteady or one.verdict != "tie" or math.isnan(one.mean):
         return one
     low, high = np.nanquantile(case_draws, [alpha / 2, 1 - alpha / 2])
@@ -519,8 +520,9 @@ def _top(
     unsteady: Collection[int],
 ) -> tuple[str, ...]:
     order = np.argsort(-means if scores.metric.higher_is_better else means, kind="stable")
-    names = [scores.losses[row] for row in order if not math.isnan(means[row])]
-    best = next((scores.losses[row] for row in order if row not in unsteady and not math.isnan(means[row])), None)
+    rows = [row for row in order if not math.isnan(means[row])]
+    names = [scores.losses[row] for row in rows]
+    best = next((scores.losses[row] for row in rows if row not in unsteady), None)
     if best is not None:
         names = [name for name in names if name == best or pairs[name, best].verdict != "unclear"]
     tied = [

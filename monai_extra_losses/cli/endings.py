@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from monai_extra_losses.data.errors import history_of
 from monai_extra_losses.data.storage import storage_errors_as_sentences, storage_reason
 
 
@@ -42,14 +43,7 @@ def stops_in_a_sentence(how_to_go_on: Callable[[], str]) -> Iterator[None]:
 
 def _stop_behind(error: BaseException) -> BaseException | None:
     """The signal that an error is, or came of: torch.save, stopped while it writes, says that the file is not whole."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, KeyboardInterrupt | _Terminated):
-            return cause
-        seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
-    return None
+    return next((cause for cause in history_of(error) if isinstance(cause, KeyboardInterrupt | _Terminated)), None)
 
 
 @contextlib.contextmanager

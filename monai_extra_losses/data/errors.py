@@ -1,6 +1,6 @@
 """What a data set or a start-up that cannot work raises; imports nothing, so that it costs nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class DatasetError(ValueError):
@@ -66,3 +66,13 @@ class CasesFailed(SystemExit):
 
 class WritingFailed(SystemExit):
     """A disk that takes no more: the interpreter prints the sentence to stderr and exits with 1."""
+
+
+def history_of(error: BaseException) -> Iterator[BaseException]:
+    """An error, then what it was raised from or, where it was not, what was handled when it came; and so on."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__

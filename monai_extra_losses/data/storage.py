@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from monai_extra_losses.data.errors import WritingFailed
+from monai_extra_losses.data.errors import WritingFailed, history_of
 
 # What a user can mend, and how.
 _REASONS = {
@@ -164,11 +164,8 @@ def _sentence(number: int, file: str | Path) -> str:
 
 def _storage_error(error: BaseException) -> tuple[int | None, str | None]:
     """Number and file of the error of the storage that `error` is, or was made of."""
-    cause: BaseException | None = error
     known: tuple[int, ...] = tuple(_REASONS)
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    for cause in history_of(error):
         if isinstance(cause, OSError) and cause.errno in known:
             file = cause.filename2 or cause.filename  # of a rename, the name that was wanted
             return cause.errno, os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else None
@@ -177,7 +174,6 @@ def _storage_error(error: BaseException) -> tuple[int | None, str | None]:
                 return number, None
         if cause.__cause__ is None:  # what follows was handled, and need not be the reason
             known = _OF_STORAGE
-        cause = cause.__cause__ or cause.__context__
     return None, None
 
 

@@ -64,6 +64,7 @@ FOR = {
     "nbformat": "tests of the notebooks",
     "lightning": "tests of an example",
     "einops": "tests with MONAI's UNETR",
+    "numba": "compiles the loops of the losses for the CPU",
     "triton": "tests of the GPU kernels on the CPU",
 }
 ABOUT = """\
@@ -95,6 +96,7 @@ that their metadata state. Written by `scripts/list_licences.py`, and checked by
 HEADINGS = {
     "": "Always",
     "bundle": "Training, evaluation and inference: the extra `[bundle]`",
+    "fast": "Losses on the CPU: the extra `[fast]`",
     "vessels": "Skeletons: the extra `[vessels]`",
     "lesions": "Connected components: the extra `[lesions]`",
     "compare": "Comparisons: the extra `[compare]`",

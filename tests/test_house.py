@@ -27,7 +27,8 @@ FLOORS = [
     {"__main__"},
 ]
 # The losses need these alone; `[bundle]` brings the rest.
-OF_THE_LOSSES = {"torch", "numpy", "monai", "edt", "triton"}  # and scikit-image where skeletons are asked for
+# and scikit-image where skeletons are asked for; triton and numba where they are installed
+OF_THE_LOSSES = {"torch", "numpy", "monai", "edt", "triton", "numba"}
 STANDARD = {"__future__", *__import__("sys").stdlib_module_names}
 # Former places of names, which hand on what is in `bundle` now.
 FORMER = {"handlers.py", "inference.py", "workflow.py", "data/volume_cache.py", "data/inputs.py"}

@@ -149,6 +149,12 @@ def assert_equal_to_the_definition(data: CallData, terms: list[Term]) -> None:
     torch.testing.assert_close(gradient / scale, expected_gradient / scale, atol=2 * rtol, rtol=rtol)
 
 
+@pytest.fixture(autouse=True)
+def _in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels in plain torch; those that numba compiles have tests of their own (test_jit.py)."""
+    monkeypatch.setattr(plans, "_NUMBA", "0")
+
+
 @pytest.fixture
 def _many_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even a small volume into many slabs, with a remainder."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from monai_extra_losses import losses
 from monai_extra_losses.losses.base import SegmentationLoss
-from monai_extra_losses.ops import gpu_check
+from monai_extra_losses.ops import kernel_check
 from monai_extra_losses.ops import plan as plans
 from monai_extra_losses.ops.call_data import CallData
 from monai_extra_losses.ops.formulas import (
@@ -367,9 +367,9 @@ def test_where_triton_fails_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
     plans._working_triton.cache_clear()
 
 
-def variant(terms: Sequence[Term], **given: Any) -> gpu_check.Variant:
+def variant(terms: Sequence[Term], **given: Any) -> kernel_check.Variant:
     usual = {"channels": 3, "labels": True, "ignore_index": None, "scores": torch.float32, "target": torch.float32}
-    return gpu_check.Variant(tuple(terms), **{**usual, "mask": None, "device": DEVICE, **given})
+    return kernel_check.Variant(tuple(terms), **{**usual, "mask": None, "device": DEVICE, **given})
 
 
 @each(
@@ -387,11 +387,11 @@ def test_what_a_call_needs_is_checked_before_its_first_use(
 ) -> None:
     from monai_extra_losses.ops import fused_sums_triton
 
-    gpu_check.agree.cache_clear()
+    kernel_check.agree.cache_clear()
     terms = terms_of(activation)[name]
     if fused_sums_triton._plan(tuple(terms), kind.get("labels", True), 3) is None:
         pytest.skip("no kernel")
-    assert gpu_check.agree(fused_sums_triton, variant(terms, **kind))
+    assert kernel_check.agree(fused_sums_triton, variant(terms, **kind))
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -413,21 +413,21 @@ def test_kernels_that_deviate_are_left_with_one_warning(
 
     monkeypatch.setattr(fused_sums_triton, where, wrong)
     monkeypatch.setattr(plans, "_TRITON", "")
-    gpu_check.agree.cache_clear()
+    kernel_check.agree.cache_clear()
     said = {"a number": r"deviate by \d\.\de-03", "NaN": "deviate by nan", "no compiler": "fail: Failed to find C"}[
         fault
     ]
     asked = variant([CountSums("softmax")])
     with pytest.warns(UserWarning, match=rf"CountSums of 3 channels in plain torch: their GPU kernels {said}.*torch"):
-        assert not gpu_check.agree(fused_sums_triton, asked)
+        assert not kernel_check.agree(fused_sums_triton, asked)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not gpu_check.agree(fused_sums_triton, asked)
-    gpu_check.agree.cache_clear()
+        assert not kernel_check.agree(fused_sums_triton, asked)
+    kernel_check.agree.cache_clear()
 
 
 def test_a_call_asks_for_the_check_unless_the_kernels_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[gpu_check.Variant] = []
+    asked: list[kernel_check.Variant] = []
     monkeypatch.setattr(plans, "agree", lambda kernels, one: bool(asked.append(one)))
     data = CallData(*made((1, 3, 4)), None, True, None)
     assert plans._gpu_kernels(data, [CountSums("softmax")]) is not None  # forced

@@ -348,6 +348,8 @@ class SoftCounts:
 
     Attributes:
         tp: sum pg.
+        p: sum p, TP + FP.
+        g: sum g, TP + FN.
         fp: sum p(1-g).
         fn: sum (1-p)g.
         tn: sum (1-p)(1-g).
@@ -365,19 +367,19 @@ class SoftCounts:
     contour: Tensor = _asked_for("contour", "contours=True")
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
-        self.tp, self.sums = sums["tp"], sums
+        self.tp, self.p, self.g, self.sums = sums["tp"], sums["p"], sums["g"], sums
 
     @property  # a cached one has a lock, which torch.compile cannot trace
     def fp(self) -> Tensor:
-        return self.sums["p"] - self.tp
+        return self.p - self.tp
 
     @property
     def fn(self) -> Tensor:
-        return self.sums["g"] - self.tp
+        return self.g - self.tp
 
     @property
     def tn(self) -> Tensor:
-        return self.sums["n"] - self.sums["p"] - self.fn
+        return self.sums["n"] - self.p - self.fn
 
 
 class RegionLoss(SegmentationLoss):

@@ -66,10 +66,9 @@ class FusedDiceLoss(RegionLoss):
         self.reads = Reads(squares=self.squared_pred)
 
     def formula(self, c: SoftCounts) -> Tensor:
-        # FP + FN, of the squared counts or of the counts.
         overlap = 2 * c.tp
-        errors = c.p_squared + c.g_squared - overlap if self.squared_pred else c.fp + c.fn
-        return 1 - self.ratio(overlap, overlap + (2 * errors if self.jaccard else errors))
+        total = c.p_squared + c.g_squared if self.squared_pred else c.p + c.g  # 2 TP + FP + FN
+        return 1 - self.ratio(overlap, 2 * total - overlap if self.jaccard else total)
 
 
 class JaccardLoss(RegionLoss):
@@ -95,7 +94,7 @@ class JaccardLoss(RegionLoss):
     """
 
     def formula(self, c: SoftCounts) -> Tensor:
-        return 1 - self.ratio(c.tp, c.tp + c.fp + c.fn)
+        return 1 - self.ratio(c.tp, c.p + c.g - c.tp)  # TP + FP + FN
 
 
 class FusedTverskyLoss(RegionLoss):

@@ -48,6 +48,21 @@ class Voxels:
         classes = torch.arange(self.scores.shape[1], device=self.scores.device)
         return (self.index().unsqueeze(1) == classes.view(1, -1, 1)).to(self.scores.dtype)
 
+    def part(self, piece: Piece) -> "Voxels":
+        """A piece of the voxels of a target of labels."""
+        assert self.labels is not None
+        samples, voxels = piece.samples, piece.voxels
+        weight = None if self.weight is None else self.weight[samples, voxels]
+        return Voxels(self.scores[samples, :, voxels], self.labels[samples, voxels], None, weight)
+
+    def without_ignored(self) -> "Voxels":
+        """The same with zeros for the scores and the labels of voxels that do not count."""
+        if self.weight is None or self.labels is None:
+            return self
+        deleted = self.weight == 0
+        scores = self.scores.masked_fill(deleted.unsqueeze(1), 0)
+        return dataclasses.replace(self, scores=scores, labels=self.labels.masked_fill(deleted, 0))
+
     def smoothed(self, smoothing: float, *, one_vs_rest: bool) -> "Voxels":
         """The same with the target (1-e) g + e/C, or (1-e) g + e/2; an unknown class keeps 0, and is none of the C."""
         g = (1 - smoothing) * self.one_hot()
@@ -136,13 +151,25 @@ class CallData:
         target = self.target.flatten(2)
         return self._voxels(self.scores.flatten(2), target, self._weight(target, mask), self.unknown, merges=True)
 
-    def slab(self, piece: Piece, *, merges: bool = False) -> Voxels:
-        """One piece of the call; `merges`: with merged scores, which the kernels of a softmax do without."""
+    def as_it_lies(self) -> Voxels:
+        """A call with a target of labels of which every voxel counts, whose spatial axes can be seen as one."""
+        return Voxels(self.scores.flatten(2), self.target[:, 0].flatten(1), None, None)
+
+    def slab(self, piece: Piece, *, merges: bool = False, as_it_is: bool = False) -> Voxels:
+        """One piece of the call.
+
+        Args:
+            piece: which.
+            merges: with merged scores, which the kernels of a softmax do without.
+            as_it_is: with whatever stands in voxels that do not count, else with zeros there.
+        """
         mask = None if self.mask is None else piece.read(self.mask)
         scores, target = self.scores, piece.read(self.target)
         weight = None if self.counts_all else self._weight(target, mask)
         scores = scores.read(piece, weight) if isinstance(scores, HeadScores) else piece.read(scores)
         unknown = None if self.unknown is None else self.unknown[piece.samples]
+        if as_it_is and self.labels and unknown is None:
+            return Voxels(scores.to(self.dtype), target[:, 0], None, weight)
         return self._voxels(scores, target, weight, unknown, merges=merges)
 
     def pieces(self, length: int) -> list[Piece]:

@@ -3,7 +3,7 @@
 
 The only module that computes with triton; it is imported with the first CUDA tensor, unless the environment variable
 MONAI_EXTRA_LOSSES_TRITON is 0. State: these kernels have run in triton's interpreter only, on the CPU, where the tests
-compare them with the slab kernels. On a GPU each kind of call is first compared with its definition (`gpu_check`).
+compare them with the slab kernels. On a GPU each kind of call is first compared with its definition (`kernel_check`).
 
 A program takes tiles of C classes (padded to a power of two, in registers) and a block of voxels. Forward, it writes
 float32 sums of its voxels into (B, programs, rows, C), which torch adds up in float64: no atomics, so the same bits on
@@ -46,6 +46,9 @@ from monai_extra_losses.ops.terms import (
     TrueClassSums,
     VoxelSums,
 )
+
+# How a warning speaks of the kernels.
+NAME, COMPILER, SWITCH = "GPU kernels", f"triton {triton.__version__}", "MONAI_EXTRA_LOSSES_TRITON"
 
 # Formulas of a log-probability, as the kernels know them.
 _CROSS_ENTROPY = tl.constexpr(0)

@@ -11,14 +11,15 @@ from typing import Literal
 import torch
 
 from monai_extra_losses.ops.call_data import CallData
-from monai_extra_losses.ops.gpu_check import Variant, agree
 from monai_extra_losses.ops.head_scores import HeadScores
+from monai_extra_losses.ops.kernel_check import Variant, agree
 from monai_extra_losses.ops.kernels.labels import few_classes
 from monai_extra_losses.ops.kernels.margin import MarginSlab
 from monai_extra_losses.ops.kernels.sigmoid import SigmoidSlab
 from monai_extra_losses.ops.kernels.slab import Slab
 from monai_extra_losses.ops.kernels.softmax import SoftmaxSlab
 from monai_extra_losses.ops.kernels.two_classes import TwoClassSlab
+from monai_extra_losses.ops.pieces import has_flat_view
 from monai_extra_losses.ops.terms import Term
 
 # The first that computes all terms of a call does; without one the definitions do.
@@ -36,6 +37,8 @@ _HEAD_BYTES = 1 << 23
 # Whether the GPU kernels take what they can. As it comes, CUDA tensors, where a tiny case of the same kind has shown
 # that the kernels are right on the device; "1": all, in triton's interpreter those of the CPU too; "0": none.
 _TRITON = os.environ.get("MONAI_EXTRA_LOSSES_TRITON", "")
+# The same of the kernels that numba compiles for the CPU, where it is installed.
+_NUMBA = os.environ.get("MONAI_EXTRA_LOSSES_NUMBA", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Plan:
         gpu: the module that computes everything on a GPU instead.
         by_index: whether the kernels read the labels as an index, else as a one-hot.
         keeps_slab: whether all of a small call is one slab, with which the backward goes on.
+        at_once: whether compiled loops read the call as it lies.
     """
 
     slab: type[Slab] | None
@@ -58,6 +62,7 @@ class Plan:
     gpu: ModuleType | None = None
     by_index: bool = False
     keeps_slab: bool = False
+    at_once: bool = False
 
     def for_infinite_scores(self) -> "Plan":
         """The plan whose kernels leave out infinite numbers, which those of few classes multiply by 0."""
@@ -79,6 +84,10 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     merges = data.unknown is not None
     slabs = [SoftmaxSlab] if merges else _SLABS
     slab = next((slab for slab in slabs if slab.computes(terms, channels)), None) if data.labels else None
+    if slab is not None and (loops := _loops(data, terms)) is not None:
+        if data.counts_all and _lies_in_order(data):
+            return Plan(loops, max(data.scores.numel() // channels, 1), at_once=True)
+        return Plan(loops, slab_length(data, _floats(data, terms, loops, by_index=False, in_place=False)))
     by_index = not few_classes(data.scores)
     voxels = data.scores.numel() // channels
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
@@ -110,6 +119,8 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
         head = 2 * channels + 2 * data.scores.features.shape[1]
     copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
     copies += 3 * (data.unknown is not None)  # probabilities of all classes, and merged scores
+    if slab is not None and slab.takes_anything:
+        return head + 2 * channels * (data.scores.dtype != data.dtype) + 4
     if slab is None:
         return head + (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient
@@ -136,6 +147,45 @@ def slab_length(data: CallData, floats: int) -> int:
         least = 4 * _GPU_SLAB
     allowed = max(share * scores.numel() * scores.element_size(), least)
     return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (data.dtype.itemsize * floats))), 128)
+
+
+def _lies_in_order(data: CallData) -> bool:
+    """Whether scores and labels can be read as they are, voxel by voxel."""
+    if isinstance(data.scores, HeadScores) or data.scores.dtype != data.dtype:
+        return False
+    return has_flat_view(data.scores) and has_flat_view(data.target)
+
+
+def _loops(data: CallData, terms: Sequence[Term]) -> type[Slab] | None:
+    """The compiled loops that compute all of a call on the CPU; None where there are none that work."""
+    scores = data.scores
+    if _NUMBA == "0" or scores.device.type != "cpu" or data.dtype != torch.float32 or data.unknown is not None:
+        return None
+    if not isinstance(scores, HeadScores) and (scores.stride(-1) != 1 or not has_flat_view(scores)):
+        return None
+    kernels = _numba()
+    if kernels is None:
+        return None
+    slab = kernels.slab_of(terms, scores.shape[1])
+    return slab if slab is not None and (_NUMBA == "1" or _agree(kernels, slab)) else None
+
+
+@functools.cache
+def _numba() -> ModuleType | None:
+    """`kernels.jit`, where numba is installed."""
+    try:
+        from monai_extra_losses.ops.kernels import jit
+    except ImportError:
+        return None
+    return jit
+
+
+@functools.cache
+def _agree(kernels: ModuleType, slab: type[Slab]) -> bool:
+    """Whether loops compute what they know as the definitions do, once per process."""
+    plain = torch.float32, torch.float32, torch.float32, torch.device("cpu")
+    kinds = [Variant(terms, channels, True, None, *plain) for terms, channels in kernels.known_to(slab)]
+    return all(agree(kernels, kind) for kind in kinds)
 
 
 def _gpu_kernels(data: CallData, terms: Sequence[Term]) -> ModuleType | None:

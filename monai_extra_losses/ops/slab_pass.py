@@ -55,6 +55,9 @@ def forward(data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept | None
     with without_autocast(data.scores.device):
         if plan.gpu is not None:
             return tuple(plan.gpu.forward(data, terms))
+        if plan.at_once and plan.slab is not None:
+            results = plan.slab(data.as_it_lies()).results(terms)
+            return tuple(r.view(term.shape(data.scores)) for term, r in zip(terms, results, strict=True))
         device, dtype = data.scores.device, sum_dtype(data.scores.device)
         outs = tuple(
             torch.zeros(term.shape(data.scores), dtype=data.dtype if term.is_map else dtype, device=device)
@@ -70,26 +73,41 @@ def forward(data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept | None
             torch.softmax(data.scores, 1, out=kept.probabilities)
         _fill(outs, data, terms, plan, kept)
         read = [out for term, out in zip(terms, outs, strict=True) if term.reads_scores]
-        if device.type == "cpu" and not all(math.isfinite(out.sum().item()) for out in read):
+        if (
+            device.type == "cpu"
+            and not plan.slab.takes_anything
+            and not all(math.isfinite(out.sum().item()) for out in read)
+        ):
             for out in outs:
                 out.zero_()
             _fill(outs, data, terms, plan.for_infinite_scores(), kept)
         return outs
 
 
+def _slab(data: CallData, piece: Piece, plan: Plan, p: Tensor | None = None) -> Slab:
+    """The kernels of one piece."""
+    assert plan.slab is not None
+    return plan.slab(data.slab(piece, as_it_is=plan.slab.takes_anything), p, by_index=plan.by_index)
+
+
 def _fill(outs: Sequence[Tensor], data: CallData, terms: Sequence[Term], plan: Plan, kept: Kept) -> None:
     """Add up the terms, slab by slab, by kernels."""
     assert plan.slab is not None
     for piece in data.pieces(plan.length):
-        known = None
-        if plan.softmax == "kept whole" and kept.probabilities is not None:
-            known = piece.flat(kept.probabilities)
-        slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
-        slab.forward(*_in_piece(piece, terms, outs))
-        if plan.softmax == "kept by slab" and kept.probabilities is not None:
-            piece.write(kept.probabilities, slab.p)  # type: ignore[attr-defined]
-        if plan.keeps_slab:
-            kept.slab = slab
+        _add(outs, data, piece, terms, plan, kept)
+
+
+def _add(outs: Sequence[Tensor], data: CallData, piece: Piece, terms: Sequence[Term], plan: Plan, kept: Kept) -> None:
+    """One piece of it, whose tensors are gone when the next begins."""
+    known = None
+    if plan.softmax == "kept whole" and kept.probabilities is not None:
+        known = piece.flat(kept.probabilities)
+    slab = _slab(data, piece, plan, known)
+    slab.forward(*_in_piece(piece, terms, outs))
+    if plan.softmax == "kept by slab" and kept.probabilities is not None:
+        piece.write(kept.probabilities, slab.p)  # type: ignore[attr-defined]
+    if plan.keeps_slab:
+        kept.slab = slab
 
 
 def backward(
@@ -112,25 +130,41 @@ def backward(
         if plan.gpu is not None:
             of_gpu: Tensor = plan.gpu.backward(data, *wanted)
             return of_gpu
+        if plan.at_once and plan.slab is not None:
+            of_scores = torch.empty_like(data.scores)
+            plan.slab(data.as_it_lies()).backward(*wanted, of_scores.flatten(2))
+            return of_scores
         gradient = torch.empty_like(data.scores) if kept.probabilities is None else kept.probabilities
         for piece in data.pieces(plan.length):
-            own, slab_grads = _in_piece(piece, *wanted)
-            if plan.slab is None:
-                v = data.slab(piece, merges=True)
-                piece.write(gradient, _unmerged(_differentiate(v, own, slab_grads), v))
-                continue
-            view = piece.flat(gradient) if gradient.dtype == data.dtype else None
-            slab = kept.slab
-            if slab is None:
-                known = None
-                if kept.probabilities is not None:
-                    known = piece.read(kept.probabilities) if view is None else view
-                slab = plan.slab(data.slab(piece), known, by_index=plan.by_index)
-            out = torch.empty_like(slab.x) if view is None else view
-            slab.backward(own, slab_grads, out)
-            if view is None:
-                piece.write(gradient, out)
+            _write_gradient(data, piece, wanted, plan, kept, gradient)
     return gradient
+
+
+def _write_gradient(
+    data: CallData,
+    piece: Piece,
+    wanted: tuple[Sequence[Term], Sequence[Tensor]],
+    plan: Plan,
+    kept: Kept,
+    gradient: Tensor,
+) -> None:
+    """One piece of the backward, whose tensors are gone when the next begins."""
+    own, slab_grads = _in_piece(piece, *wanted)
+    if plan.slab is None:
+        v = data.slab(piece, merges=True)
+        piece.write(gradient, _unmerged(_differentiate(v, own, slab_grads), v))
+        return
+    view = piece.flat(gradient) if gradient.dtype == data.dtype else None
+    slab = kept.slab
+    if slab is None:
+        known = None
+        if kept.probabilities is not None:
+            known = piece.read(kept.probabilities) if view is None else view
+        slab = _slab(data, piece, plan, known)
+    out = torch.empty_like(slab.x) if view is None else view
+    slab.backward(own, slab_grads, out)
+    if view is None:
+        piece.write(gradient, out)
 
 
 def backward_through_head(
@@ -155,15 +189,22 @@ def backward_through_head(
         return into.result()
     with without_autocast(scores.device):
         for piece in data.pieces(plan.length):
-            own, slab_grads = _in_piece(piece, *wanted)
-            v = data.slab(piece, merges=plan.slab is None)
-            if plan.slab is None:
-                d = _unmerged(_differentiate(v, own, slab_grads), v)
-            else:
-                d = torch.empty_like(v.scores)
-                plan.slab(v, by_index=plan.by_index).backward(own, slab_grads, d)
-            into.add(piece, v.weight, d)
+            into.add(piece, *_gradient_of_scores(data, piece, wanted, plan))
     return into.result()
+
+
+def _gradient_of_scores(
+    data: CallData, piece: Piece, wanted: tuple[Sequence[Term], Sequence[Tensor]], plan: Plan
+) -> tuple[Tensor | None, Tensor]:
+    """The weights of a piece of a head, and the gradient of its scores."""
+    own, slab_grads = _in_piece(piece, *wanted)
+    if plan.slab is None:
+        v = data.slab(piece, merges=True)
+        return v.weight, _unmerged(_differentiate(v, own, slab_grads), v)
+    slab = _slab(data, piece, plan)
+    d = torch.empty_like(slab.x)
+    slab.backward(own, slab_grads, d)
+    return slab.w, d
 
 
 def _unmerged(d: Tensor, v: Voxels) -> Tensor:

@@ -67,6 +67,7 @@ class Slab(ABC):
 
     activation: ClassVar[Activation]
     kernels: ClassVar[Mapping[type[Term], Kernel]]
+    takes_anything: ClassVar[bool] = False  # infinite scores too, and NaN where a voxel does not count
 
     def __init__(self, v: Voxels, p: Tensor | None = None, *, by_index: bool = False) -> None:
         self.x, self.w, self.unknown = v.scores, v.weight, v.unknown
@@ -94,6 +95,13 @@ class Slab(ABC):
         self.check()
         for term, out in zip(terms, outs, strict=True):
             self.kernels[type(term)].forward(self, term, out)
+
+    def results(self, terms: Sequence[Term]) -> tuple[Tensor, ...]:
+        """The results of terms of sums, of this slab alone."""
+        shapes = [term.shape(self.x) for term in terms]
+        outs = tuple(torch.zeros(shape, dtype=sum_dtype(self.x.device), device=self.x.device) for shape in shapes)
+        self.forward(terms, outs)
+        return outs
 
     def backward(self, terms: Sequence[Term], grads: Sequence[Tensor], out: Tensor) -> None:
         """Write the (b, C, m) gradient with respect to the scores, from the gradients of the results."""

@@ -1,10 +1,10 @@
-"""What GPU kernels have to show before a call is left to them: a tiny case of its kind, equal to the definitions."""
+"""What compiled kernels have to show before a call is left to them: a tiny case, equal to the definitions."""
 
 import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,26 @@ from monai_extra_losses.ops.terms import Term
 
 _VOXELS = 67  # two samples of so many: no multiple of a block
 _TOLERANCE = 5e-5  # of float32 sums over them, relative to the largest
+
+
+class CompiledKernels(Protocol):
+    """A module whose kernels a compiler makes on the user's machine.
+
+    Attributes:
+        NAME: what a warning calls them.
+        COMPILER: and what made them.
+        SWITCH: the environment variable that switches them off.
+    """
+
+    NAME: str
+    COMPILER: str
+    SWITCH: str
+
+    def forward(self, data: CallData, terms: Sequence[Term]) -> Sequence[Tensor]:
+        """The results of the terms."""
+
+    def backward(self, data: CallData, terms: Sequence[Term], grads: Sequence[Tensor]) -> Tensor:
+        """The gradient of the scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +65,24 @@ class Variant:
 
 
 @functools.lru_cache(maxsize=1024)  # a hyper-parameter may change from call to call
-def agree(kernels: ModuleType, variant: Variant) -> bool:
+def agree(kernels: CompiledKernels, variant: Variant) -> bool:
     """Whether kernels compute a variant as its definitions do, forward and backward; once per process.
 
     Where they do not, or do not run at all, a warning says so.
     """
     try:
-        found = _deviation(kernels, variant)
+        # The first call may be one without gradient; and torch calls an operator of a compiled graph below autograd.
+        with torch.inference_mode(False), torch.enable_grad():
+            found = _deviation(kernels, variant)
         fault = None if found <= _tolerance(variant) else f"deviate by {found:.1e} from the definition"
     except Exception as error:  # a compiler, or a driver, raises anything
         fault = f"fail: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
     if fault is not None:
         names = ", ".join(dict.fromkeys(type(term).__name__ for term in variant.terms))
         warnings.warn(
-            f"the losses compute {names} of {variant.channels} channels in plain torch: their GPU kernels {fault} "
-            f"({_device_name(variant.device)}, torch {torch.__version__}, triton {_triton_version()}, "
-            f"{variant.scores} scores). Please report it; MONAI_EXTRA_LOSSES_TRITON=0 switches the kernels off.",
+            f"the losses compute {names} of {variant.channels} channels in plain torch: their {kernels.NAME} {fault} "
+            f"({_device_name(variant.device)}, torch {torch.__version__}, {kernels.COMPILER}, "
+            f"{variant.scores} scores). Please report it; {kernels.SWITCH}=0 switches the kernels off.",
             stacklevel=2,
         )
     return fault is None
@@ -71,7 +93,7 @@ def _tolerance(variant: Variant) -> float:
     return max(_TOLERANCE, 2 * torch.finfo(variant.scores).eps)
 
 
-def _deviation(kernels: ModuleType, variant: Variant) -> float:
+def _deviation(kernels: CompiledKernels, variant: Variant) -> float:
     """The largest difference of results and gradient, each relative to its largest number; NaN where there is one."""
     data = _case(variant)
     exact = CallData(data.scores.double().requires_grad_(), data.target, data.mask, data.labels, data.ignore_index)
@@ -101,19 +123,19 @@ def _deviation(kernels: ModuleType, variant: Variant) -> float:
 
 def _case(variant: Variant) -> CallData:
     """Two samples of random voxels, the same for every variant of a shape."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     channels, shape = variant.channels, (2, variant.channels, _VOXELS)
-    scores = (2 * torch.randn(shape, generator=generator)).to(variant.scores)
-    labels = torch.randint(0, max(channels, 2), (2, 1, _VOXELS), generator=generator)
+    scores = (2 * torch.randn(shape, generator=generator, device="cpu")).to(variant.scores)
+    labels = torch.randint(0, max(channels, 2), (2, 1, _VOXELS), generator=generator, device="cpu")
     target = labels if variant.labels else (labels == torch.arange(channels).view(1, -1, 1)).to(torch.float32)
     if not variant.labels and variant.target.is_floating_point:
-        target = 0.8 * target + 0.2 * torch.rand(shape, generator=generator)  # soft, in [0, 1]
+        target = 0.8 * target + 0.2 * torch.rand(shape, generator=generator, device="cpu")  # soft, in [0, 1]
     target = target.to(variant.target)
     if variant.ignore_index is not None and variant.labels:
-        target[torch.rand(target.shape, generator=generator) < 0.2] = variant.ignore_index
+        target[torch.rand(target.shape, generator=generator, device="cpu") < 0.2] = variant.ignore_index
     mask = None
     if variant.mask is not None:
-        share = torch.rand((2, 1, _VOXELS), generator=generator)
+        share = torch.rand((2, 1, _VOXELS), generator=generator, device="cpu")
         mask = (share > 0.3) if variant.mask == torch.bool else (share * (share > 0.3)).to(variant.mask)
     return CallData(scores, target, mask, variant.labels, variant.ignore_index)
 
@@ -125,9 +147,3 @@ def _moved(data: CallData, device: torch.device) -> CallData:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _triton_version() -> str:
-    import triton
-
-    return str(triton.__version__)

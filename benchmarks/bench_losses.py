@@ -14,6 +14,9 @@ torch.compile, `gather` a Dice by gather and scatter, `softmax` a softmax and it
 the baseline of a loss without other code. Losses of structure, which hold many maps of all classes at once, are left
 out above 14 classes.
 
+Our losses take the loops that numba compiles where it is installed (the extra `fast`), as the column `loops` says;
+with the environment variable MONAI_EXTRA_LOSSES_NUMBA=0 they compute in plain torch.
+
 `--against eager` measures our loss under torch.compile beside itself in eager mode. `--busy 1` starts a process that
 keeps a core busy, as a data loader or another user does.
 
@@ -27,6 +30,8 @@ import argparse
 import atexit
 import csv
 import gc
+import importlib.metadata
+import importlib.util
 import itertools
 import os
 import platform
@@ -74,7 +79,7 @@ COLUMNS = (
     "ours_memory",
     "bandwidth",
 )
-WHERE = ("device", "threads", "busy", "torch", "monai", "allocator", "date")
+WHERE = ("device", "threads", "busy", "loops", "torch", "monai", "allocator", "date")
 AGAINST = ("MONAI", "textbook", "compiled", "gather", "softmax", "eager")
 # What makes glibc keep what is freed.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
@@ -261,7 +266,7 @@ def main() -> None:
     where = machine(args.device) | {"busy": args.busy, "allocator": args.allocator}
     title = (
         "{device}, {threads} threads, {busy} busy neighbours, torch {torch}, MONAI {monai}, "
-        "allocator: {allocator}, {date}"
+        "loops: {loops}, allocator: {allocator}, {date}"
     ).format(**where)
     print(title)
     print(printed(*COLUMNS))
@@ -294,10 +299,17 @@ def machine(device: str) -> dict[str, int | float | str]:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "loops": loops(),
         "torch": torch.__version__,
         "monai": monai.__version__,
         "date": date.today().isoformat(),
     }
+
+
+def loops() -> str:
+    """What compiles the loops of our losses on the CPU, or nothing."""
+    found = importlib.util.find_spec("numba") is not None and os.environ.get("MONAI_EXTRA_LOSSES_NUMBA") != "0"
+    return f"numba {importlib.metadata.version('numba')}" if found else "none"
 
 
 def add_row(path: Path, row: Mapping[str, object], columns: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ from monai_extra_losses.ops.terms import CountSums, OutcomeSums, TargetSums, Ter
 numba = pytest.importorskip("numba", reason="numba is not installed: pip install 'monai-extra-losses[fast]'")
 
 from monai_extra_losses.ops.kernels import jit, jit_loops  # noqa: E402  import numba
+from monai_extra_losses.ops.kernels import threads as threads_of_loops  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {"to_onehot_y": True, "softmax": True}
@@ -161,6 +162,7 @@ def test_views_and_other_strides(name: str) -> None:
 @of_every_loop
 def test_the_number_of_threads_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jit, "_CHUNK", 64)
+    monkeypatch.setattr(threads_of_loops, "_WORTH_TWO", 2)
     threads = torch.get_num_threads()
     found = []
     for channels, terms in cases_of(name)[:1]:
@@ -204,8 +206,9 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     """Those of its parent do not live on in it, and a call must not wait for them."""
     code = (
         "import os, torch; from monai_extra_losses import FusedDiceLoss\n"
-        "from monai_extra_losses.ops.kernels import jit\n"
-        "jit._CHUNK = 64; torch.set_num_threads(2); loss = FusedDiceLoss(softmax=True, to_onehot_y=True);"
+        "from monai_extra_losses.ops.kernels import jit, threads\n"
+        "jit._CHUNK, threads._WORTH_TWO = 64, 2; torch.set_num_threads(2)\n"
+        "loss = FusedDiceLoss(softmax=True, to_onehot_y=True)\n"
         "x, t = torch.randn(1, 3, 40, 40), torch.ones(1, 1, 40, 40); before = loss(x, t); child = os.fork();\n"
         "if child == 0: os._exit(0 if torch.equal(loss(x, t), before) else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"

@@ -570,7 +570,8 @@ class DistributionLoss(SegmentationLoss):
 
     def mean_or_sum(self, total: Tensor, divisor: Tensor) -> Tensor:
         """The reduced loss; 0, with zero gradient, where nothing counts."""
-        total, divisor = self.summed_over_ranks(torch.stack([total, divisor]))
+        if self.sync_batch:
+            total, divisor = sum_over_ranks(torch.stack([total, divisor]))
         if self.reduction == "sum":
             return total
         return torch.where((divisor > 0) | total.isnan(), total / torch.where(divisor > 0, divisor, 1), 0)

@@ -107,9 +107,8 @@ class JitSlab(Slab):
         tile = min(_TILE, max(_IN_TILE // channels, 16))
         chunk = max(_CHUNK // channels // tile, 1) * tile
         self._chunks = batch * -(-m // chunk)
-        size = self._shape[1], m
         self._data = (
-            *_flat(v.scores), *_flat(labels)[:2], weights, v.weight is not None, *self.form, size, chunk, tile,
+            *_flat(v.scores), *_flat(labels)[:2], weights, v.weight is not None, *self.form, self._shape[1], m, chunk, tile,
         )  # fmt: skip
 
     @classmethod
@@ -273,7 +272,7 @@ class JitSoftmaxSlab(JitSlab):
             squares,
             LogSums in kinds,
             OutcomeSums in kinds,
-            np.float32(powers[0] if powers else 0),
+            float(powers[0] if powers else 0),
         )
 
     def formulas(self, terms: Sequence[Term]) -> list[Term]:

@@ -280,20 +280,33 @@ def _log_true(x, start, by_class, num_classes, label, weight, top, e, total, log
         others[i] = _ZERO
     for c in range(num_classes):
         row = e[c, :n]
+        y = x[start + c * by_class : start + c * by_class + n]
+        if num_classes <= _FEW:
+            for i in range(n):
+                own = label[i] == c
+                others[i] += _ZERO if own else row[i]
+                out[i] = y[i] - top[i] if own else out[i]
+        else:
+            for i in range(n):
+                others[i] += _ZERO if label[i] == c else row[i]
+    if num_classes > _FEW:
         for i in range(n):
-            others[i] += _ZERO if label[i] == c else row[i]
+            out[i] = x[start + label[i] * by_class + i] - top[i]
     for i in range(n):  # where the others are less than 1/2 the own is the likeliest, e = 1, and they have more digits
         log_total[i] = log1p(others[i] if others[i] < _HALF else _HALF) if others[i] < _HALF else log(total[i])
-    if num_classes <= _FEW:
-        for c in range(num_classes):
-            y = x[start + c * by_class : start + c * by_class + n]
-            for i in range(n):
-                out[i] = y[i] - top[i] - log_total[i] if label[i] == c else out[i]
-    else:
-        for i in range(n):
-            out[i] = x[start + label[i] * by_class + i] - top[i] - log_total[i]
+        out[i] = _ZERO if weight[i] == _ZERO else out[i] - log_total[i]  # whatever stands there
+
+
+@_exact
+def _others(num_classes, label, e, others):
+    """The sum of e of the classes that are not a voxel's own."""
+    n = label.shape[0]
     for i in range(n):
-        out[i] = _ZERO if weight[i] == _ZERO else out[i]  # whatever stands there
+        others[i] = _ZERO
+    for c in range(num_classes):
+        row = e[c, :n]
+        for i in range(n):
+            others[i] += _ZERO if label[i] == c else row[i]
 
 
 @_sum
@@ -345,12 +358,12 @@ def _likeliest(e, num_classes, position, rest):
 
 @_forward
 def softmax_forward(
-    x, x_sample, x_class, t, t_sample, weights, weighted, size, chunk, tile,
-    counts, squares, logs, outcomes, error_power, codes, numbers, map_at, factors, voxel_map,
+    x, x_sample, x_class, t, t_sample, weights, weighted, num_classes, m, chunk, tile,
+    counts, squares, logs, outcomes, power, codes, numbers, map_at, factors, voxel_map,
     by_class, sums, status, first, last,
 ):  # fmt: skip
     """Add up the chunks first..last-1 under a softmax."""
-    num_classes, m = size
+    error_power = _f(power)
     per_sample = (m + chunk - 1) // chunk
     e, rows = np.empty((num_classes, tile), np.float32), np.empty((8, tile), np.float32)
     labels, places = np.empty(tile, np.int32), np.empty(tile, np.int32)
@@ -446,19 +459,22 @@ def softmax_forward(
 
 @_backward
 def softmax_backward(
-    x, x_sample, x_class, t, t_sample, weights, weighted, size, chunk, tile,
-    counts, squares, logs, outcomes, error_power, codes, numbers, map_at, factors, voxel_map,
+    x, x_sample, x_class, t, t_sample, weights, weighted, num_classes, m, chunk, tile,
+    counts, squares, logs, outcomes, power, codes, numbers, map_at, factors, voxel_map,
     grads, out, out_sample, out_class, status, first, last,
 ):  # fmt: skip
     """Write the gradient of the chunks first..last-1 under a softmax.
 
     `grads` (rows, b, C) are dL of the rows of the sums.
     """
-    num_classes, m = size
+    error_power = _f(power)
     per_sample = (m + chunk - 1) // chunk
     e, rows = np.empty((num_classes, tile), np.float32), np.empty((10, tile), np.float32)
     d = np.empty((num_classes if outcomes or error_power > _ZERO else 0, tile), np.float32)
     labels, places = np.empty(tile, np.int32), np.empty(tile, np.int32)
+    curved = False  # whether a slope depends on log p
+    for code in codes:
+        curved |= code != CROSS_ENTROPY
     for k in range(first, last):
         sample, begin = k // per_sample, (k % per_sample) * chunk
         end = min(begin + chunk, m)
@@ -480,8 +496,10 @@ def softmax_backward(
             of_formulas, rest = rows[8, :n], rows[9, :n]
             _largest(x, start, x_class, num_classes, top)
             _exponentials(x, start, x_class, num_classes, weight, weighted, top, e, share)
-            if len(codes):
+            if curved:
                 _log_true(x, start, x_class, num_classes, label, weight, top, e, share, values, others, log_pt)
+            elif len(codes):
+                _others(num_classes, label, e, others)
             if outcomes:
                 _likeliest(e, num_classes, places[:n], rest)
             for i in range(n):
@@ -641,11 +659,10 @@ def _log_outcome(z, e, label, positive, raw, out):
 
 @_forward
 def sigmoid_forward(
-    x, x_sample, x_class, t, t_sample, weights, weighted, two, raw, size, chunk, tile,
+    x, x_sample, x_class, t, t_sample, weights, weighted, two, raw, num_classes, m, chunk, tile,
     counts, codes, numbers, map_at, factors, voxel_map, by_class, sums, status, first, last,
 ):  # fmt: skip
     """Add up the chunks first..last-1 under a sigmoid; a formula has two rows, of positive and of negative outcomes."""
-    num_classes, m = size
     per_sample = (m + chunk - 1) // chunk
     rows, labels = np.empty((6, tile), np.float32), np.empty(tile, np.int32)
     for k in range(first, last):
@@ -700,11 +717,10 @@ def sigmoid_forward(
 
 @_backward
 def sigmoid_backward(
-    x, x_sample, x_class, t, t_sample, weights, weighted, two, raw, size, chunk, tile,
+    x, x_sample, x_class, t, t_sample, weights, weighted, two, raw, num_classes, m, chunk, tile,
     counts, codes, numbers, map_at, factors, voxel_map, grads, out, out_sample, out_class, status, first, last,
 ):  # fmt: skip
     """Write the gradient of the chunks first..last-1 under a sigmoid; `grads` as of `softmax_backward`."""
-    num_classes, m = size
     per_sample = (m + chunk - 1) // chunk
     rows, labels = np.empty((6, tile), np.float32), np.empty(tile, np.int32)
     for k in range(first, last):
@@ -783,11 +799,10 @@ def _lead(x, start, by_class, num_classes, label, weight, own, best, rival):
 
 @_forward
 def lead_forward(
-    x, x_sample, x_class, t, t_sample, weights, weighted, size, chunk, tile,
+    x, x_sample, x_class, t, t_sample, weights, weighted, num_classes, m, chunk, tile,
     codes, numbers, map_at, factors, voxel_map, by_class, sums, status, first, last,
 ):  # fmt: skip
     """Add up the chunks first..last-1 of losses of the own class's lead over the next."""
-    num_classes, m = size
     per_sample = (m + chunk - 1) // chunk
     rows, labels, rivals = np.empty((4, tile), np.float32), np.empty(tile, np.int32), np.empty(tile, np.int32)
     for k in range(first, last):
@@ -814,11 +829,10 @@ def lead_forward(
 
 @_backward
 def lead_backward(
-    x, x_sample, x_class, t, t_sample, weights, weighted, size, chunk, tile,
+    x, x_sample, x_class, t, t_sample, weights, weighted, num_classes, m, chunk, tile,
     codes, numbers, map_at, factors, voxel_map, grads, out, out_sample, out_class, status, first, last,
 ):  # fmt: skip
     """Write the gradient of the chunks first..last-1 of such losses: that of the own class, and its negative."""
-    num_classes, m = size
     per_sample = (m + chunk - 1) // chunk
     rows, labels, rivals = np.empty((5, tile), np.float32), np.empty(tile, np.int32), np.empty(tile, np.int32)
     for k in range(first, last):

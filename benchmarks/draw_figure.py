@@ -16,9 +16,9 @@ BASELINES = ("MONAI", "textbook")
 
 
 def draw(rows: list[Row], out: Path) -> None:
-    """One row of panels for time, one for memory; a panel per shape. Of several types or allocators the first."""
+    """One row of panels for time, one for memory; a panel per shape. Of several kinds of rows the first."""
     rows = [row for row in rows if row["loss"] in HEADLINES and row["baseline"] in BASELINES]
-    rows = [row for row in rows if all(row[key] == rows[0][key] for key in ("allocator", "dtype", "labels"))]
+    rows = [row for row in rows if all(row[key] == rows[0][key] for key in ("allocator", "dtype", "labels", "loops"))]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     figure = Figure(figsize=(3.4 * len(shapes) + 1.6, 6.4), layout="constrained")
     panels = figure.subplots(2, len(shapes), sharey="row", squeeze=False)
@@ -37,7 +37,7 @@ def draw(rows: list[Row], out: Path) -> None:
     panels[1][0].set_ylabel("peak extra memory\n/ the logits")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     where = rows[0]
-    title = "{device}, {threads} threads, torch {torch}, MONAI {monai}, {date}".format(**where)
+    title = "{device}, {threads} threads, torch {torch}, MONAI {monai}, loops: {loops}, {date}".format(**where)
     figure.suptitle(title, fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

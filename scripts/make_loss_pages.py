@@ -415,7 +415,8 @@ def measured(root: Path) -> dict[str, list[dict[str, str]]]:
                     continue
                 if row["allocator"] == "keep" and row.get("busy", "0") == "0":
                     found.setdefault(row["loss"].partition(",")[0], []).append(row | {"file": file.name})
-    return found
+    # beside a bare softmax stands what there is no other code of
+    return {name: [row for row in rows if row["baseline"] != "softmax"] or rows for name, rows in found.items()}
 
 
 BESIDE = {
@@ -440,7 +441,7 @@ def measured_parts(cls: str, root: Path) -> Iterator[str]:
     yield (
         f"Of a step, forward and backward of the loss alone, beside {' or '.join(BESIDE[other] for other in others)}: "
         "time, the median ratio of ours to the other; memory, the peak beside the logits as a multiple of them, the "
-        "gradient included. Shapes are batch x channels x voxels."
+        "gradient included. Shapes are batch x channels x voxels; `[fast]`: with the extra of that name."
     )
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
@@ -453,14 +454,17 @@ def measured_parts(cls: str, root: Path) -> Iterator[str]:
 
 def measured_table(rows: Sequence[Mapping[str, str]]) -> str:
     several = len({row["baseline"] for row in rows}) > 1
+    told = any("loops" in row for row in rows)  # of older rows plain torch computed
     cells = []
     for row in rows:
         option = row["loss"].partition(", ")[2]
         shape = f"{row['shape']}{f', `{option}`' if option else ''}"
         memory = (f"{float(row[f'{whose}_memory']):.2f}" for whose in ("ours", "baseline"))
         beside = [BESIDE[row["baseline"]]] if several else []
+        beside += ["no" if row.get("loops", "none") == "none" else "yes"] if told else []
         cells.append([shape, row["dtype"], row["threads"], *beside, f"{float(row['time_ratio']):.2f}", *memory])
-    columns = ["shape", "logits", "threads", *(["beside"] if several else []), "time", "memory", "memory of the other"]
+    more = [*(["beside"] if several else []), *(["`[fast]`"] if told else [])]
+    columns = ["shape", "logits", "threads", *more, "time", "memory", "memory of the other"]
     return table(columns, cells)
 
 
@@ -473,12 +477,13 @@ def measured_apart(cls: str, root: Path) -> Iterator[str]:
     cells = [[cell_of(row, column) for column in columns.values()] for row in rows]
     yield table(list(columns), cells)
     number = "1 thread" if rows[0]["threads"] == "1" else f"{rows[0]['threads']} threads"
-    yield f"{machine(rows[0])}, {number}; {source([file], script)}"
+    where = machine(rows[0]) if "threads" in columns else f"{machine(rows[0])}, {number}"
+    yield f"{where}; {source([file], script)}"
 
 
 def cell_of(row: Mapping[str, str], column: str) -> str:
     value = row[column]
-    if column in ("loss", "shape", "iterations"):
+    if column in ("loss", "shape", "iterations", "threads"):
         return APART_NAMES.get(value, value)
     return f"{float(value):.2f}"
 
@@ -503,9 +508,10 @@ MEASURED_APART = {
     "HeadLoss": (
         "head.csv",
         "bench_head.py",
-        "Of a step of the last convolution, on 32 features, and the loss: time, divided by that of ours on scores; the "
-        "peak memory beside the features, as a multiple of the scores. Shapes are channels x voxels.",
-        {"shape": "shape", "loss": "loss", "time": "ratio", "memory": "memory"},
+        "Of a step of the last convolution, on 32 features, and the loss, with the extra `[fast]`: time, divided by "
+        "that of ours on scores; the peak memory beside the features, as a multiple of the scores. Shapes are channels x "
+        "voxels.",
+        {"shape": "shape", "threads": "threads", "loss": "loss", "time": "ratio", "memory": "memory"},
     ),
     "CenterlineDiceLoss": (
         "vessels_steps.csv",

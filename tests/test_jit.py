@@ -181,6 +181,14 @@ def test_the_number_of_threads_changes_no_bit(name: str, monkeypatch: pytest.Mon
                 assert all(torch.equal(one, other) for one, other in zip(found[-3], others, strict=True))
 
 
+def test_nothing_costs_nothing() -> None:
+    for shape in ((0, 3, 4, 4), (2, 3, 0, 4)):
+        scores = torch.zeros(shape)
+        data = CallData(scores, torch.zeros(shape[0], 1, *shape[2:]), None, True, None)
+        slab = jit._whole(data, [CountSums("softmax"), TargetSums()])
+        assert all(bool((result == 0).all()) for result in slab.results([CountSums("softmax"), TargetSums()]))
+
+
 def test_calls_from_several_threads() -> None:
     """As of several models in one process: each gets its own result."""
     scores, labels, _ = data_of(3, spatial=(32, 32, 32))
@@ -297,12 +305,15 @@ def test_confident_voxels_keep_their_digits(channels: int) -> None:
 def test_the_extra_memory_is_the_gradient() -> None:
     """Of float32 scores of which every voxel counts; with a mask a slab of weights more."""
     for channels in (2, 14):
-        scores, labels, mask = data_of(channels, spatial=(64, 64, 64))
+        scores, labels, mask = data_of(channels, spatial=(96, 96, 96))
         leaf = scores.requires_grad_()
         size = 4 * scores.numel()
         loss = FusedDiceCELoss(**OPTIONS)
         assert peak_extra_bytes(lambda: loss(leaf, labels).backward()) < 1.02 * size  # noqa: B023
         assert peak_extra_bytes(lambda: loss(leaf, labels, mask).backward()) < 1.25 * size  # noqa: B023
+        for dtype in (torch.bool, torch.float16, torch.int8):
+            given = (labels > 0).to(dtype)
+            assert peak_extra_bytes(lambda: loss(leaf, given).backward()) < 1.25 * size  # noqa: B023
 
 
 def test_loops_show_that_they_are_right_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +366,41 @@ def test_without_numba_plain_torch_computes(monkeypatch: pytest.MonkeyPatch) -> 
             patch.setattr(plans, *patched)
             torch.testing.assert_close(loss(scores, labels), expected, rtol=1e-6, atol=0)
     assert not used
+
+
+def test_a_broken_numba_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be imported, and what cannot compile, leaves the losses to plain torch with a warning."""
+    scores, labels, _ = data_of(3)
+    expected = FusedDiceLoss(**OPTIONS)(scores, labels)
+    plans._numba.cache_clear()
+    monkeypatch.setitem(sys.modules, "monai_extra_losses.ops.kernels.jit", None)
+    monkeypatch.delattr("monai_extra_losses.ops.kernels.jit")
+    with pytest.warns(UserWarning, match="run in plain torch: numba cannot be imported"):
+        found = FusedDiceLoss(**OPTIONS)(scores, labels)
+    plans._numba.cache_clear()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    code = (
+        "import torch; from monai_extra_losses import FusedDiceLoss\n"
+        "x, t = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4); t[..., 2:] = 1\n"
+        "print(round(FusedDiceLoss(softmax=True, to_onehot_y=True)(x, t).item(), 4))"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.stdout.strip() == "0.5"
+    assert "compiled loops fail" in run.stderr
+
+
+def test_loops_that_cannot_be_kept_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(cache: bool = False, **options: object) -> Callable[[object], object]:
+        def decorate(function: object) -> object:
+            if cache:
+                raise RuntimeError("cannot cache function: no locator available")
+            return function, options["nogil"]
+
+        return decorate
+
+    monkeypatch.setattr(jit_loops, "njit", njit)
+    assert jit_loops._loop({"nsz"})(len) == (len, True)
 
 
 def test_what_the_loops_lack_takes_the_kernels_in_plain_torch() -> None:

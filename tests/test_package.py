@@ -40,7 +40,7 @@ LOSSES = [name for name in losses.__all__ if name.endswith("Loss") and name != "
 def _definitions() -> Iterator[str]:
     """Names of all classes and functions that our modules define, public or private."""
     for info in pkgutil.walk_packages(monai_extra_losses.__path__, "monai_extra_losses."):
-        needs = {"_triton": "triton", "nnunet.trainer": "nnunetv2"}
+        needs = {"_triton": "triton", "nnunet.trainer": "nnunetv2", "kernels.jit": "numba", "jit_loops": "numba"}
         if any(info.name.endswith(end) and importlib.util.find_spec(package) is None for end, package in needs.items()):
             continue
         module = importlib.import_module(info.name)

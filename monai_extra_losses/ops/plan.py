@@ -1,6 +1,7 @@
 """What is decided once for a call: the kernels, how long a slab is, and where the softmax is kept."""
 
 import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
@@ -84,10 +85,8 @@ def plan(data: CallData, terms: Sequence[Term], *, keeps: bool) -> Plan:
     merges = data.unknown is not None
     slabs = [SoftmaxSlab] if merges else _SLABS
     slab = next((slab for slab in slabs if slab.computes(terms, channels)), None) if data.labels else None
-    if slab is not None and (loops := _loops(data, terms)) is not None:
-        if data.counts_all and _lies_in_order(data):
-            return Plan(loops, max(data.scores.numel() // channels, 1), at_once=True)
-        return Plan(loops, slab_length(data, _floats(data, terms, loops, by_index=False, in_place=False)))
+    if slab is not None and (of_loops := _plan_of_loops(data, terms)) is not None:
+        return of_loops
     by_index = not few_classes(data.scores)
     voxels = data.scores.numel() // channels
     softmax: Literal["recomputed", "kept by slab", "kept whole"] = "recomputed"
@@ -149,33 +148,32 @@ def slab_length(data: CallData, floats: int) -> int:
     return max(min(_CPU_SLAB // scores.shape[1], int(allowed / (data.dtype.itemsize * floats))), 128)
 
 
-def _lies_in_order(data: CallData) -> bool:
-    """Whether scores and labels can be read as they are, voxel by voxel."""
-    if isinstance(data.scores, HeadScores) or data.scores.dtype != data.dtype:
-        return False
-    return has_flat_view(data.scores) and has_flat_view(data.target)
-
-
-def _loops(data: CallData, terms: Sequence[Term]) -> type[Slab] | None:
-    """The compiled loops that compute all of a call on the CPU; None where there are none that work."""
+def _plan_of_loops(data: CallData, terms: Sequence[Term]) -> Plan | None:
+    """The plan of a call that compiled loops take on the CPU; None where there are none that do, or that work."""
     scores = data.scores
     if _NUMBA == "0" or scores.device.type != "cpu" or data.dtype != torch.float32 or data.unknown is not None:
         return None
-    if not isinstance(scores, HeadScores) and (scores.stride(-1) != 1 or not has_flat_view(scores)):
+    of_head = isinstance(scores, HeadScores)
+    if not of_head and (scores.stride(-1) != 1 or not has_flat_view(scores)):
         return None
     kernels = _numba()
-    if kernels is None:
+    slab = None if kernels is None else kernels.slab_of(terms, scores.shape[1])
+    if kernels is None or slab is None or not (_NUMBA == "1" or _agree(kernels, slab)):
         return None
-    slab = kernels.slab_of(terms, scores.shape[1])
-    return slab if slab is not None and (_NUMBA == "1" or _agree(kernels, slab)) else None
+    as_it_lies = not of_head and scores.dtype == data.dtype and data.counts_all
+    if as_it_lies and has_flat_view(data.target) and kernels.reads(data.target.dtype):
+        return Plan(slab, max(scores.numel() // scores.shape[1], 1), at_once=True)
+    return Plan(slab, slab_length(data, _floats(data, terms, slab, by_index=False, in_place=False)))
 
 
 @functools.cache
 def _numba() -> ModuleType | None:
-    """`kernels.jit`, where numba is installed."""
+    """`kernels.jit`, where numba is installed and can be imported."""
     try:
         from monai_extra_losses.ops.kernels import jit
-    except ImportError:
+    except ImportError as error:
+        if importlib.util.find_spec("numba") is not None:  # it wants another numpy, say
+            warnings.warn(f"the losses run in plain torch: numba cannot be imported: {error}", stacklevel=2)
         return None
     return jit
 

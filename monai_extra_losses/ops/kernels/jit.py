@@ -73,9 +73,7 @@ _KNOWN: dict[type, tuple[int, str | None]] = {
 _LABELS = {torch.float32, torch.float64, torch.uint8, torch.int16, torch.int32, torch.int64}
 _NO_WEIGHTS = np.zeros(0, np.float32)
 _NO_FACTORS = np.zeros((2, 0, 0), np.float32)
-_TARGET = [jit_loops.VOLUME, jit_loops.COUNT]
-_COUNTS = [jit_loops.OVERLAP, jit_loops.OF_P]
-_COUNTS_AND_SQUARES = [*_COUNTS, jit_loops.OF_SQUARE, jit_loops.VOLUME]
+_COUNTS_AND_SQUARES = [jit_loops.OVERLAP, jit_loops.OF_P, jit_loops.OF_SQUARE, jit_loops.VOLUME]
 
 
 class JitSlab(Slab):
@@ -99,7 +97,9 @@ class JitSlab(Slab):
     def __init__(self, v: Voxels, p: Tensor | None = None, *, by_index: bool = False) -> None:
         assert v.labels is not None
         self.v, self.x, self.w, labels = v, v.scores, v.weight, v.labels
-        if labels.dtype not in _LABELS:
+        if labels.dtype == torch.bool:
+            labels = labels.view(torch.uint8)
+        elif labels.dtype not in _LABELS:
             labels = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
         weights = _NO_WEIGHTS if v.weight is None else v.weight.contiguous().view(-1).numpy()
         batch, channels, m = v.scores.shape
@@ -107,9 +107,8 @@ class JitSlab(Slab):
         tile = min(_TILE, max(_IN_TILE // channels, 16))
         chunk = max(_CHUNK // channels // tile, 1) * tile
         self._chunks = batch * -(-m // chunk)
-        self._data = (
-            *_flat(v.scores), *_flat(labels)[:2], weights, v.weight is not None, *self.form, self._shape[1], m, chunk, tile,
-        )  # fmt: skip
+        sizes = self._shape[1], m, chunk, tile
+        self._data = *_flat(v.scores), *_flat(labels)[:2], weights, v.weight is not None, *self.form, *sizes
 
     @classmethod
     def computes(cls, terms: Sequence[Term], channels: int) -> bool:
@@ -136,8 +135,8 @@ class JitSlab(Slab):
     def answer(self, term: Term, sums: Array, own: Array) -> Array:
         """The result (rows, b, C) of a term, from the sums (rows, b, C) and its own rows of them."""
         if isinstance(term, CountSums):
-            return sums[_COUNTS_AND_SQUARES if term.squares else _COUNTS]
-        return sums[_TARGET]
+            return sums[_COUNTS_AND_SQUARES if term.squares else slice(jit_loops.OVERLAP, jit_loops.OF_P + 1)]
+        return sums[jit_loops.VOLUME : jit_loops.COUNT + 1]
 
     def put_gradient(self, term: Term, grad: Array, of_sums: Array, own: Array) -> None:
         """Add to the gradient of the sums what that of a term's result makes of it."""
@@ -165,7 +164,7 @@ class JitSlab(Slab):
             return self._results_in_torch(terms)
         sums = of_chunks
         if self._chunks != batch:
-            sums = of_chunks.reshape(batch, -1, *of_chunks.shape[1:]).sum(1)
+            sums = of_chunks.reshape(batch, self._chunks // batch, *of_chunks.shape[1:]).sum(1)
         sums = sums.transpose(1, 0, 2)
         answers = (
             voxels.reshape(batch, self._map_channels, -1)
@@ -259,8 +258,8 @@ class JitSoftmaxSlab(JitSlab):
             return type(term.formula) is CrossEntropyFormula
         if isinstance(term, VoxelMap):
             return _is_plain(term, TrueClassSums)
-        return type(term) in (CountSums, LogSums, ErrorSums) or (
-            type(term) is TrueClassSums and _known(term) is not None
+        return type(term) in (CountSums, LogSums) or (
+            type(term) in (TrueClassSums, ErrorSums) and _known(term) is not None
         )
 
     def asked(self, terms: Sequence[Term]) -> tuple[Any, ...]:
@@ -314,7 +313,7 @@ class JitSigmoidSlab(JitSlab):
     def knows(cls, term: Term) -> bool:
         if isinstance(term, VoxelMap):
             return _is_plain(term, OutcomeSums)
-        return type(term) in (CountSums, ErrorSums) or (type(term) is OutcomeSums and _known(term) is not None)
+        return type(term) is CountSums or (type(term) in (OutcomeSums, ErrorSums) and _known(term) is not None)
 
     def asked(self, terms: Sequence[Term]) -> tuple[Any, ...]:
         return (any(isinstance(term, CountSums) for term in terms),)
@@ -441,7 +440,7 @@ def _flat(tensor: Tensor) -> tuple[Array, int, int]:
 def _known(term: Term) -> tuple[int, float] | None:
     """The number of a term's formula in the loops, and its parameter."""
     if isinstance(term, ErrorSums):
-        return jit_loops.ERROR, term.power
+        return (jit_loops.ERROR, term.power) if term.power > 0 else None  # 0 says that there is none
     sums = term.sums if isinstance(term, VoxelMap) else term
     formula = sums.formula if isinstance(sums, VoxelSums) else None
     known = _KNOWN.get(type(formula))
@@ -449,6 +448,11 @@ def _known(term: Term) -> tuple[int, float] | None:
         return None
     code, name = known
     return code, 0.0 if name is None else float(getattr(formula, name))
+
+
+def reads(dtype: torch.dtype) -> bool:
+    """Whether the loops read labels of this type as they are."""
+    return dtype == torch.bool or dtype in _LABELS
 
 
 _SLABS: tuple[type[JitSlab], ...] = (

@@ -7,6 +7,8 @@ samples and classes. A chunk is some of the voxels of one sample; its sums are i
 depend on which thread computed it. Within a chunk tiles of a few hundred voxels stay in the nearest cache: sums over a
 tile are float32, over tiles float64.
 
+The loops of one way take the same arguments after what describes the data and what is asked; some have no use for all.
+
 exp, log, log(1+x) and exp(x)-1 are polynomials, which become vector instructions: relative errors below 2e-7 (a test).
 """
 
@@ -44,8 +46,20 @@ def _bits_of(given, wanted):
 _as_float, _as_bits = _bits_of(types.int32, types.float32), _bits_of(types.float32, types.int32)
 
 
-_forward = njit(fastmath=_SUMS, nogil=True, error_model="numpy", boundscheck=False, cache=True)
-_backward = njit(fastmath=_EXACT, nogil=True, error_model="numpy", boundscheck=False, cache=True)
+def _loop(fastmath):
+    """Compile at the first call, let go of Python's lock, and keep what was compiled for the next process."""
+
+    def decorate(function):
+        options = {"fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
+        try:
+            return njit(**options, cache=True)(function)
+        except RuntimeError:  # numba finds no folder to write to
+            return njit(**options)(function)
+
+    return decorate
+
+
+_forward, _backward = _loop(_SUMS), _loop(_EXACT)
 _sum = njit(fastmath=_SUMS, error_model="numpy", boundscheck=False)
 _exact = njit(fastmath=_EXACT, error_model="numpy", boundscheck=False)
 

@@ -509,8 +509,8 @@ MEASURED_APART = {
         "head.csv",
         "bench_head.py",
         "Of a step of the last convolution, on 32 features, and the loss, with the extra `[fast]`: time, divided by "
-        "that of ours on scores; the peak memory beside the features, as a multiple of the scores. Shapes are channels x "
-        "voxels.",
+        "that of ours on scores; the peak memory beside the features, as a multiple of the scores. Shapes are "
+        "channels x voxels.",
         {"shape": "shape", "threads": "threads", "loss": "loss", "time": "ratio", "memory": "memory"},
     ),
     "CenterlineDiceLoss": (

@@ -119,7 +119,8 @@ def _floats(data: CallData, terms: Sequence[Term], slab: type[Slab] | None, *, b
     copies = 2 * (data.scores.dtype != data.dtype) + (not data.counts_all)  # scores, and those without ignored voxels
     copies += 3 * (data.unknown is not None)  # probabilities of all classes, and merged scores
     if slab is not None and slab.takes_anything:
-        return head + 2 * channels * (data.scores.dtype != data.dtype) + 4
+        of_head = 3 * channels if head else 0  # shorter slabs of a head, which are as quick, and take less
+        return head + of_head + 2 * channels * (data.scores.dtype != data.dtype) + 4
     if slab is None:
         return head + (copies + 1) * channels + 19 * channels + 4  # what autograd keeps of the plain definitions
     own = max(slab.kernels[type(term)].floats(term, channels) for term in terms)  # beside scores, labels and gradient

@@ -13,6 +13,7 @@ import pytest
 import torch
 from memory import peak_extra_bytes
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from monai_extra_losses import ComboLoss, CrossEntropyLoss, DiceTopKLoss, FusedDiceCELoss, FusedDiceLoss
 from monai_extra_losses.ops import plan as plans
@@ -353,6 +354,20 @@ def test_loops_show_that_they_are_right_before_they_are_used(monkeypatch: pytest
             warnings.simplefilter("error")
             assert loss(scores, labels) == expected
         assert plans._agree(jit, jit.JitSoftmaxSlab)
+
+
+def test_the_check_is_nothing_to_the_hooks_of_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint computes again what it let go, and counts what autograd saves: both times the same."""
+    monkeypatch.setattr(plans, "_NUMBA", "")
+    scores, labels, _ = data_of(3)
+    loss, leaf = CrossEntropyLoss(**OPTIONS), scores.clone().requires_grad_()
+    plans._agree.cache_clear()
+    plans.agree.cache_clear()
+    value = checkpoint(lambda x: loss(2 * x, labels), leaf, use_reentrant=False)
+    assert plans._agree.cache_info().currsize == 1
+    (gradient,) = torch.autograd.grad(value, leaf)
+    (alone,) = torch.autograd.grad(loss(2 * leaf, labels), leaf)
+    assert torch.equal(gradient, alone)
 
 
 def test_without_numba_plain_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,10 +111,11 @@ def test_functions_of_the_loops(name: str, given: "np.ndarray[tuple[int], np.dty
     nonzero = expected != 0
     assert np.abs(found[nonzero] / expected[nonzero] - 1).max() < 2e-7
     assert not found[~nonzero].any()
-    edge = np.array([np.nan, -np.inf], np.float32)
+    edge = np.array([np.nan, -np.inf, np.inf], np.float32)
     over(edge, out := np.empty_like(edge))
     assert np.isnan(out[0])
     assert name in ("log", "log1p") or out[1] == getattr(np, name)(-np.inf)
+    assert name not in ("exp", "log") or out[2] == np.inf
 
 
 @of_every_loop

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_extra_losses import BlobDiceCELoss, ComponentDiceCELoss, CompoundLoss, FusedDiceCELoss, HeadLoss
 from monai_extra_losses.engines import LossWithMaps, PrepareBatchMaps
+from monai_extra_losses.ops import plan as plans
 from monai_extra_losses.ops.components import cells_of_regions, components_of_regions
 
 BOTH = ["ComponentDiceCELoss", "BlobDiceCELoss"]
@@ -254,7 +255,9 @@ def test_the_time_of_many_components_is_that_of_few() -> None:
 
 
 @pytest.mark.slow
-def test_500_components_take_at_most_twice_the_time_of_dice_and_cross_entropy() -> None:
+def test_500_components_take_at_most_twice_the_time_of_dice_and_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both in plain torch: sums of components have no compiled loop."""
+    monkeypatch.setattr(plans, "_NUMBA", "0")
     scores, labels = torch.randn(1, 2, 128, 128, 128, requires_grad=True), torch.zeros(1, 1, 128, 128, 128).byte()
     labels[..., 4::16, 4::16, 4::16] = 1
     cells = cells_of_regions(labels > 0, None, None)

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 _EXACT = {"contract", "nsz", "arcp"}
 _SUMS = _EXACT | {"reassoc"}
 _f = np.float32
-_LOWEST = _f(-87.3)  # below it exp is 0 in float32
+_LOWEST, _HIGHEST, _INFINITE = _f(-87.3), _f(88.7), _f(np.inf)  # exp is 0 below, infinite above
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)
 _HALF, _ZERO, _ONE, _TWO, _SQRT_HALF = _f(0.5), _f(0), _f(1), _f(2), _f(0.70710678)
 _SMALL = _f(1e-30)  # a rest 1 - p below this has lost digits
@@ -80,9 +80,10 @@ def _reduced(x):
 
 @_exact
 def exp(x):
-    """exp(x) of x <= 88; 0 below -87.3."""
+    """exp(x); 0 below -87.3, infinite above 88.7."""
     k, r, q = _reduced(_LOWEST if x < _LOWEST else x)
     value = (q * r * r + r + _ONE) * _as_float((np.int32(k) + np.int32(127)) << np.int32(23))
+    value = _INFINITE if x > _HIGHEST else value
     return _ZERO if x < _LOWEST else value
 
 
@@ -96,7 +97,7 @@ def expm1(x):
 
 @_exact
 def log(x):
-    """log(x) of a normal x > 0; about -88 of 0."""
+    """log(x) of a normal or infinite x > 0; about -88 of 0."""
     bits = _as_bits(x)
     k = _f((bits >> np.int32(23)) - np.int32(126))
     m = _as_float((bits & np.int32(0x7FFFFF)) | np.int32(0x3F000000))  # in [1/2, 1)
@@ -114,7 +115,7 @@ def log(x):
     q = q * r - _f(2.4999993993e-1)
     q = q * r + _f(3.3333331174e-1)
     value = r + (q * r * z + k * _LN2_LOW - _HALF * z) + k * _LN2_HIGH
-    return value if x == x else x  # NaN has bits of its own
+    return value if x < _INFINITE else x  # so is that of NaN
 
 
 @_exact

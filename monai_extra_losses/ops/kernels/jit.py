@@ -55,7 +55,7 @@ Array = np.ndarray[Any, Any]
 # How a warning speaks of the loops.
 NAME, COMPILER, SWITCH = "compiled loops", f"numba {numba.__version__}", "MONAI_EXTRA_LOSSES_NUMBA"
 
-_CHUNK = 1 << 17  # elements (channels x voxels) of a chunk: a tenth of a millisecond
+_CHUNK = 1 << 17  # elements (channels x voxels) of a chunk: some tenths of a millisecond
 _PART = 1 << 20  # the same of a part that is left to plain torch
 _TILE = 256  # voxels; fewer where classes are many, so that a tile stays in the cache
 _IN_TILE = 1 << 15
